@@ -1,0 +1,57 @@
+"""Every error this package raises on purpose.
+
+    M3DTError
+    ├── UnknownTaskError       (KeyError)      a task, set or policy name that does not exist
+    ├── ConfigError            (ValueError)    a configuration that cannot work
+    ├── ShapeError             (ValueError)    an array or batch of the wrong shape
+    ├── InvalidValueError      (ValueError)    NaN, infinity, or a value out of its range
+    ├── DatasetError           (ValueError)    a dataset that is damaged, incomplete or does not fit its task
+    ├── BankError              (ValueError)    a bank file that is missing, damaged or foreign
+    ├── StageError             (RuntimeError)  a training stage called before what it needs exists
+    ├── MissingDependencyError (ImportError)   an optional package that is not installed
+    └── DiskSpaceError         (OSError)       not enough room for what is about to be written
+
+Catch `M3DTError` for all of them, or the builtin each inherits from.
+"""
+
+
+class M3DTError(Exception):
+    """Base class of every error raised on purpose by this package."""
+
+
+class UnknownTaskError(M3DTError, KeyError):
+    """A name that is not in the table it was looked up in."""
+
+    __str__ = Exception.__str__  # KeyError would show the message quoted
+
+
+class ConfigError(M3DTError, ValueError):
+    """A configuration value, or combination of values, that cannot work."""
+
+
+class ShapeError(M3DTError, ValueError):
+    """An array whose shape or batch size does not fit."""
+
+
+class InvalidValueError(M3DTError, ValueError):
+    """A NaN, an infinity, or a number outside its range."""
+
+
+class DatasetError(M3DTError, ValueError):
+    """A dataset that is damaged, incomplete, ambiguous or does not fit its task."""
+
+
+class BankError(M3DTError, ValueError):
+    """A bank folder with a missing, truncated, altered or foreign file."""
+
+
+class StageError(M3DTError, RuntimeError):
+    """A training stage asked for before the stages it builds on are done."""
+
+
+class MissingDependencyError(M3DTError, ImportError):
+    """An optional dependency that is not installed; the message names the extra to install."""
+
+
+class DiskSpaceError(M3DTError, OSError):
+    """Not enough free disk space for what is about to be written."""
