@@ -1,0 +1,96 @@
+"""30 DMControl tasks: 19 of the suite and 11 custom ones (custom_tasks.py), through Shimmy's compatibility environment.
+
+Each agent step repeats its action for two control steps and adds their rewards; 500 agent steps make an episode. Observations
+are flattened in dm_env's own order (Gymnasium's FlattenObservation would sort the keys and permute features of walker, hopper,
+finger and fish). Actions in [-1, 1] are scaled to the task's own bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from ..tasks import TaskSpec, get
+from .base import Observation, TaskEnv, Transition, simulator
+
+with simulator("dm_control"):
+    from dm_control import suite
+    from shimmy.dm_control_compatibility import DmControlCompatibilityV0
+
+    from .custom_tasks import CUSTOM_TASKS
+
+ACTION_REPEAT = 2
+"""Control steps per agent step (the published setting, after TD-MPC2)."""
+
+_SUITE_TASKS = {  # our name -> the suite's domain and task, where splitting the name does not give them
+    "cup-catch": ("ball_in_cup", "catch"),
+    "cartpole-balance-sparse": ("cartpole", "balance_sparse"),
+    "cartpole-swingup-sparse": ("cartpole", "swingup_sparse"),
+    "finger-turn-easy": ("finger", "turn_easy"),
+    "finger-turn-hard": ("finger", "turn_hard"),
+}
+
+
+class DMControlEnv(TaskEnv):
+    """A dm_control task. `physics` is its simulation, for whoever wants to look inside."""
+
+    _camera = 0
+
+    def __init__(self, task: TaskSpec, render_mode: str | None = None) -> None:
+        self._sim: Any = DmControlCompatibilityV0(_simulation(task))
+        bounds = self._sim.action_space
+        self._action_low = bounds.low
+        self._action_half_range = (bounds.high - bounds.low) / 2
+        space = Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
+        super().__init__(task, render_mode, space, ACTION_REPEAT * self._sim.dt)
+
+    @property
+    def physics(self) -> Any:
+        """The `dm_control.mujoco.Physics` of this task."""
+        return self._sim._env.physics
+
+    def _start(self, seed: int) -> Observation:
+        observation, _ = self._sim.reset(seed=seed)
+        return _flatten(observation)
+
+    def _advance(self, action: NDArray[np.float64]) -> Transition:
+        control = self._action_low + (action + 1.0) * self._action_half_range
+        total = 0.0
+        for _ in range(ACTION_REPEAT):
+            observation, reward, terminated, truncated, _ = self._sim.step(control)
+            total += float(reward)
+            if terminated or truncated:  # one step further, dm_control would silently begin a new episode
+                break
+        return Transition(_flatten(observation), total, terminated)
+
+    def _scene(self) -> tuple[Any, Any]:
+        return self.physics.model.ptr, self.physics.data.ptr
+
+    def close(self) -> None:
+        """Frees the simulation and the renderer."""
+        super().close()
+        self._sim.close()
+
+
+def make(task: str, render_mode: str | None = None) -> DMControlEnv:
+    """The DMControl task called `task` (`gymnasium.make` adds the time limit).
+
+    Raises:
+        UnknownTaskError: there is no such task.
+    """
+    return DMControlEnv(get(task), render_mode)
+
+
+def _simulation(task: TaskSpec) -> Any:
+    if task.custom:
+        return CUSTOM_TASKS[task.name]()
+    domain, _, name = task.name.partition("-")
+    domain, name = _SUITE_TASKS.get(task.name, (domain, name))
+    return suite.load(domain, name)
+
+
+def _flatten(observation: dict[str, NDArray[np.float64]]) -> Observation:
+    return np.concatenate([np.ravel(part) for part in observation.values()], dtype=np.float32, casting="same_kind")

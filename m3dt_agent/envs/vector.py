@@ -1,0 +1,212 @@
+"""One padded vector environment over different tasks, with worker processes.
+
+    slot        0           1        2            3         4
+    task        walker-run  reach    ant-dir-3    reach     cup-spin
+    worker      0           0        1            1         0
+
+Observations are (N, 39) and actions (N, 8), zero-padded; each slot uses its task's own first entries. Nothing resets by itself
+(`AutoresetMode.DISABLED`): a slot whose episode is over is frozen, and stepping it is allowed and does nothing, until a reset
+names it in `options={"reset_mask": ...}`. So slots with episodes of different lengths, or with different numbers of episodes to
+run, step together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, InvalidValueError, M3DTError, ShapeError
+from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, Domain, TaskSpec
+from .slots import Slots, SlotStates
+from .worker import Worker
+
+_STEP_COST: dict[Domain, float] = {"metaworld": 0.35, "dmcontrol": 0.25, "ant-dir": 0.25, "cheetah-vel": 0.05}
+"""Milliseconds per agent step, measured on one core; only their ratios matter, to share slots out evenly."""
+
+Array = NDArray[Any]
+
+
+class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.float32], Array]):
+    """One slot per entry of `tasks`, which may repeat.
+
+    Args:
+        tasks: the N tasks.
+        workers: processes the slots are shared over; 0 runs them in this process, None is one per core (at most N).
+        stop_on_success: end an episode on the step that first reports success.
+
+    Raises:
+        ConfigError: no tasks, or a negative number of workers.
+        M3DTError: a worker died, or an environment in it raised; the message names the worker and its tasks. The vector
+            environment is closed then, as it is after Ctrl-C.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # type: ignore[misc]
+
+    def __init__(self, tasks: Sequence[TaskSpec], *, workers: int | None = None, stop_on_success: bool = False) -> None:
+        self.closed = True  # until there is something to close
+        self.tasks = tuple(tasks)
+        if not self.tasks:
+            raise ConfigError("MixedTaskVectorEnv needs at least one task; got none")
+        n_workers = min(_cores() if workers is None else workers, len(self.tasks))
+        if n_workers < 0:
+            raise ConfigError(f"MixedTaskVectorEnv workers must be None or >= 0; got {workers}")
+        self.num_envs = len(self.tasks)
+        self.single_observation_space = Box(-np.inf, np.inf, (MAX_OBS_DIM,), np.float32)
+        self.single_action_space = Box(-1.0, 1.0, (MAX_ACT_DIM,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._used = np.arange(MAX_ACT_DIM) < np.array([[task.act_dim] for task in self.tasks])  # (N, 8)
+        self._states = SlotStates.empty(self.num_envs)
+        self._shares = share_out(self.tasks, n_workers)
+        self._workers: list[Worker] = []
+        self._local = Slots(self.tasks, stop_on_success) if n_workers == 0 else None
+        self._started = False
+        self.closed = False
+        self._start_workers(stop_on_success)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Starts an episode in every slot, or in those of `options["reset_mask"]`, (N,) bool with at least one True.
+
+        Args:
+            seed: slot i gets `seed + i`, or entry i of a list (None: the next seed of its own generator).
+            options: not changed.
+
+        Returns:
+            observations (N, 39) float32, and info with "active" (N,) bool and "success" (N,) bool.
+
+        Raises:
+            ShapeError: a reset mask that is not (N,) bool, or a list of seeds that is not N long.
+            InvalidValueError: a reset mask without a True, or a negative seed.
+        """
+        mask = self._reset_mask(options)
+        seeds = self._seeds(seed)
+        if self._local is not None:
+            self._check_open()
+            self._states = self._local.reset(mask, seeds)
+        else:
+            share = self._shares
+            named = [w for w in range(len(share)) if mask[share[w]].any()]
+            self._exchange({w: ("reset", mask[share[w]], [seeds[i] for i in share[w]]) for w in named})
+        self._started = True
+        states = self._states.copy()
+        return states.observations, {"active": states.active, "success": states.success}
+
+    def step(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float32], Array, Array, Array, dict[str, Any]]:
+        """One agent step in each active slot.
+
+        Args:
+            actions: (N, 8); a slot's entries beyond its task's width, and frozen slots' rows, are ignored.
+
+        Returns:
+            observations (N, 39) float32, rewards (N,) float64, terminated (N,) bool, truncated (N,) bool, info as from `reset`.
+
+        Raises:
+            ShapeError: `actions` is not (N, 8).
+            InvalidValueError: a NaN or an infinity that would be used; the message names slot and task.
+            M3DTError: nothing was ever reset.
+        """
+        actions = self._checked(actions)
+        if not self._started:
+            raise M3DTError("no slot of this MixedTaskVectorEnv was ever reset; call reset() before step()")
+        if self._local is not None:
+            self._check_open()
+            self._states = self._local.step(actions)
+        else:
+            self._states.rewards[:] = 0.0
+            active = self._states.active
+            self._exchange({w: ("step", actions[share]) for w, share in enumerate(self._shares) if active[share].any()})
+        states = self._states.copy()
+        info = {"active": states.active, "success": states.success}
+        return states.observations, states.rewards, states.terminated, states.truncated, info
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Ends the workers (called by `close`)."""
+        if self._local is not None:
+            self._local.close()
+        for worker in self._workers:
+            worker.stop()
+        for worker in self._workers:
+            worker.join()
+
+    def _start_workers(self, stop_on_success: bool) -> None:
+        try:
+            for number, share in enumerate(self._shares):
+                self._workers.append(Worker(number, [self.tasks[i] for i in share], stop_on_success))
+            for worker in self._workers:
+                worker.receive()
+        except BaseException:
+            self.close()
+            raise
+
+    def _exchange(self, commands: dict[int, tuple[Any, ...]]) -> None:
+        self._check_open()
+        try:
+            for number, command in commands.items():
+                self._workers[number].send(*command)
+            for number in commands:
+                self._states.put(self._shares[number], self._workers[number].receive())
+        except BaseException:  # Ctrl-C too: replies nobody has read would be taken for the next command's
+            self.close()
+            raise
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise M3DTError("this MixedTaskVectorEnv is closed")
+
+    def _checked(self, actions: NDArray[np.float32]) -> NDArray[np.float32]:
+        actions = np.asarray(actions, np.float32)
+        if actions.shape != self._used.shape:
+            raise ShapeError(f"actions must have shape {self._used.shape}; got {actions.shape}")
+        bad = ~np.isfinite(actions) & self._used & self._states.active[:, None]
+        if bad.any():
+            slot = int(np.flatnonzero(bad.any(axis=1))[0])
+            raise InvalidValueError(
+                f"slot {slot} ({self.tasks[slot].name}): an action must be finite; got {actions[slot].tolist()}"
+            )
+        return actions
+
+    def _reset_mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            return np.ones(self.num_envs, np.bool_)
+        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+            got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise ShapeError(f"reset_mask must be a bool array of shape ({self.num_envs},); got {got}")
+        if not mask.any():
+            raise InvalidValueError("reset_mask must hold at least one True; got none")
+        return mask
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
+        if len(seeds) != self.num_envs:
+            raise ShapeError(f"a list of seeds must have one entry per slot, {self.num_envs}; got {len(seeds)}")
+        if any(s is not None and s < 0 for s in seeds):
+            raise InvalidValueError(f"seeds must be >= 0; got {seeds}")
+        return [None if s is None else int(s) for s in seeds]
+
+
+def share_out(tasks: Sequence[TaskSpec], workers: int) -> list[NDArray[np.intp]]:
+    """Slots for each worker, by cost per step: each slot, dearest first, goes to the worker with the least to do."""
+    shares: list[list[int]] = [[] for _ in range(workers)]
+    load = [0.0] * workers
+    for slot in sorted(range(len(tasks)), key=lambda i: -_STEP_COST[tasks[i].domain]) if workers else ():
+        worker = load.index(min(load))
+        shares[worker].append(slot)
+        load[worker] += _STEP_COST[tasks[slot].domain]
+    return [np.array(sorted(share), np.intp) for share in shares]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

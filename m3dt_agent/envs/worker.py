@@ -1,0 +1,152 @@
+"""A worker process: some slots of a `MixedTaskVectorEnv`, driven over its standard input and output.
+
+    parent -> worker   ("open", tasks, stop_on_success) | ("reset", mask, seeds) | ("step", actions)      pickled
+    worker -> parent   ("ok", SlotStates) | ("error", traceback)                                          pickled
+
+The worker ends when its input ends, so closing the pipe stops it, and so does the death of the parent. A plain `python -m`
+process instead of `multiprocessing`: nothing of the caller's `__main__` is imported again, so scripts need no main guard,
+notebooks and standard input work, and no thread of torch is forked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import IO, Any
+
+from ..errors import M3DTError
+from ..tasks import TaskSpec
+from .slots import Slots, SlotStates
+
+_ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+_EXIT_SECONDS = 5.0
+_PARENT_POLL_SECONDS = 2.0
+
+
+class Worker:
+    """The parent's side of one worker process, which makes and runs one environment per entry of `tasks`."""
+
+    def __init__(self, number: int, tasks: Sequence[TaskSpec], stop_on_success: bool) -> None:
+        self._tasks = tuple(tasks)
+        self._number = number
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __spec__.name, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
+        self.send("open", self._tasks, stop_on_success)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def send(self, *message: Any) -> None:
+        """Sends one command without waiting for its reply.
+
+        Raises:
+            M3DTError: the worker is dead.
+        """
+        assert self._process.stdin is not None
+        try:
+            pickle.dump(message, self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError) as error:
+            raise self._death() from error
+
+    def receive(self) -> SlotStates:
+        """The reply to the oldest command that has none yet.
+
+        Raises:
+            M3DTError: the worker is dead, or one of its environments raised; the message names worker and tasks.
+        """
+        assert self._process.stdout is not None
+        try:
+            kind, content = pickle.load(self._process.stdout)
+        except (EOFError, pickle.UnpicklingError, ValueError) as error:
+            raise self._death() from error
+        if kind == "error":
+            raise M3DTError(f"{self._name()} failed:\n{content}")
+        assert isinstance(content, SlotStates)
+        return content
+
+    def stop(self) -> None:
+        """Closes the worker's input, on which it ends; `join` waits for it."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):  # it is already dead, and so is what was still in the buffer
+                self._process.stdin.close()
+
+    def join(self) -> None:
+        """Waits until the process is gone, killing it if it takes longer than 5 seconds."""
+        try:
+            self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _name(self) -> str:
+        return f"environment worker {self._number} (process {self.pid}, tasks {', '.join(task.name for task in self._tasks)})"
+
+    def _death(self) -> M3DTError:
+        try:
+            status = self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            return M3DTError(f"{self._name()} closed its pipe")
+        cause = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        return M3DTError(f"{self._name()} died: {cause}")
+
+
+def serve(commands: IO[bytes], replies: IO[bytes]) -> None:
+    """Runs commands until there are no more."""
+    slots: Slots | None = None
+    while True:
+        try:
+            name, *arguments = pickle.load(commands)
+        except (EOFError, pickle.UnpicklingError):  # the latter: the parent died halfway through a command
+            break
+        try:
+            if name == "open":
+                slots = Slots(*arguments)
+                reply: tuple[str, Any] = ("ok", slots.states)
+            else:
+                reply = ("ok", getattr(slots, name)(*arguments))
+        except Exception:
+            reply = ("error", traceback.format_exc())
+        pickle.dump(reply, replies, protocol=pickle.HIGHEST_PROTOCOL)
+        replies.flush()
+    if slots is not None:
+        slots.close()
+
+
+def _exit_with_parent(parent: int) -> None:
+    # The pipe alone is not enough: a process that the parent forked may hold its other end open after the parent's death.
+    while os.getppid() == parent:
+        time.sleep(_PARENT_POLL_SECONDS)
+    os._exit(1)
+
+
+def main() -> None:
+    """Serves standard input and output; anything a simulator prints goes to standard error."""
+    threading.Thread(target=_exit_with_parent, args=(int(sys.argv[1]),), daemon=True).start()
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        serve(sys.stdin.buffer, replies)
+    except BrokenPipeError:
+        os._exit(1)  # the parent is gone; there is nobody to tell
+
+
+if __name__ == "__main__":
+    main()
