@@ -1,0 +1,220 @@
+"""Episodes in and out of Minari (HDF5) datasets, one dataset per task.
+
+    <root>/m3dt/namespace_metadata.json
+    <root>/m3dt/<task>/namespace_metadata.json
+    <root>/m3dt/<task>/<source>-v0/data/{metadata.json, main_data.hdf5}      Minari id m3dt/<task>/<source>-v0
+
+Written by Minari itself, under a temporary root that is renamed into place; read by h5py alone, so that nothing in a dataset is
+ever executed: its `env_spec` is there for other programs, ours map the task's name to our own id (DESIGN section 4).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DatasetError
+from ..tasks import TaskSpec
+from .disk import disk_space_errors, publish, require_space, scratch_folder, write_file
+from .validation import ScannedEpisode, episode_problems, read_metadata, scan_episodes, validate_dataset
+
+__all__ = [
+    "Episode",
+    "dataset_id",
+    "dataset_path",
+    "find_sources",
+    "read_episodes",
+    "read_metadata",
+    "validate_dataset",
+    "write_dataset",
+]
+
+_ROOT_VARIABLE = "MINARI_DATASETS_PATH"
+_ROOT_LOCK = threading.Lock()  # the variable belongs to the whole process
+_SOURCE = re.compile(r"\w[-\w]*")  # what Minari accepts in an id, less "/"
+_VERSION = "-v0"
+# A disk that fills up under HDF5 crashes the process (measured, HDF5 2.0, h5py 3.16): stop while there is room to close it
+_HDF5_MARGIN = 32_000_000
+_HDF5_OVERHEAD = 4  # measured 2.5: partly filled chunks, and the index of each of an episode's datasets
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Episode:
+    """One episode of L steps. Arrays are converted to the types below; nothing else is checked here, but when it is written.
+
+    observations[t] is what actions[t] was taken in, observations[L] the final one. rewards, terminations, truncations and
+    success (None where the task has none) belong to the transition out of observations[t].
+    """
+
+    observations: NDArray[np.float32]  # (L+1, obs_dim)
+    actions: NDArray[np.float32]  # (L, act_dim)
+    rewards: NDArray[np.float32]  # (L,)
+    terminations: NDArray[np.bool_]  # (L,)
+    truncations: NDArray[np.bool_]  # (L,)
+    success: NDArray[np.bool_] | None = None  # (L,), latched
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("observations", "actions", "rewards"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), np.float32))
+        for name in ("terminations", "truncations", "success"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, np.asarray(getattr(self, name), np.bool_))
+
+    @property
+    def length(self) -> int:
+        """Steps L."""
+        return len(self.actions)
+
+    @property
+    def episode_return(self) -> float:
+        """Undiscounted return, summed in float64."""
+        return float(self.rewards.sum(dtype=np.float64))
+
+
+def dataset_id(task: TaskSpec, source: str) -> str:
+    """The Minari id `m3dt/<task>/<source>-v0`.
+
+    Raises:
+        DatasetError: a source name that Minari's ids cannot hold.
+    """
+    if not _SOURCE.fullmatch(source):
+        raise DatasetError(f"a source name takes letters, digits, '_' and '-'; got {source!r}")
+    return f"m3dt/{task.name}/{source}{_VERSION}"
+
+
+def dataset_path(root: Path | str, id: str) -> Path:  # noqa: A002
+    """The folder of the dataset called `id` under the Minari root `root`; it holds `data/main_data.hdf5`."""
+    return Path(root, id)
+
+
+def find_sources(root: Path | str, task: TaskSpec) -> dict[str, Path]:
+    """The datasets of `task` under `root`, by source name; a half-written one is among them, so that using it is an error."""
+    folder = Path(root, "m3dt", task.name)
+    found = sorted(folder.glob(f"*{_VERSION}")) if folder.is_dir() else []
+    return {path.name.removesuffix(_VERSION): path for path in found if path.is_dir() and not path.name.startswith(".")}
+
+
+def read_episodes(path: Path | str) -> Iterator[Episode]:
+    """The episodes of the dataset at `path` in order, one in memory at a time; float64 is converted.
+
+    Reads numbers and never executes code. Checks only that the arrays are there: `validate_dataset` checks the rest.
+
+    Raises:
+        DatasetError: no whole dataset, a damaged file, or an episode with missing or unreadable arrays.
+    """
+    read_metadata(Path(path))
+    for scanned in scan_episodes(Path(path), None):
+        if scanned.problems:
+            raise DatasetError(f"{path}: {scanned.problems[0]}")
+        yield to_episode(scanned)
+
+
+def to_episode(scanned: ScannedEpisode) -> Episode:
+    """The episode in `scanned`; Minari's first info, that of the reset, is dropped from success."""
+    arrays = dict(scanned.arrays)
+    success = arrays.pop("success", None)
+    return Episode(**arrays, success=None if success is None else success[-len(arrays["actions"]) :], seed=scanned.seed)
+
+
+def write_dataset(
+    root: Path | str,
+    task: TaskSpec,
+    source: str,
+    episodes: Iterable[Episode],
+    *,
+    metadata: Mapping[str, str | int | float | bool],
+) -> Path:
+    """Writes `episodes` as the Minari dataset `m3dt/<task>/<source>-v0` under `root` and returns its folder.
+
+    One episode is in memory at a time. The folder appears whole, at the end, or not at all. `metadata` (`stop_after_success`,
+    `m3dt_policy`, …) is added to Minari's own, as are `m3dt_task` and `m3dt_source`. To be called by one process per dataset.
+
+    Raises:
+        DatasetError: the dataset exists already, no episodes, or one that does not fit the task (episode and step named).
+        DiskSpaceError: the disk is full.
+    """
+    name, root = dataset_id(task, source), Path(root).absolute()  # Minari measures its own relative paths from themselves
+    target = dataset_path(root, name)
+    if target.exists():
+        raise DatasetError(f"{target} exists already; delete it or choose another source name")
+    with disk_space_errors(target), scratch_folder(root) as scratch:
+        added = {**metadata, "m3dt_task": task.name, "m3dt_source": source}
+        _write_with_minari(scratch, name, task, _to_buffers(episodes, task, scratch), added)
+        built = dataset_path(scratch, name)
+        if problems := validate_dataset(built, task):  # h5py swallows errors met while it closes a file
+            raise DatasetError(f"{target} could not be written whole: {problems[0]}")
+        _make_namespaces(root, name)
+        publish(built, target)
+    return target
+
+
+def _to_buffers(episodes: Iterable[Episode], task: TaskSpec, scratch: Path) -> Iterator[Any]:
+    from minari.data_collector import EpisodeBuffer
+
+    index = -1
+    for index, episode in enumerate(episodes):
+        arrays = {
+            name: getattr(episode, name) for name in ("observations", "actions", "rewards", "terminations", "truncations")
+        }
+        success = {} if episode.success is None else {"success": episode.success}
+        if problems := episode_problems(arrays | success, task):
+            raise DatasetError(f"task {task.name!r}, episode {index}{problems[0]}")
+        require_space(scratch, _HDF5_MARGIN + _HDF5_OVERHEAD * sum(array.nbytes for array in arrays.values()))
+        # Minari's own collector records the reset's info first
+        infos = {"success": np.concatenate([[False], episode.success])} if episode.success is not None else None
+        yield EpisodeBuffer(seed=episode.seed, **arrays, infos=infos)
+    if index < 0:
+        raise DatasetError(f"task {task.name!r}: no episodes to write")
+
+
+def _write_with_minari(scratch: Path, name: str, task: TaskSpec, buffers: Iterator[Any], metadata: Mapping[str, Any]) -> None:
+    import minari
+
+    with _minari_root(scratch), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Minari asks for an author, a permalink and an env; see below
+        dataset = minari.create_dataset_from_buffers(
+            name,
+            buffers,
+            # given the env, Minari would make it, and so load its simulator; its spec is added afterwards
+            observation_space=gym.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32),
+            action_space=gym.spaces.Box(-1.0, 1.0, (task.act_dim,), np.float32),
+            algorithm_name=str(metadata.get("m3dt_policy", metadata["m3dt_source"])),
+            description=f"Episodes of {task.env_id} ({task.domain}), recorded by m3dt-agent.",
+        )
+    dataset.storage.update_metadata({**metadata, "env_spec": gym.spec(task.env_id).to_json()})
+
+
+@contextlib.contextmanager
+def _minari_root(root: Path) -> Iterator[None]:
+    with _ROOT_LOCK:
+        before = os.environ.get(_ROOT_VARIABLE)
+        os.environ[_ROOT_VARIABLE] = str(root)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_ROOT_VARIABLE]
+            else:
+                os.environ[_ROOT_VARIABLE] = before
+
+
+def _make_namespaces(root: Path, name: str) -> None:
+    """The files by which Minari knows `m3dt` and `m3dt/<task>` as namespaces, where they are not there yet."""
+    for folder in list(Path(name).parents)[-2::-1]:  # without "."; outermost first
+        file = root / folder / "namespace_metadata.json"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_file(file, json.dumps({}).encode())

@@ -1,0 +1,123 @@
+"""What a model must know of a task besides its weights: observation statistics, return scale, target return.
+
+    normalized = clip((state - mean) / std, ± state_clip)
+
+mean and std are over all observations a task's actions were taken in. A deviation under `DataConfig.std_floor` belongs to a
+dimension that is constant in the data: divided by it, the smallest difference at test time would explode, so it becomes
+`constant_std`. The target return is the mean return of the task's prompt episodes, or the published one (DESIGN section 4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..config import DataConfig
+from ..errors import BankError, InvalidValueError
+
+if TYPE_CHECKING:
+    from .task_datasets import TaskDatasets
+
+_FIELDS = ("mean", "std", "return_scale", "target_return", "state_clip")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskStatistics:
+    """Observation statistics and return constants of one task.
+
+    mean, std: (obs_dim,) float32. return_scale: what returns-to-go are divided by. target_return: undiscounted, not divided.
+    state_clip: normalized states are clipped to ± this; None: not at all.
+
+    Raises:
+        InvalidValueError: a std or return_scale that is not positive, or anything not finite.
+    """
+
+    mean: NDArray[np.float32]  # (obs_dim,)
+    std: NDArray[np.float32]  # (obs_dim,)
+    return_scale: float
+    target_return: float
+    state_clip: float | None
+
+    def __post_init__(self) -> None:
+        if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
+            raise InvalidValueError(f"statistics need mean and std (obs_dim,); got {self.mean.shape} and {self.std.shape}")
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all() and (self.std > 0).all()):
+            raise InvalidValueError("statistics need a finite mean and a finite, positive std in every dimension")
+        if not (math.isfinite(self.return_scale) and self.return_scale > 0 and math.isfinite(self.target_return)):
+            got = f"got {self.return_scale!r} and {self.target_return!r}"
+            raise InvalidValueError(f"statistics need return_scale > 0 and a finite target_return; {got}")
+        if self.state_clip is not None and not self.state_clip > 0:
+            raise InvalidValueError(f"state_clip must be None or > 0; got {self.state_clip!r}")
+
+    def normalize(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Normalized and clipped states, (..., obs_dim) float32 from (..., obs_dim)."""
+        limit = np.float32(np.inf if self.state_clip is None else self.state_clip)
+        scaled: NDArray[np.float32] = (np.asarray(states, np.float32) - self.mean) / self.std
+        np.clip(scaled, -limit, limit, out=scaled)
+        return scaled
+
+
+def compute_statistics(data: TaskDatasets) -> dict[str, TaskStatistics]:
+    """The statistics of every task of `data`, by task name, according to `data.config`."""
+    return {task.name: _task_statistics(data, i) for i, task in enumerate(data.tasks)}
+
+
+def _task_statistics(data: TaskDatasets, i: int) -> TaskStatistics:
+    task, packed, config = data.tasks[i], data.packed[i], data.config
+    published = config.target_return == "published"
+    return TaskStatistics(
+        mean=packed.obs_mean.astype(np.float32),
+        std=_floored(packed.obs_std, config).astype(np.float32),
+        return_scale=task.return_scale,
+        target_return=task.target_return if published else float(packed.returns[data.prompt_episodes(i)].mean()),
+        state_clip=config.state_clip,
+    )
+
+
+def _floored(std: NDArray[np.float64], config: DataConfig) -> NDArray[np.float64]:
+    replacement = config.std_floor if config.constant_std is None else config.constant_std
+    return np.where(std < config.std_floor, replacement, std)
+
+
+def statistics_to_tensors(statistics: Mapping[str, TaskStatistics]) -> dict[str, Tensor]:
+    """Tensors `<task>/mean`, `/std` float32; `/return_scale`, `/target_return`, `/state_clip` (inf: none) float64 scalars."""
+    tensors: dict[str, Tensor] = {}
+    for task, s in statistics.items():
+        clip = math.inf if s.state_clip is None else s.state_clip
+        tensors |= {f"{task}/mean": torch.from_numpy(s.mean.copy()), f"{task}/std": torch.from_numpy(s.std.copy())}
+        scalars = {"return_scale": s.return_scale, "target_return": s.target_return, "state_clip": clip}
+        tensors |= {f"{task}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in scalars.items()}
+    return tensors
+
+
+def statistics_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, TaskStatistics]:
+    """The inverse of `statistics_to_tensors`.
+
+    Raises:
+        BankError: a missing or unknown tensor, named.
+        InvalidValueError: values no statistics can have.
+    """
+    names = list(dict.fromkeys(key.rpartition("/")[0] for key in tensors))
+    expected = {f"{task}/{field}" for task in names for field in _FIELDS}
+    if expected != set(tensors):
+        missing, unknown = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
+        raise BankError(f"statistics: missing tensors {missing}, unknown tensors {unknown}")
+    return {task: _from_tensors({field: tensors[f"{task}/{field}"] for field in _FIELDS}) for task in names}
+
+
+def _from_tensors(fields: Mapping[str, Tensor]) -> TaskStatistics:
+    clip = float(fields["state_clip"])
+    return TaskStatistics(
+        mean=fields["mean"].to(torch.float32).numpy().copy(),
+        std=fields["std"].to(torch.float32).numpy().copy(),
+        return_scale=float(fields["return_scale"]),
+        target_return=float(fields["target_return"]),
+        state_clip=None if math.isinf(clip) else clip,
+    )

@@ -1,0 +1,238 @@
+"""Is this Minari dataset one that can be trained on? Every problem, by episode and step.
+
+HDF5 and Minari check nothing on write: float64, wrong widths, NaN and a missing final observation all pass silently. Files are
+read with h5py and json alone. Minari is never asked, because it makes the environment a dataset names, and so runs code from a
+dataset, when a space is missing from its metadata (DESIGN section 4).
+
+    <dataset>/data/metadata.json        spaces, counts, m3dt_task, m3dt_source, stop_after_success
+    <dataset>/data/main_data.hdf5       episode_<i>/observations (L+1, obs_dim), actions (L, act_dim), rewards, terminations,
+                                        truncations (L,), infos/success (L+1,) or (L,)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DatasetError
+from ..tasks import TaskSpec
+
+METADATA_FILE = Path("data", "metadata.json")
+STEPS_FILE = Path("data", "main_data.hdf5")
+
+_FLOATS = ("observations", "actions", "rewards")
+_FLAGS = ("terminations", "truncations")
+_ACTION_LIMIT = 1.0 + 1e-6  # the action space is [-1, 1]; float32 rounding may add an ulp
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedEpisode:
+    """One episode as it lies in the file: its arrays (empty where they cannot be read), seed, and what is wrong with it."""
+
+    index: int
+    arrays: Arrays
+    seed: int | None
+    problems: tuple[str, ...]
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of the dataset at `path`.
+
+    Raises:
+        DatasetError: no dataset there, one that was not written to the end, or metadata that is not JSON.
+    """
+    for file in (METADATA_FILE, STEPS_FILE):
+        if not (path / file).is_file():
+            raise DatasetError(f"{path} is not a whole dataset: {file} is missing")
+    try:
+        metadata = json.loads((path / METADATA_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path / METADATA_FILE} cannot be read: {error}") from error
+    if not isinstance(metadata, dict):
+        raise DatasetError(f"{path / METADATA_FILE} holds a {type(metadata).__name__}, not an object")
+    return metadata
+
+
+def validate_dataset(path: Path, task: TaskSpec) -> list[str]:
+    """Everything that is wrong with the dataset at `path` as data for `task`, episode and step named; empty if nothing is."""
+    try:
+        metadata = read_metadata(path)
+    except DatasetError as error:
+        return [str(error)]
+    problems = metadata_problems(metadata, task)
+    episodes = steps = 0
+    try:
+        for episode in scan_episodes(path, task):
+            problems += episode.problems
+            episodes += 1
+            steps += len(episode.arrays.get("rewards", ()))
+    except DatasetError as error:
+        return [*problems, str(error)]
+    return problems + count_problems(metadata, episodes, steps)
+
+
+def metadata_problems(metadata: Mapping[str, Any], task: TaskSpec) -> list[str]:
+    """What is wrong with a dataset's metadata: format, spaces, and whether it belongs to `task`."""
+    problems = []
+    if metadata.get("data_format", "hdf5") != "hdf5":
+        problems.append(f"data_format is {metadata['data_format']!r}; only 'hdf5' is read")
+    if metadata.get("m3dt_task", task.name) != task.name:
+        problems.append(f"it holds data of task {metadata['m3dt_task']!r}, not {task.name!r}")
+    stop = metadata.get("stop_after_success", 0)
+    if not isinstance(stop, int) or isinstance(stop, bool) or stop < 0:
+        problems.append(f"stop_after_success is {stop!r}; it must be an integer >= 0")
+    for key, width in (("observation_space", task.obs_dim), ("action_space", task.act_dim)):
+        problems += _space_problems(metadata, key, width)
+    return problems
+
+
+def _space_problems(metadata: Mapping[str, Any], key: str, width: int) -> list[str]:
+    text = metadata.get(key)
+    if text is None:
+        return [f"{key} is missing from the metadata"]
+    try:
+        space = json.loads(text)
+        found = (space["type"], tuple(space["shape"]), space["dtype"])
+    except (TypeError, ValueError, KeyError):
+        return [f"{key} in the metadata is not a Box: {str(text)[:80]!r}"]
+    wanted = ("Box", (width,), "float32")
+    return [] if found == wanted else [f"{key} is {found[0]}{found[1]} {found[2]}; the task's is Box{wanted[1]} float32"]
+
+
+def count_problems(metadata: Mapping[str, Any], episodes: int, steps: int) -> list[str]:
+    """A dataset whose counts, which Minari writes last, do not match what is in the file was not written to the end."""
+    if episodes == 0:
+        return ["it holds no episodes"]
+    counted = (metadata.get("total_episodes"), metadata.get("total_steps"))
+    if counted == (episodes, steps):
+        return []
+    return [
+        f"the metadata counts {counted[0]} episodes and {counted[1]} steps, the file holds {episodes} and {steps}: "
+        "it was not written to the end, or changed later"
+    ]
+
+
+def scan_episodes(path: Path, task: TaskSpec | None) -> Iterator[ScannedEpisode]:
+    """The episodes of the dataset at `path` in order, one in memory at a time; checked against `task` if there is one.
+
+    Raises:
+        DatasetError: an HDF5 file that cannot be opened or is cut short, or whose episodes are not numbered 0, 1, ….
+    """
+    file_path = path / STEPS_FILE
+    try:
+        file = h5py.File(file_path, "r")
+    except OSError as error:
+        raise DatasetError(f"{file_path} is no HDF5 file, or cut short: {error}") from error
+    with file:
+        for index in range(_count_episodes(file, file_path)):
+            yield _scan(file, index, task)
+
+
+def _count_episodes(file: h5py.File, path: Path) -> int:
+    try:
+        names = set(file.keys())
+    except (OSError, RuntimeError) as error:
+        raise DatasetError(f"{path} is damaged: its episodes cannot be listed: {error}") from error
+    if odd := sorted(names ^ {f"episode_{i}" for i in range(len(names))}):
+        raise DatasetError(
+            f"{path}: episodes must be episode_0 … episode_{len(names) - 1}; missing or unknown: {', '.join(odd[:6])}"
+        )
+    return len(names)
+
+
+def _scan(file: h5py.File, index: int, task: TaskSpec | None) -> ScannedEpisode:
+    try:
+        group = file[f"episode_{index}"]
+        if problem := _structure_problem(group, task):
+            return ScannedEpisode(index, {}, None, (f"episode {index}: {problem}",))
+        arrays: Arrays = {name: group[name][()] for name in (*_FLOATS, *_FLAGS)}
+        if "infos/success" in group:
+            arrays["success"] = group["infos/success"][()]
+        seed = group.attrs.get("seed")
+        seed = None if seed is None else int(seed)
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError) as error:
+        return ScannedEpisode(index, {}, None, (f"episode {index} cannot be read: {error}",))
+    problems = () if task is None else tuple(f"episode {index}{where}" for where in episode_problems(arrays, task))
+    return ScannedEpisode(index, arrays, seed, problems)
+
+
+def _structure_problem(group: Any, task: TaskSpec | None) -> str | None:
+    """What forbids reading the arrays at all: a missing field, a type that is not numeric, more steps than the task has."""
+    if not isinstance(group, h5py.Group):
+        return "is not a group"
+    for name in (*_FLOATS, *_FLAGS):
+        field = group.get(name)
+        if not isinstance(field, h5py.Dataset):
+            return f"{name} is missing"
+        if field.dtype.kind not in "fiub" or field.ndim == 0:
+            return f"{name} is {field.dtype} {field.shape}, not an array of numbers"
+        if task is not None and len(field) > task.max_episode_steps + 1:
+            return f"{name} has {len(field)} rows; the task ends after {task.max_episode_steps} steps"
+    return None
+
+
+def episode_problems(arrays: Mapping[str, NDArray[Any]], task: TaskSpec) -> list[str]:
+    """What is wrong with one episode's arrays, each beginning with ": " or ", step <t>: " to follow the episode's name."""
+    length = len(arrays["actions"])
+    if length == 0:
+        return [": it has no steps"]
+    shapes = _shape_problems(arrays, task, length)
+    problems = shapes + _dtype_problems(arrays)
+    for name in _FLOATS:
+        problems += _value_problems(name, arrays[name])
+    if not shapes:
+        problems += _ending_problems(arrays, length)
+    return problems
+
+
+def _shape_problems(arrays: Mapping[str, NDArray[Any]], task: TaskSpec, length: int) -> list[str]:
+    wanted: dict[str, tuple[int, ...]] = {"observations": (length + 1, task.obs_dim), "actions": (length, task.act_dim)}
+    wanted |= dict.fromkeys(("rewards", *_FLAGS), (length,))
+    problems = []
+    if length > task.max_episode_steps:
+        problems.append(f": it has {length} steps; the task ends after {task.max_episode_steps}")
+    for name, shape in wanted.items():
+        found = arrays[name].shape
+        if name == "observations" and found == (length, task.obs_dim):
+            problems.append(f", step {length}: the final observation is missing: {length} observations for {length} actions")
+        elif found != shape:
+            problems.append(f": {name} is {found}; it must be {shape}")
+    if "success" in arrays and arrays["success"].shape not in ((length,), (length + 1,)):
+        problems.append(f": infos/success is {arrays['success'].shape}; it must be ({length + 1},) or ({length},)")
+    return problems
+
+
+def _dtype_problems(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
+    wanted = dict.fromkeys(_FLOATS, "float32") | dict.fromkeys((*_FLAGS, "success"), "bool")
+    return [
+        f": {name} is {array.dtype}; it must be {wanted[name]}" for name, array in arrays.items() if array.dtype != wanted[name]
+    ]
+
+
+def _value_problems(name: str, values: NDArray[Any]) -> list[str]:
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        kind = "NaN" if np.isnan(values[bad[0]]).any() else "an infinity"
+        return [f", step {bad[0]}: {name} holds {kind} (such steps: {len(bad)} of {len(values)})"]
+    outside = np.abs(values).reshape(len(values), -1).max(axis=1, initial=0.0) > _ACTION_LIMIT
+    if name == "actions" and outside.any():
+        bad = np.flatnonzero(outside)
+        return [f", step {bad[0]}: actions leave [-1, 1] (such steps: {len(bad)} of {len(values)}); clip them before storing"]
+    return []
+
+
+def _ending_problems(arrays: Mapping[str, NDArray[Any]], length: int) -> list[str]:
+    over = np.flatnonzero(arrays["terminations"].astype(bool) | arrays["truncations"].astype(bool))
+    if over.size and over[0] < length - 1:
+        return [f", step {over[0]}: it is terminated or truncated here, but goes on to step {length - 1}"]
+    return []
