@@ -1,0 +1,303 @@
+"""M3DT: a Prompt Decision Transformer with a bank of experts in every block (arXiv 2505.24378, section 4).
+
+Every step is three tokens, return-to-go R, state s and action a; the prompt's steps come first:
+
+    R₁ s₁ a₁ … R_P s_P a_P │ R₁ s₁ a₁ … R_T s_T          (the last action is left out: nothing that matters can see it)
+    └── prompt, 3P tokens ─┘ └── window, 3T - 1 tokens ─┘
+                                ▼              ▼
+                             action 1       action T      = tanh(linear(LN(state token)))
+
+A token is the linear embedding of its value plus a learned embedding of its timestep; prompt and window have their own, and
+only the window's are followed by a LayerNorm. Attention is causal and skips padding, except that every token may look at
+itself, so that rows of nothing but padding stay finite.
+
+Work that cannot reach an action is not done: in the last block only state tokens are queries and pass through the feed-forward
+part (`act`: only the last one), and since prompt tokens look only at each other, `act` takes their keys and values from a
+`PromptCache` made once per reset. That cache is exact.
+
+Shape legend: B batch, T steps, P prompt steps, L layers, D embed_dim, H heads, E experts, S tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..data.batches import Window
+from ..errors import ConfigError, ShapeError
+from .moe import INIT_STD
+from .transformer import Block, Choice, KeyValues
+
+ExpertChoice = Literal["none", "mixture"] | int | Sequence[int]
+"""none: backbone only. e: expert e with weight 1. K experts: the batch is K equal groups of windows, group k goes through the
+k-th of them only. mixture: all experts, routed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCache:
+    """Keys and values of B prompts in every layer; exact for as long as the weights and the choice of experts stay."""
+
+    keys: Tensor  # (L, B, H, 3P, D/H)
+    values: Tensor  # (L, B, H, 3P, D/H)
+    mask: Tensor  # (B, P) bool
+
+    def select(self, indices: Tensor | Sequence[int]) -> PromptCache:
+        """A cache of the prompts at `indices`, in that order (indices may repeat)."""
+        rows = torch.as_tensor(indices, device=self.mask.device)
+        return PromptCache(self.keys[:, rows], self.values[:, rows], self.mask[rows])
+
+    def update(self, rows: Tensor | Sequence[int], other: PromptCache) -> PromptCache:
+        """Overwrites, in place, prompts `rows` by those of `other`, and returns this cache.
+
+        Raises:
+            ShapeError: `other` has another number of prompts than `rows`, or prompts of another length.
+        """
+        index = torch.as_tensor(rows, device=self.mask.device)
+        count = int(index.sum()) if index.dtype == torch.bool else index.numel()
+        if other.mask.shape != (count, self.mask.shape[1]):
+            raise ShapeError(f"update needs {count} prompts of {self.mask.shape[1]} steps; got {tuple(other.mask.shape)}")
+        self.keys[:, index] = other.keys
+        self.values[:, index] = other.values
+        self.mask[index] = other.mask
+        return self
+
+
+class TokenEmbedding(nn.Module):
+    """Steps to tokens: (R, s, a) of every step, each embedded linearly, plus the step's timestep embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D = config.embed_dim
+        self.timestep = nn.Embedding(config.max_timesteps, D)
+        self.return_to_go = nn.Linear(1, D)
+        self.state = nn.Linear(config.state_dim, D)
+        self.action = nn.Linear(config.act_dim, D)
+
+    def forward(self, window: Window) -> Tensor:
+        """Tokens (B, 3T, D) in the order R₁ s₁ a₁ R₂ …"""
+        values = self.return_to_go(window.returns_to_go), self.state(window.states), self.action(window.actions)
+        time: Tensor = self.timestep(window.timesteps)  # (B, T, D)
+        tokens = torch.stack(values, dim=2) + time[:, :, None]  # (B, T, 3, D)
+        return tokens.flatten(1, 2)
+
+
+class M3DT(nn.Module):
+    """The whole model. With `n_experts=0` it is the backbone alone, without expert or router tensors.
+
+    Weights start as GPT-2's: matrices and embeddings N(0, 0.02), biases 0. A new expert's output layer is 0 and adds nothing.
+    Dropout falls where GPT-2 and the published code have it, all at `config.dropout`: on embedded tokens, attention
+    probabilities, attention outputs, and once on a block's summed feed-forward output. It draws from torch's global generator.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = TokenEmbedding(config)
+        self.embed_norm = nn.LayerNorm(config.embed_dim)
+        self.embed_prompt = TokenEmbedding(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.final_norm = nn.LayerNorm(config.embed_dim)
+        self.predict_action = nn.Linear(config.embed_dim, config.act_dim)
+        self.apply(_initialize)
+
+    def forward(self, window: Window, prompt: Window, experts: ExpertChoice = "none") -> Tensor:
+        """Actions (B, T, act_dim) in (-1, 1), one per step of `window`, each from what came up to its state.
+
+        Raises:
+            ShapeError: fields of the wrong width, prompts and windows of different B, or B not divisible by K experts.
+            ConfigError: experts this model does not have.
+        """
+        self._check(window, "window")
+        self._check(prompt, "prompt")
+        choice = self._choose(experts, len(window.mask))
+        if len(prompt.mask) != len(window.mask):
+            raise ShapeError(f"window has {len(window.mask)} rows, prompt has {len(prompt.mask)}; they must be equal")
+        x = self.dropout(torch.cat((self.embed_prompt(prompt), self._embed_window(window)), dim=1))  # (B, 3P + 3T - 1, D)
+        mask = _causal_mask(prompt.mask, window.mask, x.shape[1])  # (B, 1, 3P + 3T - 1, 3P + 3T - 1)
+        states = slice(3 * prompt.mask.shape[1] + 1, None, 3)
+        *blocks, last = self._layers
+        for block in blocks:
+            x = block(x, mask, choice)
+        x = last(x, mask[:, :, states], choice, queries=states)  # (B, T, D)
+        return self._predict(x)
+
+    def encode_prompt(self, prompt: Window, experts: ExpertChoice = "none") -> PromptCache:
+        """Keys and values of B prompts, for `act` with the same `experts`.
+
+        Raises:
+            ShapeError, ConfigError: as `forward`.
+        """
+        self._check(prompt, "prompt")
+        choice = self._choose(experts, len(prompt.mask))
+        x = self.dropout(self.embed_prompt(prompt))  # (B, 3P, D)
+        mask = _causal_mask(prompt.mask, prompt.mask[:, :0], x.shape[1])  # (B, 1, 3P, 3P)
+        *blocks, last = self._layers
+        cached = []
+        for block in blocks:
+            cached.append(block.keys_values(x))
+            x = block(x, mask, choice)
+        cached.append(last.keys_values(x))
+        keys, values = (torch.stack(tensors) for tensors in zip(*cached, strict=True))  # (L, B, H, 3P, D/H)
+        return PromptCache(keys, values, prompt.mask.clone())
+
+    def act(self, window: Window, cache: PromptCache, experts: ExpertChoice = "none") -> Tensor:
+        """The action (B, act_dim) of the last step of each window; equals `forward(...)[:, -1]`.
+
+        Windows may be shorter than `context_length`: padding changes nothing, so early steps need none.
+
+        Raises:
+            ShapeError: as `forward`, or a cache of another number of prompts.
+            ConfigError: experts this model does not have.
+        """
+        self._check(window, "window")
+        choice = self._choose(experts, len(window.mask))
+        if len(cache.mask) != len(window.mask):
+            raise ShapeError(f"window has {len(window.mask)} rows, the prompt cache {len(cache.mask)}; they must be equal")
+        x = self.dropout(self._embed_window(window))  # (B, 3T - 1, D)
+        P3 = cache.keys.shape[3]
+        mask = _causal_mask(cache.mask, window.mask, P3 + x.shape[1])[:, :, P3:]  # (B, 1, 3T - 1, 3P + 3T - 1)
+        past = [KeyValues(keys, values) for keys, values in zip(cache.keys, cache.values, strict=True)]
+        *blocks, last = self._layers
+        for block, kept in zip(blocks, past, strict=False):
+            x = block(x, mask, choice, past=kept)
+        x = last(x, mask[:, :, -1:], choice, queries=slice(-1, None), past=past[-1])  # (B, 1, D)
+        return self._predict(x)[:, 0]
+
+    @torch.no_grad()
+    def router_weights(self, window: Window, prompt: Window) -> Tensor:
+        """How much each state token uses each expert in each block, (B, T, L, E), summing to 1 over E."""
+        weights: list[Tensor] = []
+        hooks = [
+            block.router.register_forward_hook(lambda _module, _inputs, output: weights.append(output))
+            for block in self._layers
+            if self.config.n_experts
+        ]
+        try:
+            self(window, prompt, "mixture")
+        finally:
+            for hook in hooks:
+                hook.remove()
+        first = 3 * prompt.mask.shape[1] + 1
+        return torch.stack([*(w[:, first::3] for w in weights[:-1]), weights[-1]], dim=2)
+
+    def backbone_tensors(self) -> dict[str, nn.Parameter]:
+        """Name to live parameter of all that stage 1 trains."""
+        return {name: p for name, p in self.named_parameters() if ".experts." not in name and ".router." not in name}
+
+    def expert_tensors(self) -> dict[str, nn.Parameter]:
+        """Name to live parameter of the experts, stacked: first dimension E."""
+        return {name: p for name, p in self.named_parameters() if ".experts." in name}
+
+    def router_tensors(self) -> dict[str, nn.Parameter]:
+        """Name to live parameter of the routers."""
+        return {name: p for name, p in self.named_parameters() if ".router." in name}
+
+    def expert_slice(self, expert: int) -> dict[str, Tensor]:
+        """A copy of one expert: the names of `expert_tensors`, without the first dimension.
+
+        Raises:
+            ConfigError: no such expert.
+        """
+        self._choose(expert, 1)
+        return {name: p.detach()[expert].clone() for name, p in self.expert_tensors().items()}
+
+    def load_expert(self, expert: int, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrites one expert by what `expert_slice` gave.
+
+        Raises:
+            ConfigError: no such expert, or names missing or unknown.
+            ShapeError: a tensor of another shape.
+        """
+        self._choose(expert, 1)
+        _copy_all(tensors, {name: p[expert] for name, p in self.expert_tensors().items()}, f"expert {expert}")
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrites one or more whole parts (backbone, experts, router); nothing is changed unless everything fits.
+
+        Raises:
+            ConfigError: no tensors, unknown names, or a part of which some are missing.
+            ShapeError: a tensor of another shape.
+        """
+        parts = self.backbone_tensors(), self.expert_tensors(), self.router_tensors()
+        wanted = {name: p for part in parts if not tensors.keys().isdisjoint(part) for name, p in part.items()}
+        _copy_all(tensors, wanted or dict(self.named_parameters()), "the model")
+
+    @property
+    def _layers(self) -> list[Block]:
+        return cast("list[Block]", list(self.blocks))
+
+    def _embed_window(self, window: Window) -> Tensor:
+        tokens: Tensor = self.embed_norm(self.embed(window)[:, :-1])  # (B, 3T - 1, D)
+        return tokens
+
+    def _predict(self, x: Tensor) -> Tensor:
+        actions: Tensor = self.predict_action(self.final_norm(x)).tanh()  # (…, D) to (…, act_dim)
+        return actions
+
+    def _choose(self, experts: ExpertChoice, n_rows: int) -> Choice:
+        if experts == "none":
+            return "none"
+        E = self.config.n_experts
+        if isinstance(experts, str):
+            if experts == "mixture" and E:
+                return "mixture"
+            valid = f"'none', 'mixture', or experts 0 … {E - 1}" if E else "'none': this model has no experts"
+            raise ConfigError(f"experts must be {valid}; got {experts!r}")
+        chosen = (experts,) if isinstance(experts, int) else tuple(experts)
+        if not chosen or not all(0 <= e < E for e in chosen):
+            raise ConfigError(f"experts must be among the model's {E} (numbered from 0); got {experts!r}")
+        if n_rows % len(chosen):
+            raise ShapeError(f"{len(chosen)} experts need a batch of as many equal groups; got {n_rows} rows")
+        return chosen
+
+    def _check(self, window: Window, what: str) -> None:
+        B, T = window.mask.shape if window.mask.ndim == 2 else (-1, -1)
+        config = self.config
+        expected = {
+            "states": (B, T, config.state_dim),
+            "actions": (B, T, config.act_dim),
+            "returns_to_go": (B, T, 1),
+            "timesteps": (B, T),
+            "mask": (B, T),
+        }
+        for field, shape in expected.items():
+            if (got := tuple(getattr(window, field).shape)) != shape or T < 1:
+                raise ShapeError(f"{what}.{field} must have shape {shape} with at least one step; got {got}")
+
+
+def _causal_mask(prompt: Tensor, window: Tensor, n_tokens: int) -> Tensor:
+    """Who may look where, (B, 1, S, S): each of the first S = `n_tokens` tokens at real tokens before it and at itself.
+
+    `prompt` (B, P) and `window` (B, T) are the masks of steps.
+    """
+    real = torch.cat((prompt, window), dim=1).repeat_interleave(3, dim=1)[:, :n_tokens]  # (B, S)
+    earlier = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=real.device).tril(-1)  # (S, S)
+    itself = torch.eye(n_tokens, dtype=torch.bool, device=real.device)
+    return ((earlier & real[:, None]) | itself)[:, None]
+
+
+def _copy_all(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    if missing := sorted(wanted.keys() - given.keys()):
+        raise ConfigError(f"{what}: {len(missing)} tensors are missing: {', '.join(missing[:5])}{', …' * (len(missing) > 5)}")
+    if unknown := sorted(given.keys() - wanted.keys()):
+        raise ConfigError(f"{what}: {len(unknown)} unknown tensors: {', '.join(unknown[:5])}{', …' * (len(unknown) > 5)}")
+    for name, target in wanted.items():
+        if given[name].shape != target.shape:
+            raise ShapeError(f"{what}: {name} must have shape {tuple(target.shape)}; got {tuple(given[name].shape)}")
+    with torch.no_grad():
+        for name, target in wanted.items():
+            target.copy_(given[name])
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=INIT_STD)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=INIT_STD)

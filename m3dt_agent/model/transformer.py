@@ -1,0 +1,117 @@
+"""GPT-2 blocks (pre-norm, ReLU, no positional embedding) whose feed-forward part may carry experts.
+
+    x = x + attention(LN₁(x))
+    h = LN₂(x)
+    x = base + FFN(h)                          backbone
+    x = base + FFN(h) + Eₑ(h)                  one expert, weight 1 (stage 2)
+    x = base + FFN(h) + Σₑ wₑ(h) · Eₑ(h)        mixture (stage 3)
+
+`base` is x; with `residual="published"`, blocks that use experts continue from h, as the authors' code does.
+
+A block computes outputs only for the tokens named by `queries`; all tokens serve as keys and values. `past` holds keys and
+values of tokens that came before x and need not be computed again.
+
+Shape legend: B batch, S tokens, Q query tokens, D embed_dim, H heads, F = 4D hidden width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from .moe import Experts, Router
+
+Choice = Literal["none", "mixture"] | tuple[int, ...]
+"""Which experts a block adds: none, all of them routed, or expert k alone on the k-th of K equal groups of rows."""
+
+ALL_TOKENS = slice(None)
+
+
+class KeyValues(NamedTuple):
+    """What attention keeps of a token."""
+
+    keys: Tensor  # (B, H, S, D/H)
+    values: Tensor  # (B, H, S, D/H)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `queries` over every token and the past, with dropout on its probabilities (GPT-2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.dropout = config.dropout
+        self.query = nn.Linear(config.embed_dim, config.embed_dim)
+        self.key_value = nn.Linear(config.embed_dim, 2 * config.embed_dim)
+        self.out = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def keys_values(self, h: Tensor) -> KeyValues:
+        """Keys and values of tokens h (B, S, D)."""
+        keys, values = self.key_value(h).chunk(2, dim=-1)  # (B, S, D) each
+        return KeyValues(self._split_heads(keys), self._split_heads(values))
+
+    def forward(self, h: Tensor, mask: Tensor, queries: slice, past: KeyValues | None) -> Tensor:
+        """(B, S, D) to (B, Q, D); `mask` (B, 1, Q, past + S) is True where a query may look."""
+        q = self._split_heads(self.query(h[:, queries]))  # (B, H, Q, D/H)
+        k, v = self.keys_values(h)  # (B, H, S, D/H)
+        if past is not None:
+            k = torch.cat((past.keys.to(k.dtype), k), dim=2)  # (B, H, past + S, D/H)
+            v = torch.cat((past.values.to(v.dtype), v), dim=2)
+        rate = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)  # (B, H, Q, D/H)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, Q, D)
+        return out
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], self.n_heads, -1).transpose(1, 2)  # (B, S, D) to (B, H, S, D/H)
+
+
+class FeedForward(nn.Module):
+    """D → 4D → D with ReLU."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.w_in = nn.Linear(embed_dim, 4 * embed_dim)
+        self.w_out = nn.Linear(4 * embed_dim, embed_dim)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(…, D) to (…, D)."""
+        out: Tensor = self.w_out(self.w_in(h).relu_())
+        return out
+
+
+class Block(nn.Module):
+    """One transformer block; it has experts and a router unless `n_experts` is 0."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D, E = config.embed_dim, config.n_experts
+        self.ln_1 = nn.LayerNorm(D)
+        self.attention = Attention(config)
+        self.ln_2 = nn.LayerNorm(D)
+        self.ffn = FeedForward(D)
+        if E:
+            self.experts = Experts(E, D)
+            self.router = Router(D, E, config.top_k)
+        self.dropout = nn.Dropout(config.dropout)
+        self.continues_from_norm = config.residual == "published"
+
+    def keys_values(self, x: Tensor) -> KeyValues:
+        """The keys and values that this block's attention makes of tokens x (B, S, D)."""
+        return self.attention.keys_values(self.ln_1(x))
+
+    def forward(
+        self, x: Tensor, mask: Tensor, choice: Choice, queries: slice = ALL_TOKENS, past: KeyValues | None = None
+    ) -> Tensor:
+        """(B, S, D) to (B, Q, D); `mask` (B, 1, Q, past + S) is True where a query may look."""
+        x = x[:, queries] + self.dropout(self.attention(self.ln_1(x), mask, queries, past))  # (B, Q, D)
+        h: Tensor = self.ln_2(x)  # (B, Q, D)
+        base, update = x, self.ffn(h)
+        if choice != "none":
+            base = h if self.continues_from_norm else x
+            update = update + (self.experts(h, self.router(h)) if choice == "mixture" else self.experts.grouped(h, choice))
+        return torch.add(base, self.dropout(update))
