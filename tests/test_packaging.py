@@ -1,0 +1,73 @@
+"""The wheel holds every module and works in an empty environment, away from the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(ROOT)]
+    subprocess.run(command, check=True)
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_holds_every_module_and_asset(wheel: Path) -> None:
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    expected = {str(p.relative_to(ROOT)) for p in (ROOT / "m3dt_agent").rglob("*.py")}
+    expected |= {f"m3dt_agent/hub/{p.name}" for p in (ROOT / "hub").glob("*.py")}
+    expected |= {f"m3dt_agent/assets/{p.name}" for p in (ROOT / "m3dt_agent/assets").iterdir()}
+    assert expected | {"m3dt_agent/py.typed"} <= packed
+    assert not any(name.split("/")[0] in ("hub", "benchmarks", "tests") for name in packed)
+
+
+def run_in(folder: Path, python: Path, code: str) -> str:
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([python, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def bare_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel; it borrows the dependencies of this one, since a second torch would be 700 MB."""
+    home = tmp_path_factory.mktemp("bare")
+    venv.create(home, with_pip=False)
+    python = home / "bin" / "python"
+    site = next((home / "lib").glob("python*")) / "site-packages"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True)
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def test_every_module_imports_from_the_wheel(bare_python: Path, tmp_path: Path) -> None:
+    code = """
+import importlib, pkgutil, m3dt_agent
+print(m3dt_agent.__file__)
+for module in pkgutil.walk_packages(m3dt_agent.__path__, "m3dt_agent."):
+    importlib.import_module(module.name)
+    print(module.name)
+"""
+    printed = run_in(tmp_path, bare_python, code).splitlines()
+    assert str(ROOT) not in printed[0]
+    modules = {str(p.relative_to(ROOT).with_suffix("")).replace("/", ".") for p in (ROOT / "m3dt_agent").rglob("*.py")}
+    modules |= {f"m3dt_agent.hub.{p.stem}" for p in (ROOT / "hub").glob("*.py") if p.stem != "__init__"}
+    assert {m.removesuffix(".__init__") for m in modules} - {"m3dt_agent"} <= set(printed[1:])
+
+
+def test_the_command_lists_tasks_from_the_wheel(bare_python: Path, tmp_path: Path) -> None:
+    code = "import sys; from m3dt_agent.cli import main; sys.argv = ['m3dt', 'tasks', '--json']; main()"
+    listed = run_in(tmp_path, bare_python, code)
+    assert '"walker-run"' in listed
