@@ -1,0 +1,250 @@
+"""What a bank is made of: a manifest, and files that are whole and known to it by their sha256, or are not used.
+
+Writing: temporary name, flush to disk, then rename; never in place (safetensors maps files: an in-place write would change
+weights already loaded). Reading: the bytes are hashed before a tensor of them exists, and tensors get memory of their own.
+
+    safetensors file   | 8 bytes: n | n bytes: JSON header, padded with spaces to 8 | data, tensor after tensor |
+
+It is written here rather than by `safetensors.torch.save_file` so that it is hashed on the way, needs no second copy in memory,
+and a full disk is an `OSError` with an errno.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from . import tasks as task_table
+from .config import STAGES, DataConfig, ModelConfig, from_dict
+from .data.disk import disk_space_errors
+from .errors import BankError, ConfigError, M3DTError
+
+FORMAT_VERSION = 1
+_FILE_NAME = re.compile(r"(backbone|router|statistics|prompts|experts/\d{3})\.safetensors")
+_DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bool: "BOOL"}
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What a manifest knows of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of `bank.json`.
+
+    groups: task → expert, once tasks are grouped; grouping: the settings that made them (None: the user's own groups). stages:
+    stage → {"config", "threads", "data"} it was trained with. files: name → record.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    tasks: tuple[str, ...]
+    groups: dict[str, int] | None = None
+    grouping: dict[str, Any] | None = None
+    stages: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """`bank.json`'s text."""
+        return json.dumps({"format": "m3dt-bank", "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, where: Path) -> Manifest:
+        """The manifest in `text`, validated; `where` is named in errors.
+
+        Raises:
+            BankError: not a bank's manifest, a newer format, or content that cannot be.
+        """
+        try:
+            values = json.loads(text)
+            if values.pop("format") != "m3dt-bank":
+                raise ConfigError("it is not an m3dt-bank")
+            if (version := values.pop("format_version")) != FORMAT_VERSION:
+                raise ConfigError(f"format version {version!r}; this version of m3dt-agent reads {FORMAT_VERSION}")
+            manifest = from_dict(cls, values)
+            return dataclasses.replace(
+                manifest,
+                model=from_dict(ModelConfig, values["model"]),
+                data=from_dict(DataConfig, values["data"]),
+                tasks=tuple(task_table.get(name).name for name in values["tasks"]),
+                files={name: FileRecord(**record) for name, record in values["files"].items()},
+            ).checked()
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, M3DTError) as error:
+            raise BankError(f"{where} is damaged or foreign: {error}") from error
+
+    def checked(self) -> Manifest:
+        """This manifest, if its parts fit together.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        for name in self.files:
+            if not _FILE_NAME.fullmatch(name):
+                raise ConfigError(f"it lists {name!r}, which no bank has")
+            if name.startswith("experts/") and expert_index(name) >= self.model.n_experts:
+                raise ConfigError(f"it lists {name!r} but has n_experts={self.model.n_experts}")
+        if missing := [f"{name}.safetensors" for name in ("statistics", "prompts") if f"{name}.safetensors" not in self.files]:
+            raise ConfigError(f"it does not list {', '.join(missing)}")
+        if unknown := set(self.stages) - set(STAGES):
+            raise ConfigError(f"it has stages {sorted(unknown)}; there are {', '.join(STAGES)}")
+        if self.groups is not None:
+            check_groups(self.groups, self.tasks, self.model.n_experts)
+        return self
+
+
+def check_groups(groups: Mapping[str, int], tasks: Sequence[str], n_experts: int) -> None:
+    """Checks that `groups` gives each of `tasks` one expert, and each of `n_experts` at least one task.
+
+    Raises:
+        ConfigError: it does not; the message names the tasks or experts.
+    """
+    if set(groups) != set(tasks):
+        raise ConfigError(f"groups must cover the bank's tasks; they differ in {sorted(set(groups) ^ set(tasks))}")
+    if wrong := {task: e for task, e in groups.items() if type(e) is not int or not 0 <= e < n_experts}:
+        raise ConfigError(f"groups must name experts 0 … {n_experts - 1}; got {wrong}")
+    if empty := sorted(set(range(n_experts)) - set(groups.values())):
+        raise ConfigError(f"no group may be empty; experts {empty} have no task")
+
+
+def expert_file(expert: int) -> str:
+    """The name of an expert's file in a bank."""
+    return f"experts/{expert:03d}.safetensors"
+
+
+def expert_index(name: str) -> int:
+    return int(Path(name).stem)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
+    """Writes a safetensors file to `path` and flushes it to disk; not atomic, so `path` is a name that nobody reads yet.
+
+    Raises:
+        DiskSpaceError: no room; nothing is left at `path`.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # widest first: data stay aligned
+    digest, size = hashlib.sha256(), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_space_errors(path), path.open("wb") as file:
+            for part in _serialized(ordered):
+                file.write(part)
+                digest.update(part)
+                size += len(part)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return FileRecord(digest.hexdigest(), size)
+
+
+def _serialized(tensors: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
+    header: dict[str, dict[str, Any]] = {}
+    offset = 0
+    for name, tensor in tensors:
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, tensor in tensors:
+        yield tensor.detach().cpu().contiguous().reshape(-1).numpy().view(np.uint8).data
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small text file whole: temporary name, flush, rename, flush of the folder.
+
+    Raises:
+        DiskSpaceError: no room; `path` is as before.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with disk_space_errors(path), temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Makes the renames done in `folder` last through a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def verify(path: Path, record: FileRecord) -> None:
+    """Checks that the file at `path` is the one `record` describes, without loading it.
+
+    Raises:
+        BankError: missing, truncated, altered or another bank's.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise BankError(f"{path} is missing") from None
+    _compare(path, record, digest.hexdigest(), size)
+
+
+def read_bytes(path: Path, record: FileRecord) -> bytes:
+    """The file's content, verified.
+
+    Raises:
+        BankError: as `verify`.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise BankError(f"{path} is missing") from None
+    _compare(path, record, hashlib.sha256(content).hexdigest(), len(content))
+    return content
+
+
+def read_tensors(path: Path, record: FileRecord) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, verified, in memory of their own.
+
+    Raises:
+        BankError: as `verify`, or not a safetensors file.
+    """
+    content = read_bytes(path, record)
+    try:
+        tensors = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise BankError(f"{path} is not a safetensors file: {error}") from error
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _compare(path: Path, record: FileRecord, sha256: str, size: int) -> None:
+    if size != record.bytes:
+        raise BankError(f"{path} is damaged or foreign: {size} bytes, {record.bytes} expected")
+    if sha256 != record.sha256:
+        raise BankError(f"{path} is damaged or foreign: sha256 {sha256[:12]}…, {record.sha256[:12]}… expected")

@@ -1,0 +1,209 @@
+"""Training in three stages on one loop (loop.py): backbone, experts, router, and the grouping of tasks before the second.
+
+    fit_stage ─► settle settings (resume.py) ─► the stage's runs (backbone.py, experts.py, router.py)
+              ─► each run: loop.py, checkpointed (checkpoint.py), then committed to the bank
+
+A killed `fit_stage`, called again on the same bank, continues where it was, and ends with the weights it would have had.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ..bank import ExpertBank
+from ..config import ExpertsConfig, Stage, TrainConfig, stage_name, train_preset
+from ..data.task_datasets import TaskDatasets
+from ..errors import BankError, ConfigError, StageError
+from . import backbone, experts, router
+from .checkpoint import started_runs, training_lock
+from .estimate import Estimate, estimate, require_disk
+from .grouping import make_groups
+from .job import Job, data_fingerprint
+from .logs import LogRecord, OnLog, announce
+from .loop import Run, cpu_threads, train
+from .resume import Settings, check_continuable, preset_of, recorded_settings, settle
+
+__all__ = ["Estimate", "LogRecord", "estimate", "fit_stage", "group_tasks"]
+
+_RUNS: dict[Stage, Callable[[Job[Any]], Iterator[Run]]] = {
+    "backbone": backbone.runs,
+    "experts": experts.runs,
+    "router": router.runs,
+}
+
+
+def fit_stage(
+    stage: str | int,
+    data: TaskDatasets,
+    bank: ExpertBank,
+    config: TrainConfig | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    progress: bool | None = None,
+    on_log: OnLog | None = None,
+) -> None:
+    """Trains one stage of `bank` to its end, from wherever it is; groups the tasks before stage 2 if nobody has.
+
+    Args:
+        stage: backbone, experts or router; or 1, 2, 3.
+        data: of the bank's tasks, made with its DataConfig.
+        config: of the stage. None: the one the stage was started with, else the preset that goes with the bank's model.
+        progress: a bar and messages on stderr; None: the bar only on a terminal; False: neither.
+        on_log: called with every `LogRecord`.
+
+    Raises:
+        StageError: what the stage builds on is not there yet, or later stages build on what it would change.
+        ConfigError: settings other than the stage was started with, or that cannot work.
+        BankError: data of other tasks than the bank's, a damaged file, or another process training the bank.
+        DiskSpaceError: no room for the checkpoints.
+    """
+    stage = stage_name(stage)
+    check_data(data, bank)
+    with training_lock(bank.path):
+        bank.refresh()
+        _check_order(stage, bank)
+        experts.remove_finished(bank)
+        recorded = recorded_settings(bank, stage)
+        config, threads = settle(config, recorded, bank, stage)
+        if _is_finished(stage, bank, config, recorded, data):
+            announce(f"{stage} stage of {bank.path} is finished already ({config.steps:,} steps); nothing to do", progress)
+            return
+        require_disk(stage, config, bank.config, bank.path)
+        if progress is not False:
+            announce(str(estimate(stage, dataclasses.replace(config, threads=threads), bank.config, device=device)), progress)
+        with cpu_threads(threads):
+            _fit(Job(data, bank, config), threads, recorded, device, progress, on_log)
+
+
+def group_tasks(
+    data: TaskDatasets, bank: ExpertBank, config: ExpertsConfig | None = None, *, progress: bool | None = None
+) -> dict[str, int]:
+    """Task → expert, made as `config` says and kept in the bank; what is there already, if it was made with the same settings.
+
+    Raises:
+        StageError: no backbone (for grouping by gradients), or experts were trained in other groups.
+        ConfigError: more experts than tasks.
+        BankError: data of other tasks than the bank's, or another process training the bank.
+    """
+    check_data(data, bank)
+    with training_lock(bank.path):
+        bank.refresh()
+        settled = config or train_preset(preset_of(bank.config), "experts")
+        if not isinstance(settled, ExpertsConfig):
+            raise ConfigError(f"grouping takes an ExpertsConfig; got {type(settled).__name__}")
+        with cpu_threads(settled.threads or torch.get_num_threads()):
+            return _regroup(Job(data, bank, settled), progress)
+
+
+def check_data(data: TaskDatasets, bank: ExpertBank) -> None:
+    """Checks that `data` is of the bank's tasks, in its order, prepared as its statistics were.
+
+    Raises:
+        BankError: it is not; the message names both.
+    """
+    found, wanted = tuple(task.name for task in data.tasks), bank.manifest.tasks
+    if found != wanted:
+        differ = f"only in the data: {sorted(set(found) - set(wanted))}, only in the bank: {sorted(set(wanted) - set(found))}"
+        what = differ if set(found) != set(wanted) else f"in another order: data {list(found)}, bank {list(wanted)}"
+        raise BankError(f"bank {bank.path} was made for other tasks than the data's; {what}")
+    if data.config != bank.data_config:
+        raise BankError(f"bank {bank.path} was made with {bank.data_config}; the data were opened with {data.config}")
+
+
+def _check_order(stage: Stage, bank: ExpertBank) -> None:
+    if stage != "backbone" and bank.config.n_experts == 0:
+        raise ConfigError(f"bank {bank.path} has n_experts=0: it has no {stage} stage")
+    if stage != "backbone" and "backbone.safetensors" not in bank.manifest.files:
+        raise StageError(
+            f"the {stage} stage builds on the backbone, which bank {bank.path} has not got; fit_stage('backbone') first"
+        )
+    missing = sorted(set(range(bank.config.n_experts)) - set(bank.finished_experts))
+    if stage == "router" and missing:
+        raise StageError(
+            f"the router stage builds on all experts; bank {bank.path} lacks {missing}; fit_stage('experts') first"
+        )
+
+
+def _is_finished(stage: Stage, bank: ExpertBank, config: TrainConfig, recorded: Settings | None, data: TaskDatasets) -> bool:
+    """Whether nothing is left to do; if the stage is in the bank but more is asked, whether that can be done is checked."""
+    done = bank.status(stage) == "done"
+    public = bank.manifest.stages.get(stage)
+    if recorded is None or public is None:
+        return done
+    fingerprint = data_fingerprint(data)
+    if recorded.data != fingerprint:
+        raise BankError(
+            f"the {stage} stage of bank {bank.path} was trained on data {recorded.data[:12]}; "
+            f"the data given are {fingerprint[:12]}"
+        )
+    reached = public["config"]["steps"]
+    if config.steps <= reached:
+        return done
+    if stage == "backbone" and bank.finished_experts:
+        raise StageError(
+            f"experts {list(bank.finished_experts)} of bank {bank.path} were trained on its backbone; it cannot grow"
+        )
+    if stage == "experts" or recorded.run is None:
+        raise StageError(
+            f"the {stage} stage of bank {bank.path} has results of {reached:,} steps and no checkpoint to train them on "
+            f"to {config.steps:,}; train another bank"
+        )
+    return False
+
+
+def _fit(
+    job: Job[Any],
+    threads: int,
+    recorded: Settings | None,
+    device: str | torch.device,
+    progress: bool | None,
+    on_log: OnLog | None,
+) -> None:
+    stage, bank = job.config.stage, job.bank
+    if stage == "experts" and bank.groups is None:
+        _group(job, progress)
+    record = {"config": dataclasses.asdict(job.config), "threads": threads, "data": data_fingerprint(job.data)}
+    for run in _RUNS[stage](job):
+        if recorded is not None:
+            check_continuable(recorded, run.name, run.built_on, bank)
+            recorded = None  # only the first run can have been begun
+        train(run, bank.path, device=device, threads=threads, progress=progress, on_log=on_log)
+        bank.commit(run.public_files(), stages=bank.manifest.stages | {stage: record})
+        if stage == "experts":
+            experts.remove_finished(bank)
+
+
+def _regroup(job: Job[ExpertsConfig], progress: bool | None) -> dict[str, int]:
+    """The bank's groups if they were made with these settings, else new ones."""
+    bank = job.bank
+    if bank.groups is not None and bank.manifest.grouping == _grouping_settings(job.config):
+        return bank.groups
+    if bank.finished_experts or started_runs(bank.path, "experts"):
+        raise StageError(
+            f"experts of bank {bank.path} are trained in groups made with {bank.manifest.grouping}; they cannot change"
+        )
+    return _group(job, progress)
+
+
+def _group(job: Job[ExpertsConfig], progress: bool | None) -> dict[str, int]:
+    bank = job.bank
+    if job.config.grouping == "gradient" and "backbone.safetensors" not in bank.manifest.files:
+        raise StageError(
+            f"grouping by gradients needs a backbone, which bank {bank.path} has not got; fit_stage('backbone') first"
+        )
+    announce(f"grouping {len(job.data.tasks)} tasks for {bank.config.n_experts} experts ({job.config.grouping})", progress)
+    groups = make_groups(job)
+    bank.commit({}, groups=groups, grouping=_grouping_settings(job.config))
+    return groups
+
+
+def _grouping_settings(config: ExpertsConfig) -> dict[str, Any]:
+    """The fields that decide the groups."""
+    if config.grouping == "random":
+        return {"grouping": config.grouping, "seed": config.seed}
+    names = ("grouping", "seed", "grouping_batches", "grouping_runs", "batch_size", "grad_clip", "precision")
+    return {name: getattr(config, name) for name in names}

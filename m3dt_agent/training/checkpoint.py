@@ -1,0 +1,184 @@
+"""Checkpoints: whole folders, renamed into place, from which a killed run continues.
+
+    <bank>/resume/
+      .lock                          held by the process that trains
+      <run>-<step>/                  run: backbone, router, or experts-<first>-<last>
+        weights.safetensors          what the run trains
+        optimizer.safetensors        AdamW's two moments of each of them
+        state.json                   step, config, threads, what it builds on, sha256 of the two files and of itself
+
+A checkpoint is built in a hidden scratch folder, flushed and renamed; only then is all but the newest and the one before it
+removed. No generator state is kept: randomness is derived from (seed, stage, expert, step).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..bank_files import FileRecord, flush_folder, read_tensors, verify, write_tensors
+from ..config import Stage
+from ..data.disk import disk_space_errors, publish, scratch_folder
+from ..errors import BankError
+
+KEPT = 2
+"""Checkpoints of a run on disk: the newest, and the one before it in case the newest is damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """All of a run but its tensors.
+
+    config: the run's TrainConfig as a dict. built_on: what must be the same to continue (data, groups, frozen weights).
+    conflicts: gradient conflict, as measured so far. sums: of loss and gradient norm, (2, K), over the `summed` steps since the
+    last log row.
+    """
+
+    stage: Stage
+    run: str
+    step: int
+    seconds: float
+    threads: int
+    config: dict[str, Any]
+    built_on: dict[str, str]
+    conflicts: list[float]
+    sums: list[list[float]]
+    summed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint folder that was verified when it was found."""
+
+    path: Path
+    state: RunState
+    files: dict[str, FileRecord]
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """Tensors of "weights" or "optimizer".
+
+        Raises:
+            BankError: damaged since.
+        """
+        return read_tensors(self.path / f"{name}.safetensors", self.files[f"{name}.safetensors"])
+
+
+@contextlib.contextmanager
+def training_lock(bank: Path) -> Iterator[None]:
+    """Holds the bank for training; a kill releases it.
+
+    Raises:
+        BankError: another process trains it.
+    """
+    (bank / "resume").mkdir(parents=True, exist_ok=True)
+    with (bank / "resume" / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BankError(f"another process is training bank {bank}; wait for it or stop it") from None
+        for abandoned in (bank / "resume").glob(".writing-*"):  # a killed process's: nobody else writes here
+            shutil.rmtree(abandoned, ignore_errors=True)
+        yield
+
+
+def write_checkpoint(bank: Path, state: RunState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Writes `<run>-<step>/`, then removes the run's older checkpoints.
+
+    Args:
+        tensors: "weights" and "optimizer".
+
+    Raises:
+        DiskSpaceError: no room; the older checkpoints are as before.
+    """
+    target = bank / "resume" / f"{state.run}-{state.step}"
+    with disk_space_errors(target), scratch_folder(target.parent) as scratch:
+        files = {f"{name}.safetensors": write_tensors(scratch / f"{name}.safetensors", part) for name, part in tensors.items()}
+        (scratch / "state.json").write_text(_seal({"state": dataclasses.asdict(state), "files": _plain(files)}))
+        flush_folder(scratch)
+        shutil.rmtree(
+            target, ignore_errors=True
+        )  # there only if it was found damaged, or the run has grown past it and fell back
+        publish(scratch, target)
+    for _, older in _folders(bank, state.run)[KEPT:]:
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def newest_checkpoint(bank: Path, run: str) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of `run` (or None), and what is wrong with newer ones.
+
+    Raises:
+        BankError: there are checkpoints and every one is damaged.
+    """
+    problems: list[str] = []
+    folders = _folders(bank, run)
+    for _, folder in folders:
+        try:
+            return _open(folder), problems
+        except BankError as error:
+            problems.append(str(error))
+    if problems:
+        raise BankError(f"every checkpoint of run {run!r} is damaged; remove them to start it over: " + "; ".join(problems))
+    return None, problems
+
+
+def remove_checkpoints(bank: Path, run: str) -> None:
+    """Removes all checkpoints of `run`."""
+    for _, folder in _folders(bank, run):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def started_runs(bank: Path, stage: Stage) -> list[str]:
+    """The runs of `stage` that have a checkpoint, by name."""
+    return sorted({run for run, _ in map(_parse, (bank / "resume").glob(f"{stage}*-*")) if run})
+
+
+def _folders(bank: Path, run: str) -> list[tuple[int, Path]]:
+    """Steps and folders of a run, newest first."""
+    parsed = [(folder, *_parse(folder)) for folder in (bank / "resume").glob(f"{run}-*")]
+    return sorted(((step, folder) for folder, name, step in parsed if name == run), reverse=True)
+
+
+def _parse(folder: Path) -> tuple[str, int]:
+    run, _, step = folder.name.rpartition("-")
+    return (run, int(step)) if step.isdecimal() and folder.is_dir() else ("", -1)
+
+
+def _open(folder: Path) -> Checkpoint:
+    content = _unseal(folder / "state.json")
+    files = {name: FileRecord(**record) for name, record in content["files"].items()}
+    for name, record in files.items():
+        verify(folder / name, record)
+    return Checkpoint(folder, RunState(**content["state"]), files)
+
+
+def _plain(files: Mapping[str, FileRecord]) -> dict[str, dict[str, Any]]:
+    return {name: dataclasses.asdict(record) for name, record in files.items()}
+
+
+def _seal(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content})
+
+
+def _unseal(path: Path) -> dict[str, Any]:
+    try:
+        sealed = json.loads(path.read_text())
+        content: dict[str, Any] = sealed["content"]
+        text = json.dumps(content, sort_keys=True)
+        if hashlib.sha256(text.encode()).hexdigest() == sealed["sha256"]:
+            return content
+    except FileNotFoundError:
+        raise BankError(f"{path} is missing") from None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise BankError(f"{path} is damaged")

@@ -1,0 +1,83 @@
+"""Gradient conflict between tasks (M3DT section 3): how little the tasks' gradients agree with their mean.
+
+    conflict = 1 - mean_t cos(g_t, ḡ),   ḡ = mean_t g_t          0: all the same, near 1: orthogonal
+
+g_t is the gradient of task t's loss over all trained parameters, at dropout 0. Gradients are made twice, once for ḡ and once
+for the cosines, because 160 of the paper's 5.3M numbers would be 3.4 GB to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batches import Batch, BatchSampler
+from ..model import M3DT
+
+SMOOTHING = 0.8
+"""Weight of the past in the exponential average of measurements; about the last five count. Ours: the paper does not say."""
+
+Gradients = Callable[[], Iterator[Tensor]]
+
+
+def masked_losses(actions: Tensor, batch: Batch, n_losses: int) -> Tensor:
+    """Mean squared error over real action dimensions of real steps, one per equal group of windows, (K,).
+
+    actions: (B, T, act_dim), B a multiple of K.
+    """
+    errors = (actions.to(batch.window.actions.dtype) - batch.window.actions).square() * batch.action_mask
+    return errors.view(n_losses, -1).sum(1) / batch.action_mask.view(n_losses, -1).sum(1)
+
+
+def task_gradients(
+    model: M3DT, parameters: Mapping[str, nn.Parameter], sampler: BatchSampler, step: int, *, clip: float | None = None
+) -> Iterator[Tensor]:
+    """The gradient of each task's loss on the backbone alone, (P,) flat, in the sampler's task order.
+
+    clip: scale a gradient down to this norm, as training does.
+    """
+    first = next(iter(parameters.values()))
+    training = model.training
+    model.eval()
+    try:
+        for task in range(len(sampler.data.tasks)):
+            batch = sampler.sample_task(task, step).to(first.device, first.dtype)
+            loss = masked_losses(model(batch.window, batch.prompt, "none"), batch, 1).sum()
+            parts = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+            gradient = torch.cat([part.reshape(-1) for part in parts])
+            if clip is not None:
+                gradient *= (clip / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
+            yield gradient
+    finally:
+        model.train(training)
+
+
+def mean_gradient(gradients: Gradients) -> Tensor:
+    """ḡ, (P,)."""
+    total, count = torch.zeros(()), 0
+    for gradient in gradients():
+        total, count = (gradient if count == 0 else total.add_(gradient)), count + 1
+    return total / count
+
+
+def gradient_conflict(gradients: Gradients) -> float:
+    """1 - the mean cosine between the gradients and their mean; a gradient of zeros agrees with nothing (cosine 0)."""
+    mean = mean_gradient(gradients)
+    cosines = [torch.nn.functional.cosine_similarity(gradient, mean, dim=0, eps=1e-30).item() for gradient in gradients()]
+    return 1.0 - sum(cosines) / len(cosines)
+
+
+def smoothed(conflicts: list[float]) -> list[float]:
+    """The exponential average after each measurement, from the first one on."""
+    averages: list[float] = []
+    for value in conflicts:
+        averages.append(value if not averages else SMOOTHING * averages[-1] + (1 - SMOOTHING) * value)
+    return averages
+
+
+def has_peaked(conflicts: list[float], patience: int) -> bool:
+    """Whether the smoothed conflict has not risen above its peak for `patience` measurements (M3DT section 4.3)."""
+    averages = smoothed(conflicts)
+    return bool(averages) and len(averages) - 1 - averages.index(max(averages)) >= patience

@@ -1,0 +1,272 @@
+"""The one training loop. A stage only chooses what a `Run` holds: data, model, trained parameters, number K of losses.
+
+    batch of K equal groups ─► model ─► masked MSE per group (K,) ─► sum ─► gradients ─► clipped per expert ─► AdamW
+
+    stage 1, 3   K = 1          one loss, one gradient norm over all trained parameters
+    stage 2      K experts      group k meets expert k only, and parameters are stacked (K, ...): no gradient crosses from one
+                                expert to another, and neither does clipping, so stacked equals one by one (at dropout 0)
+
+A step depends on (seed, stage, expert, step), the weights and the number of threads, and on nothing else: the batch and
+dropout's generator are derived from them, and the caller's generator is left as it was. Losses stay on the device until they
+are logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..config import BackboneConfig, TrainConfig
+from ..data.batches import Batch, Window, derive_seed
+from ..model import M3DT, ExpertChoice
+from .checkpoint import Checkpoint, RunState, newest_checkpoint, write_checkpoint
+from .conflict import has_peaked, masked_losses, smoothed
+from .logs import LogRecord, OnLog, RunLog, announce
+
+
+class Sampler(Protocol):
+    """Where batches come from: a pure function of the step."""
+
+    def sample(self, step: int) -> Batch: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """What a stage hands to the loop.
+
+    name: of its checkpoints. model: holds everything, frozen parts included. parameters: what is trained. samplers: K of them,
+    one per expert. experts: the bank's indices of the K experts (stage 2), else empty. choice: what `forward` is asked for.
+    built_on: hashes of what must be the same to continue. public_files: what the bank gets from the trained model.
+    conflict: measures gradient conflict at a step, where the stage can.
+    """
+
+    name: str
+    config: TrainConfig
+    model: M3DT
+    parameters: Mapping[str, nn.Parameter]
+    samplers: Sequence[Sampler]
+    choice: ExpertChoice
+    built_on: Mapping[str, str]
+    public_files: Callable[[], dict[str, dict[str, Tensor]]]
+    experts: tuple[int, ...] = ()
+    conflict: Callable[[int], float] | None = None
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Torch with `count` CPU threads inside, as before outside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's generators seeded inside, as before outside."""
+    accelerators = [device] if device.type != "cpu" else []
+    with torch.random.fork_rng(devices=accelerators, device_type=device.type if accelerators else "cuda"):
+        torch.manual_seed(seed)
+        yield
+
+
+class Trainer:
+    """A run in progress: model and optimizer on their device, and how far they have come.
+
+    Frozen parameters are marked so (`requires_grad` False): their gradients are not computed.
+    """
+
+    def __init__(self, run: Run, device: str | torch.device) -> None:
+        config = run.config
+        self.run = run
+        self.device = torch.device(device)
+        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        run.model.to(self.device, self.dtype).train().requires_grad_(False)
+        self.parameters = list(run.parameters.values())
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.step_count = 0
+        self.seconds = 0.0
+        self.conflicts: list[float] = []
+        self._reset_sums()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step is done, or gradient conflict has peaked in a run that stops there."""
+        config = self.run.config
+        stops = (
+            isinstance(config, BackboneConfig) and config.early_stop and has_peaked(self.conflicts, config.conflict_patience)
+        )
+        return self.step_count >= config.steps or stops
+
+    def step(self) -> None:
+        """One step of training."""
+        config, index = self.run.config, self.step_count
+        started = time.perf_counter()
+        batch = self._batch(index)
+        seed = derive_seed(config.seed, config.stage, self.run.experts[0] if self.run.experts else 0, index, "dropout")
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        with seeded(seed, self.device), autocast:
+            actions = self.run.model(batch.window, batch.prompt, self.run.choice)
+        losses = masked_losses(actions, batch, len(self.run.samplers))  # (K,)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        norms = self._clip()
+        self._set_learning_rate(index)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._sums += torch.stack((losses.detach(), norms))
+        self._summed += 1
+        self.step_count += 1
+        self._measure_conflict()
+        self.seconds += time.perf_counter() - started
+
+    def report(self) -> LogRecord:
+        """Means since the last report; the only place where the device is waited for."""
+        losses, norms = (self._sums / self._summed).tolist()
+        self._reset_sums()
+        return LogRecord(
+            stage=self.run.config.stage,
+            step=self.step_count,
+            steps=self.run.config.steps,
+            experts=self.run.experts,
+            losses=tuple(losses),
+            grad_norms=tuple(norms),
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            conflict=smoothed(self.conflicts)[-1] if self.conflicts else None,
+            seconds=self.seconds,
+        )
+
+    def state(self, threads: int) -> RunState:
+        """Everything about the run that is not a tensor."""
+        return RunState(
+            stage=self.run.config.stage,
+            run=self.run.name,
+            step=self.step_count,
+            seconds=self.seconds,
+            threads=threads,
+            config=dataclasses.asdict(self.run.config),
+            built_on=dict(self.run.built_on),
+            conflicts=list(self.conflicts),
+            sums=self._sums.tolist(),
+            summed=self._summed,
+        )
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds: "weights" and "optimizer"."""
+        moments = {
+            f"{name}/{moment}": self.optimizer.state[parameter][moment]
+            for name, parameter in self.run.parameters.items()
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
+        return {"weights": {name: p.detach() for name, p in self.run.parameters.items()}, "optimizer": moments}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continues from `checkpoint`; tensors keep their layout in memory, whatever the file's.
+
+        Raises:
+            BankError: damaged since it was found.
+        """
+        weights, moments, state = checkpoint.read("weights"), checkpoint.read("optimizer"), checkpoint.state
+        with torch.no_grad():
+            for name, parameter in self.run.parameters.items():
+                parameter.copy_(weights[name])
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(state.step), device=self.device),
+                    "exp_avg": torch.empty_like(parameter).copy_(moments[f"{name}/exp_avg"]),
+                    "exp_avg_sq": torch.empty_like(parameter).copy_(moments[f"{name}/exp_avg_sq"]),
+                }
+        self.step_count, self.seconds, self.conflicts = state.step, state.seconds, list(state.conflicts)
+        self._sums = torch.tensor(state.sums, dtype=self.dtype, device=self.device)
+        self._summed = state.summed
+
+    def _batch(self, index: int) -> Batch:
+        return _stack([sampler.sample(index) for sampler in self.run.samplers]).to(self.device, self.dtype)
+
+    def _clip(self) -> Tensor:
+        """Scales gradients down to norm `grad_clip`, per expert, and returns the norms before, (K,)."""
+        grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if self.run.experts:
+            norms: Tensor = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads]).norm(dim=0)
+        else:
+            norms = torch.nn.utils.get_total_norm(grads).view(1)
+        scales = (self.run.config.grad_clip / (norms + 1e-6)).clamp(max=1.0)
+        for grad in grads:
+            grad.mul_(scales.view(-1, *[1] * (grad.ndim - 1)) if self.run.experts else scales[0])
+        return norms
+
+    def _set_learning_rate(self, index: int) -> None:
+        config = self.run.config
+        rate = (
+            config.learning_rate * min((index + 1) / config.warmup_steps, 1.0) if config.warmup_steps else config.learning_rate
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _measure_conflict(self) -> None:
+        config = self.run.config
+        every = config.conflict_every if isinstance(config, BackboneConfig) else 0
+        if self.run.conflict is not None and every and self.step_count % every == 0:
+            self.conflicts.append(self.run.conflict(self.step_count))
+
+    def _reset_sums(self) -> None:
+        self._sums = torch.zeros(2, len(self.run.samplers), dtype=self.dtype, device=self.device)
+        self._summed = 0
+
+
+def train(
+    run: Run, bank: Path, *, device: str | torch.device, threads: int, progress: bool | None = None, on_log: OnLog | None = None
+) -> None:
+    """Trains `run` to its end, from its newest checkpoint if there is one; on return a checkpoint holds the final state.
+
+    Raises:
+        BankError: every checkpoint is damaged.
+        DiskSpaceError: no room for a checkpoint; the last one stands.
+    """
+    trainer = Trainer(run, device)
+    checkpoint, problems = newest_checkpoint(bank, run.name)
+    for problem in problems:
+        announce(f"a checkpoint is damaged, falling back to the one before: {problem}", progress)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        announce(f"{run.name}: continuing from step {trainer.step_count:,}", progress)
+    config = run.config
+    with RunLog(bank, run.name, config.stage, run.experts, trainer.step_count, config.steps, progress) as log:
+        while not trainer.is_over:
+            trainer.step()
+            log.advance()
+            if trainer.step_count % config.log_every == 0 or trainer.is_over:
+                record = trainer.report()
+                log.write(record)
+                if on_log is not None:
+                    on_log(record)
+            if trainer.step_count % config.checkpoint_every == 0 or trainer.is_over:
+                log.flush()
+                write_checkpoint(bank, trainer.state(threads), trainer.tensors())
+
+
+def _stack(batches: Sequence[Batch]) -> Batch:
+    """One batch of K equal groups. It always copies, into memory aligned for the CPU's vector units whatever numpy gave."""
+    return Batch(
+        torch.cat([batch.tasks for batch in batches]),
+        _stack_windows([batch.window for batch in batches]),
+        _stack_windows([batch.prompt for batch in batches]),
+        torch.cat([batch.action_mask for batch in batches]),
+    )
+
+
+def _stack_windows(windows: Sequence[Window]) -> Window:
+    fields = ("states", "actions", "returns_to_go", "timesteps", "mask")
+    return Window(*(torch.cat([getattr(window, field) for window in windows]) for field in fields))

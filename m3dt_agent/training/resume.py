@@ -1,0 +1,114 @@
+"""What a stage may continue from: the settings it was started with, and what it was built on.
+
+A run's settings are in its checkpoints until it ends, then in `bank.json`. Called again, a stage must be asked for the same
+thing: any other field is an error that names it, except that `steps` may grow, and `log_every` and `checkpoint_every` are free,
+since they change no weight. `threads=None` means the recorded count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..bank import ExpertBank
+from ..config import ModelConfig, Stage, TrainConfig, from_dict, train_preset
+from ..errors import BankError, ConfigError, StageError
+from .checkpoint import newest_checkpoint, started_runs
+
+FREE_FIELDS = ("log_every", "checkpoint_every")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a stage was started. built_on: of its unfinished run, else empty; data: fingerprint of the data it was trained on."""
+
+    config: dict[str, Any]
+    threads: int
+    data: str
+    run: str | None
+    built_on: Mapping[str, str]
+
+
+def recorded_settings(bank: ExpertBank, stage: Stage) -> Settings | None:
+    """The settings of the stage's unfinished run, or of the stage if it is (partly) in the bank, or None.
+
+    Raises:
+        BankError: all checkpoints of the unfinished run are damaged.
+    """
+    for run in started_runs(bank.path, stage):
+        checkpoint, _ = newest_checkpoint(bank.path, run)
+        if checkpoint is not None:
+            state = checkpoint.state
+            return Settings(state.config, state.threads, state.built_on["data"], run, state.built_on)
+    if (record := bank.manifest.stages.get(stage)) is not None:
+        return Settings(record["config"], record["threads"], record["data"], None, {})
+    return None
+
+
+def settle(config: TrainConfig | None, recorded: Settings | None, bank: ExpertBank, stage: Stage) -> tuple[TrainConfig, int]:
+    """The config and thread count a stage runs with: those asked for, if they fit the recorded ones; by default, those.
+
+    With nothing asked and nothing recorded it is the training preset that goes with the bank's model.
+
+    Raises:
+        ConfigError: another stage's config, or fields that differ from the recorded ones.
+    """
+    if config is not None and getattr(type(config), "stage", None) != stage:
+        raise ConfigError(f"stage {stage!r} takes its own config; got {type(config).__name__}")
+    if recorded is None:
+        config = config or train_preset(preset_of(bank.config), stage)
+        return config, config.threads or torch.get_num_threads()
+    before = from_dict(type(train_preset("tiny", stage)), recorded.config)
+    if config is None:
+        return before, recorded.threads
+    _check_unchanged(config, before, recorded.threads, f"stage {stage!r} of bank {bank.path}")
+    return config, recorded.threads
+
+
+def preset_of(config: ModelConfig) -> str:
+    """The preset whose width and depth a model has; `paper`, the published settings, if none."""
+    for name in ("tiny", "small"):
+        preset = ModelConfig.preset(name)
+        if (preset.embed_dim, preset.n_layers) == (config.embed_dim, config.n_layers):
+            return name
+    return "paper"
+
+
+def _check_unchanged(config: TrainConfig, before: TrainConfig, threads: int, where: str) -> None:
+    differ = []
+    for field in dataclasses.fields(config):
+        old, new = getattr(before, field.name), getattr(config, field.name)
+        if field.name == "threads":
+            old, new = threads, threads if new is None else new
+        grown = field.name == "steps" and new > old
+        if new != old and not grown and field.name not in FREE_FIELDS:
+            differ.append(f"{field.name} {old!r} → {new!r}")
+    if differ:
+        raise ConfigError(
+            f"{where} was started with other settings: {', '.join(differ)}; continue with those it has "
+            f"(only steps may grow), or train another bank"
+        )
+
+
+def check_continuable(recorded: Settings, run: str, built_on: Mapping[str, str], bank: ExpertBank) -> None:
+    """Checks that the unfinished run of a stage still builds on what it did.
+
+    Raises:
+        BankError: something else is there now; the message names what, with both hashes.
+        StageError: the unfinished run is another one.
+    """
+    if recorded.run is None:
+        return
+    if recorded.run != run:
+        raise StageError(f"bank {bank.path} has an unfinished run {recorded.run!r}, not {run!r}; remove it from resume/")
+    differ = {key for key in {*built_on, *recorded.built_on} if built_on.get(key) != recorded.built_on.get(key)}
+    if differ:
+        found = "; ".join(
+            f"{key} was {recorded.built_on.get(key, 'absent')[:12]}, is {built_on.get(key, 'absent')[:12]}"
+            for key in sorted(differ)
+        )
+        raise BankError(f"run {run!r} of bank {bank.path} was started on something else ({found}); it cannot continue on this")

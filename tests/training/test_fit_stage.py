@@ -1,0 +1,276 @@
+"""`fit_stage` and `group_tasks`: order, settings, continuing, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.config import BackboneConfig, DataConfig, ExpertsConfig, RouterConfig
+from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.errors import BankError, ConfigError, DiskSpaceError, StageError
+from m3dt_agent.training import LogRecord, fit_stage, group_tasks
+from m3dt_agent.training.checkpoint import training_lock
+
+MakeBank = Callable[..., ExpertBank]
+SHARED: dict[str, Any] = {"steps": 6, "batch_size": 4, "warmup_steps": 4, "log_every": 1, "checkpoint_every": 2}
+BACKBONE = BackboneConfig(**SHARED)
+EXPERTS = ExpertsConfig(**SHARED, grouping="random", experts_at_once=2)
+ROUTER = RouterConfig(**SHARED)
+
+
+class StoppedError(Exception):
+    """Raised from `on_log`, like a Ctrl-C at that moment."""
+
+
+def stop_at(step: int, kind: type[BaseException] = StoppedError, after: int = 0) -> Callable[[LogRecord], None]:
+    seen = []
+
+    def on_log(record: LogRecord) -> None:
+        seen.append(record)
+        if record.step == step and len(seen) > after:
+            raise kind
+
+    return on_log
+
+
+def fit(stage: str | int, data: TaskDatasets, bank: ExpertBank, config: Any, **kwargs: Any) -> None:
+    fit_stage(stage, data, bank, config, progress=False, **kwargs)
+
+
+def files(bank: ExpertBank) -> dict[str, str]:
+    return {name: record.sha256 for name, record in ExpertBank.open(bank.path).manifest.files.items()}
+
+
+def test_stages_come_in_order(data: TaskDatasets, make_bank: MakeBank) -> None:
+    bank = make_bank()
+    with pytest.raises(StageError, match="experts stage builds on the backbone"):
+        fit("experts", data, bank, EXPERTS)
+    with pytest.raises(StageError, match="router stage builds on the backbone"):
+        fit(3, data, bank, ROUTER)
+    fit(1, data, bank, BACKBONE)
+    with pytest.raises(StageError, match=r"lacks \[0, 1, 2\]; fit_stage\('experts'\) first"):
+        fit("router", data, bank, ROUTER)
+    fit(2, data, bank, EXPERTS)
+    fit(3, data, bank, ROUTER)
+    assert [ExpertBank.open(bank.path).status(stage) for stage in (1, 2, 3)] == ["done"] * 3
+    assert bank.default_experts == "mixture"
+    with pytest.raises(StageError, match="cannot grow"):
+        fit(1, data, bank, dataclasses.replace(BACKBONE, steps=8))
+
+
+def test_data_must_be_the_banks(data: TaskDatasets, other_data: TaskDatasets, make_bank: MakeBank) -> None:
+    bank = make_bank()
+    with pytest.raises(BankError, match=r"only in the data: \[\], only in the bank: \['reach'\]"):
+        fit(1, data.subset([task.name for task in data.tasks[:-1]]), bank, BACKBONE)
+    with pytest.raises(BankError, match="another order"):
+        fit(1, data.subset([task.name for task in data.tasks[::-1]]), bank, BACKBONE)
+    with pytest.raises(BankError, match=r"n_prompts=2.*n_prompts=1"):
+        fit(1, TaskDatasets(data.tasks, data.packed, DataConfig(n_prompts=1)), bank, BACKBONE)
+    with pytest.raises(StoppedError):
+        fit(1, data, bank, BACKBONE, on_log=stop_at(5))
+    with pytest.raises(BankError, match="started on something else \\(data was"):
+        fit(1, other_data, bank, BACKBONE)
+    fit(1, data, bank, BACKBONE)
+    with pytest.raises(BankError, match="was trained on data"):
+        fit(1, other_data, bank, BACKBONE)
+
+
+def test_a_stage_without_experts_and_a_config_of_another_stage(data: TaskDatasets, make_bank: MakeBank) -> None:
+    bank = make_bank(n_experts=0)
+    with pytest.raises(ConfigError, match="n_experts=0"):
+        fit(2, data, bank, EXPERTS)
+    with pytest.raises(ConfigError, match="stage 'backbone' takes its own config; got RouterConfig"):
+        fit(1, data, bank, ROUTER)
+
+
+def test_a_finished_stage_says_so_and_does_nothing(
+    data: TaskDatasets, make_bank: MakeBank, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank = make_bank()
+    fit(1, data, bank, BACKBONE)
+    before = files(bank)
+    for config in (BACKBONE, None):
+        fit_stage(1, data, bank, config, on_log=stop_at(1))
+        assert "finished already (6 steps); nothing to do" in capsys.readouterr().err
+    assert files(bank) == before
+
+
+def test_settings_may_not_change_but_steps_may_grow(data: TaskDatasets, make_bank: MakeBank) -> None:
+    bank, longer = make_bank(), dataclasses.replace(BACKBONE, steps=10)
+    with pytest.raises(StoppedError):
+        fit(1, data, bank, BACKBONE, on_log=stop_at(3))
+    for changes, told in (
+        ({"learning_rate": 0.5, "seed": 3}, r"learning_rate 0\.0001 → 0\.5, seed 0 → 3"),
+        ({"threads": torch.get_num_threads() + 1}, "threads"),
+        ({"steps": 5}, "steps 6 → 5"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            fit(1, data, bank, dataclasses.replace(BACKBONE, **changes))
+    fit(1, data, bank, BACKBONE)
+    fit(1, data, bank, longer)
+    uninterrupted = make_bank("uninterrupted")
+    fit(1, data, uninterrupted, longer)
+    assert files(bank) == files(uninterrupted)
+    with pytest.raises(ConfigError, match="steps 10 → 6"):
+        fit(1, data, bank, BACKBONE)
+
+
+def test_none_continues_with_the_settings_it_was_started_with(data: TaskDatasets, make_bank: MakeBank) -> None:
+    bank, whole = make_bank(), make_bank("whole")
+    with pytest.raises(StoppedError):
+        fit(1, data, bank, BACKBONE, on_log=stop_at(3))
+    assert bank.status("backbone") == "partial"
+    fit(1, data, bank, None)
+    fit(1, data, whole, BACKBONE)
+    assert files(bank) == files(whole)
+
+
+def test_ctrl_c_leaves_a_bank_with_the_experts_that_were_finished(data: TaskDatasets, make_bank: MakeBank) -> None:
+    bank, whole = make_bank(), make_bank("whole")
+    for each in (bank, whole):
+        fit(1, data, each, BACKBONE)
+    with pytest.raises(KeyboardInterrupt):
+        fit(2, data, bank, EXPERTS, on_log=stop_at(3, KeyboardInterrupt, after=6))
+    usable = ExpertBank.open(bank.path)
+    assert (usable.finished_experts, usable.status("experts"), usable.default_experts) == ((0, 1), "partial", "none")
+    usable.model()
+    steps: list[tuple[tuple[int, ...], int]] = []
+    fit(2, data, usable, EXPERTS, on_log=lambda record: steps.append((record.experts, record.step)))
+    assert steps == [((2,), step) for step in (3, 4, 5, 6)]
+    fit(2, data, whole, EXPERTS)
+    assert files(usable) == files(whole)
+    with pytest.raises(StageError, match="no checkpoint to train them on"):
+        fit(2, data, usable, dataclasses.replace(EXPERTS, steps=8))
+
+
+def test_chunks_do_not_change_the_experts(data: TaskDatasets, make_bank: MakeBank) -> None:
+    """At dropout 0, in float64, experts saved as float32 are the same up to one rounding."""
+    banks = [make_bank(str(size), dropout=0.0) for size in (1, 2, 3)]
+    for size, bank in enumerate(banks, 1):
+        fit(1, data, bank, BACKBONE)
+        fit(2, data, bank, dataclasses.replace(EXPERTS, experts_at_once=size, precision="float64"))
+    for expert in range(3):
+        tensors = [bank.read(f"experts/{expert:03d}.safetensors") for bank in banks]
+        for name, tensor in tensors[0].items():
+            for other in tensors[1:]:
+                torch.testing.assert_close(other[name], tensor, rtol=2e-7, atol=1e-10)
+
+
+def checkpoints(bank: ExpertBank) -> list[Path]:
+    return sorted((bank.path / "resume").glob("backbone-*"))
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    data: TaskDatasets, make_bank: MakeBank, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank, whole = make_bank(), make_bank("whole")
+    with pytest.raises(StoppedError):
+        fit(1, data, bank, BACKBONE, on_log=stop_at(5))
+    assert [path.name for path in checkpoints(bank)] == ["backbone-2", "backbone-4"]
+    content = bytearray((bank.path / "resume/backbone-4" / file).read_bytes())
+    content[len(content) // 2] ^= 4
+    (bank.path / "resume/backbone-4" / file).write_bytes(content)
+    steps: list[int] = []
+    fit_stage(1, data, bank, BACKBONE, on_log=lambda record: steps.append(record.step))
+    assert steps == [3, 4, 5, 6]
+    assert "falling back to the one before" in capsys.readouterr().err
+    fit(1, data, whole, BACKBONE)
+    assert files(bank) == files(whole)
+    rows = (bank.path / "logs/backbone.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == list("123456")
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error(data: TaskDatasets, make_bank: MakeBank) -> None:
+    bank = make_bank()
+    with pytest.raises(StoppedError):
+        fit(1, data, bank, BACKBONE, on_log=stop_at(5))
+    for path in checkpoints(bank):
+        (path / "optimizer.safetensors").unlink()
+    with pytest.raises(BankError, match="every checkpoint of run 'backbone' is damaged"):
+        fit(1, data, bank, BACKBONE)
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
+    data: TaskDatasets, make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, whole, rename = make_bank(), make_bank("whole"), os.rename
+
+    def full(source: Path, target: Path) -> None:
+        if target.name == "backbone-4":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", full)
+        with pytest.raises(DiskSpaceError, match="backbone-4"):
+            fit(1, data, bank, BACKBONE)
+    assert [path.name for path in (bank.path / "resume").iterdir() if path.name != ".lock"] == ["backbone-2"]
+    fit(1, data, bank, BACKBONE)
+    fit(1, data, whole, BACKBONE)
+    assert files(bank) == files(whole)
+
+
+def test_a_disk_too_small_is_told_before_the_first_step(
+    data: TaskDatasets, make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = make_bank()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))  # type: ignore[attr-defined]
+    with pytest.raises(DiskSpaceError, match=r"backbone stage needs .* MB"):
+        fit(1, data, bank, BACKBONE, on_log=stop_at(1))
+
+
+def test_one_process_at_a_time(data: TaskDatasets, make_bank: MakeBank) -> None:
+    bank = make_bank()
+    with training_lock(bank.path), pytest.raises(BankError, match="another process is training"):
+        fit(1, data, bank, BACKBONE)
+    fit(1, data, bank, BACKBONE)
+
+
+def test_groups_are_kept_made_again_and_guarded(data: TaskDatasets, make_bank: MakeBank) -> None:
+    bank = make_bank()
+    by_gradient = dataclasses.replace(EXPERTS, grouping="gradient", grouping_batches=1, grouping_runs=2)
+    with pytest.raises(StageError, match="needs a backbone"):
+        group_tasks(data, bank, by_gradient, progress=False)
+    first = group_tasks(data, bank, EXPERTS, progress=False)
+    assert sorted(list(first.values()).count(e) for e in range(3)) == [2, 2, 2]
+    assert group_tasks(data, bank, EXPERTS, progress=False) == first
+    fit(1, data, bank, BACKBONE)
+    second = group_tasks(data, bank, by_gradient, progress=False)
+    assert set(second) == {task.name for task in data.tasks}
+    assert set(second.values()) == {0, 1, 2}
+    fit(2, data, bank, EXPERTS)
+    assert bank.groups == second  # somebody has grouped the tasks: stage 2 takes what there is
+    with pytest.raises(StageError, match="cannot change"):
+        group_tasks(data, bank, EXPERTS, progress=False)
+
+
+@pytest.mark.parametrize("grouping", ["random", "gradient"])
+def test_more_experts_than_tasks(data: TaskDatasets, make_bank: MakeBank, grouping: Any) -> None:
+    bank = make_bank(n_experts=7)
+    fit(1, data, bank, BACKBONE)
+    with pytest.raises(ConfigError, match="6 tasks cannot be grouped for 7 experts"):
+        fit(2, data, bank, dataclasses.replace(EXPERTS, grouping=grouping))
+
+
+def test_early_stop_ends_where_conflict_peaks_and_stays_ended(
+    data: TaskDatasets, make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = make_bank()
+    measured = iter([0.1, 0.5, 0.2, 0.1, 0.0, 0.0])
+    monkeypatch.setattr("m3dt_agent.training.backbone.gradient_conflict", lambda _: next(measured))
+    config = dataclasses.replace(BACKBONE, steps=50, conflict_every=2, early_stop=True, conflict_patience=2)
+    steps: list[int] = []
+    fit(1, data, bank, config, on_log=lambda record: steps.append(record.step))
+    assert steps[-1] == 10  # smoothed: 0.1, 0.18, 0.184 (the peak), 0.167, 0.134
+    assert bank.status(1) == "done"
+    fit(1, data, bank, config, on_log=stop_at(11))
