@@ -1,0 +1,287 @@
+"""Collection: the same data however it is run, killed or interrupted; clear refusals; nothing half-made."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from importlib.metadata import version
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m3dt_agent import tasks
+from m3dt_agent.data.collect import CollectConfig, collect, episode_levels
+from m3dt_agent.data.episodes import read_episodes, read_metadata, validate_dataset
+from m3dt_agent.data.shards import episode_seed, read_shard
+from m3dt_agent.errors import ConfigError, DatasetError, M3DTError, ShapeError
+
+FAST = tasks.resolve(["cheetah-vel-20", "ant-dir-5"])
+MIXED = CollectConfig(levels={"expert+0.1": 0.5, "medium": 0.3, "random": 0.2}, episodes=7)
+
+
+def contents(path):
+    """Every array of every episode as bytes, and the seeds."""
+    fields = ("observations", "actions", "rewards", "terminations", "truncations", "success")
+    return [
+        [episode.seed, *(None if getattr(episode, name) is None else getattr(episode, name).tobytes() for name in fields)]
+        for episode in read_episodes(path)
+    ]
+
+
+@pytest.fixture
+def policies(tmp_path, monkeypatch):
+    """A module that workers can import, as a user's would be."""
+    module = tmp_path / "policies_of_a_user.py"
+    module.write_text(
+        textwrap.dedent("""
+            import os
+            import numpy as np
+            from m3dt_agent.data.behavior import from_callable
+            
+            def failing(task):
+                return from_callable(task, lambda observation: 1 / 0)
+
+            def vanishing(task):
+                return from_callable(task, lambda observation: os._exit(3))
+
+            class Narrow:
+                def __init__(self, task): pass
+                def reset(self, seed): pass
+                def __call__(self, observation): return np.zeros(1, np.float32)
+
+            def forward(task):
+                return from_callable(task, lambda observation: np.full(task.act_dim, 0.25))
+        """)
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module(module.stem)
+    del sys.modules[module.stem]
+
+
+def test_processes_and_this_process_make_the_same_valid_datasets(tmp_path):
+    ours = collect(FAST, tmp_path / "ours", MIXED, workers=0)
+    theirs = collect(FAST, tmp_path / "theirs", MIXED, workers=2)
+    assert [summary.task for summary in theirs] == list(FAST)
+    for a, b in zip(ours, theirs, strict=True):
+        assert contents(a.path) == contents(b.path)
+        assert validate_dataset(b.path, b.task) == []
+        assert (b.episodes, b.success_rate, b.kept) == (7, None, False)
+        episodes = list(read_episodes(b.path))
+        returns = [episode.episode_return for episode in episodes]
+        assert b.steps == sum(episode.length for episode in episodes)
+        assert b.mean_return == pytest.approx(np.mean(returns))
+        assert b.mean_normalized_score == pytest.approx(np.mean([b.task.normalized_score(r) for r in returns]))
+        assert [episode.seed for episode in episodes] == [episode_seed(0, b.task, i) for i in range(7)]
+    assert sorted(path.name for path in (tmp_path / "theirs").iterdir()) == ["m3dt"]
+
+
+def test_episodes_do_not_depend_on_how_many_there_are_or_on_the_other_tasks(tmp_path):
+    long = collect(FAST, tmp_path / "long", CollectConfig(episodes=7), workers=0)[1]
+    short = collect(FAST[1:], tmp_path / "short", CollectConfig(episodes=2), workers=0)[0]
+    other = collect(FAST[1:], tmp_path / "other", CollectConfig(episodes=2, seed=1), workers=0)[0]
+    assert contents(short.path) == contents(long.path)[:2]
+    assert contents(other.path)[0] != contents(short.path)[0]
+
+
+def test_meta_world_full_length_and_stopped_after_success(tmp_path):
+    task = tasks.get("door-close")
+    full = collect([task], tmp_path, CollectConfig(episodes=1), workers=0)[0]
+    cut = collect([task], tmp_path, CollectConfig(episodes=1, stop_after_success=3, source="cut"), workers=0)[0]
+    assert (full.steps, full.success_rate, full.mean_normalized_score) == (500, 1.0, 100.0)
+    (whole,), (short,) = read_episodes(full.path), read_episodes(cut.path)
+    assert short.success.sum() == 3
+    assert short.length == cut.steps < 500
+    assert short.terminations[-1]
+    np.testing.assert_array_equal(short.observations, whole.observations[: short.length + 1])
+    assert json.loads(read_metadata(full.path)["m3dt_versions"])["metaworld"] == version("metaworld")
+    assert (read_metadata(full.path)["stop_after_success"], read_metadata(cut.path)["stop_after_success"]) == (0, 3)
+
+
+def test_stopping_after_success_means_nothing_where_there_is_no_success(tmp_path):
+    collect(FAST[:1], tmp_path, CollectConfig(episodes=1), workers=0)
+    assert collect(FAST[:1], tmp_path, CollectConfig(episodes=1, stop_after_success=1), workers=0)[0].kept
+
+
+def test_a_finished_dataset_is_kept_another_config_is_refused_unless_overwritten(tmp_path):
+    first = collect(FAST[:1], tmp_path, CollectConfig(episodes=2), workers=0)[0]
+    before = (first.path / "data" / "main_data.hdf5").stat().st_mtime_ns
+    again = collect(FAST[:1], tmp_path, CollectConfig(episodes=2), workers=0)[0]
+    assert again.kept
+    assert (again.mean_return, again.steps) == (first.mean_return, first.steps)
+    assert (first.path / "data" / "main_data.hdf5").stat().st_mtime_ns == before
+    other = CollectConfig(levels={"expert": 1}, noise=0.5, episodes=3)
+    with pytest.raises(DatasetError, match=r'expert-v0 exists .*"episodes": 2.*"noise": 0.0.*"episodes": 3.*"noise": 0.5'):
+        collect(FAST, tmp_path, other, workers=0)
+    assert not (tmp_path / "m3dt" / FAST[1].name).exists()  # refused before anything was made
+    replaced = collect(FAST[:1], tmp_path, other, workers=0, overwrite=True)[0]
+    assert (replaced.episodes, replaced.kept, len(contents(replaced.path))) == (3, False, 3)
+
+
+def test_policies_of_ones_own(tmp_path, policies):
+    config = CollectConfig(levels={"custom": 0.5, "zero": 0.5}, episodes=4, source="mine")
+    summary = collect(FAST[:1], tmp_path, config, policy=policies.forward, workers=1)[0]
+    assert [float(episode.actions.mean()) for episode in read_episodes(summary.path)] == [0.25, 0, 0.25, 0]
+    assert "policies_of_a_user.forward" in read_metadata(summary.path)["m3dt_collect"]
+
+
+@pytest.mark.parametrize(
+    ("config", "policy", "error", "message"),
+    [
+        ({"levels": {"custom": 1}}, None, ConfigError, "policy="),
+        ({}, "forward", ConfigError, "policy="),
+        ({"levels": {"custom": 1}}, lambda task: None, ConfigError, "picklable"),
+        ({"levels": {"novice": 1}}, None, ConfigError, "'cheetah-vel-20' has no behavior level 'novice'; it has random, zero"),
+        ({"levels": {"custom": 1}}, "failing", M3DTError, r"(?s)cheetah-vel-20: .*episodes 0 to 4.*ZeroDivisionError"),
+        ({"levels": {"custom": 1}}, "Narrow", ShapeError, r"(?s)cheetah-vel-20: .*\(1,\); expected \(6,\)"),
+        ({"levels": {"custom": 1}}, "vanishing", M3DTError, r"cheetah-vel-20: .*worker died \(exit code 3\)"),
+    ],
+)
+def test_what_goes_wrong_says_where(tmp_path, policies, config, policy, error, message):
+    if isinstance(policy, str):
+        policy = getattr(policies, policy)
+    with pytest.raises(error, match=message):
+        collect(FAST, tmp_path, CollectConfig(**{"episodes": 6, **config}), policy=policy, workers=1)
+    assert not list(tmp_path.glob("m3dt/*/*-v0"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"levels": levels} for levels in ({}, {"expert": 0}, {"expert": np.nan}, {"expert+x": 1})),
+        *({"noise": -1}, {"episodes": 0}, {"seed": -1}, {"source": "a/b"}, {"stop_after_success": 0}),
+    ],
+)
+def test_configs_that_cannot_work(values):
+    with pytest.raises(ConfigError):
+        CollectConfig(**values)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["expert", "medium", "novice", "random"]), st.floats(0.01, 1), min_size=1),
+    st.integers(1, 200),
+)
+def test_levels_are_never_ahead_of_their_share_by_an_episode(shares, episodes):
+    chosen = episode_levels(shares, episodes)
+    assert len(chosen) == episodes
+    for level, share in shares.items():
+        due = np.arange(1, episodes + 1) * share / sum(shares.values())
+        given_out = np.cumsum([name == level for name in chosen])
+        assert (given_out - due < 1).all()
+        assert (due - given_out < len(shares)).all()
+
+
+SCRIPT = """
+    import sys
+    from pathlib import Path
+    from m3dt_agent import tasks
+    from m3dt_agent.data.collect import CollectConfig, collect
+
+    if __name__ == "__main__":
+        config = CollectConfig(levels={"expert": 0.6, "expert+0.4": 0.4}, episodes=20, stop_after_success=2)
+        collect(tasks.resolve(["cheetah-vel-20", "ant-dir-5", "drawer-close"]), Path(sys.argv[1]), config, workers=2)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the script above in its own process group; whatever is left of the group is killed at the end."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    started = []
+
+    def begin(root, **options):
+        process = subprocess.Popen([sys.executable, str(script), str(root)], start_new_session=True, **options)
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def shards_of(root):
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in root.glob(".collect/*/*.safetensors")}
+
+
+def made(root, count):
+    """Whether `count` of the 12 shards were made, those of finished datasets included."""
+    return len(shards_of(root)) + 4 * len(list(root.glob("m3dt/*/*-v0"))) >= count
+
+
+def wait_for(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def test_killed_again_and_again_it_ends_with_the_same_episodes_and_repeats_no_shard(tmp_path, start):
+    root = tmp_path / "killed"
+    for count in (1, 5, 9):
+        seen = shards_of(root)
+        process = start(root)
+        wait_for(functools.partial(made, root, count))
+        orphans = psutil.Process(process.pid).children(recursive=True)
+        process.kill()  # the parent alone: its workers must notice
+        process.wait()
+        psutil.wait_procs(orphans, timeout=20)
+        assert not [orphan for orphan in orphans if orphan.is_running()]
+        kept = shards_of(root)
+        assert {path: kept[path] for path in seen if path in kept} == {path: seen[path] for path in seen if path in kept}
+        assert all(path in kept or not path.parent.exists() for path in seen)  # gone only with a finished dataset
+    assert shards_of(root)  # the last kill was in the middle
+    assert start(root).wait(120) == 0
+    assert start(tmp_path / "whole").wait(120) == 0
+    found = sorted((tmp_path / "whole").glob("m3dt/*/*-v0"))
+    assert len(found) == 3
+    for path in found:
+        assert contents(path) == contents(root / path.relative_to(tmp_path / "whole"))
+
+
+def test_ctrl_c_stops_every_worker_and_leaves_whole_shards(tmp_path, start):
+    root = tmp_path / "interrupted"
+    process = start(root, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(shards_of(root)) >= 3)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert stderr.count("KeyboardInterrupt") == 1  # the parent's own; workers are silent
+    psutil.wait_procs(children, timeout=10)
+    assert not [child for child in children if child.is_running()]
+    assert [len(list(read_shard(path))) for path in shards_of(root)] == [5] * len(shards_of(root))
+    assert not list(root.glob(".collect/*/.writing-*"))
+
+
+def test_two_processes_cannot_make_one_dataset(tmp_path, start):
+    root = tmp_path / "root"
+    first = start(root)
+    wait_for(lambda: bool(shards_of(root)))
+    second = start(root, stderr=subprocess.PIPE, text=True)
+    assert "another process is collecting into" in second.communicate(timeout=30)[1]
+    assert first.poll() is None
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    script = tmp_path / "full.py"
+    script.write_text(
+        "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # every file: 4 KiB\n"
+        + textwrap.dedent(SCRIPT)
+    )
+    done = subprocess.run([sys.executable, str(script), str(tmp_path / "root")], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "m3dt_agent.errors.DiskSpaceError: " in done.stderr
+    assert ".safetensors" in done.stderr
+    assert not [path for path in (tmp_path / "root").rglob("*") if path.is_file()]
