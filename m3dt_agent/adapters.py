@@ -1,0 +1,216 @@
+"""The same agent behind other libraries' loops: Stable-Baselines3, Meta-World, any Gymnasium vector environment.
+
+    library                                   loop calls                                  adapter
+    stable_baselines3 evaluate_policy         predict(obs, state, episode_start, ...)     SB3Policy
+    metaworld.evaluation.evaluation           eval_action(obs), reset(env_mask)           MetaWorldPolicy, metaworld_envs
+    gymnasium.vector                          your own loop                               EpisodeStarts, run_episodes
+
+Neither library passes rewards, so its adapter acts with `rtg_mode="constant"`. When the same episodes give the same returns as
+`evaluation.evaluate` (DESIGN section 8):
+
+- Stable-Baselines3 seeds the first reset only and stores float32 rewards: n_envs = n_eval_episodes and `vec_env.seed(s)`, or
+  `envs.wrappers.SeededResets` around each environment;
+- Meta-World ends episodes at success and never seeds: `EvalConfig(stop_on_success=True)`, and `metaworld_envs`, which seeds.
+
+When an observation opens an episode depends on a vector environment's autoreset mode; d = terminated | truncated of a step:
+
+    NEXT_STEP   d, then the next step ignores its action, gives reward 0 and the first observation    start: the step after d
+    SAME_STEP   d comes with the first observation of the next episode                               start: d itself
+    DISABLED    nothing resets by itself                                                             start: your reset_mask
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from .agent import Bools, Floats, M3DTAgent
+from .envs.wrappers import SeededResets, StopOnSuccess
+from .errors import ConfigError, MissingDependencyError, StageError, UnknownTaskError
+from .tasks import TaskSpec, get
+
+State = tuple[npt.NDArray[Any], ...]
+
+
+class SB3Policy:
+    """An agent as what Stable-Baselines3 calls a model: anything with `predict`.
+
+    task, reset: go to `M3DTAgent.reset` (task=..., or prompt=... and statistics=...); the return-to-go stays constant. As with
+    SB3's recurrent policies, pass the returned state to the next call: without a state every call opens new episodes.
+    """
+
+    def __init__(self, agent: M3DTAgent, task: str | TaskSpec | None = None, **reset: Any) -> None:
+        self._agent = agent
+        self._reset = functools.partial(agent.reset, task, rtg_mode="constant", **reset)
+        self._calls = 0
+
+    def predict(
+        self,
+        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
+        state: State | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Floats, State]:
+        """Actions (act_dim,) or (N, act_dim) and the state for the next call; the agent is deterministic either way.
+
+        Args:
+            observation: (obs_dim,) or (N, obs_dim). state: what the last call returned; None opens an episode in every slot.
+            episode_start: (N,) bool, the slots whose observation opens an episode.
+
+        Raises:
+            StageError: a state that is not the last call's. Else what `M3DTAgent.act` raises.
+        """
+        if state is None:
+            self._reset()
+        elif int(state[0]) != self._calls:
+            raise StageError("predict continues from the state of its last call only; pass state=None to begin again")
+        starts = None if state is None or episode_start is None else np.asarray(episode_start, np.bool_)
+        actions = self._agent.act(observation, reset_mask=starts)  # type: ignore[arg-type]  # a dict is act's ShapeError
+        self._calls += 1
+        return actions, (np.array(self._calls),)
+
+
+class MetaWorldPolicy:
+    """An agent as what `metaworld.evaluation.evaluation` calls an agent. tasks: one per environment, in their order."""
+
+    def __init__(self, agent: M3DTAgent, tasks: Sequence[str | TaskSpec]) -> None:
+        self._agent = agent
+        self._tasks = [get(task) if isinstance(task, str) else task for task in tasks]
+        if not_metaworld := [task.name for task in self._tasks if task.domain != "metaworld"]:
+            raise ConfigError(f"these are not Meta-World tasks: {', '.join(not_metaworld)}")
+        self._starts = np.zeros(len(self._tasks), bool)
+
+    @classmethod
+    def for_envs(cls, agent: M3DTAgent, envs: VectorEnv[Any, Any, Any]) -> MetaWorldPolicy:
+        """An adapter for the tasks that the vector environment's `task_name`s say."""
+        return cls(agent, [_task_of_class(name) for name in envs.get_attr("task_name")])  # type: ignore[attr-defined]
+
+    def reset(self, env_mask: Bools) -> None:
+        """The next observations open an episode where `env_mask` (N,) is True."""
+        self._starts = np.asarray(env_mask, np.bool_)
+        if self._starts.all():
+            self._agent.reset(self._tasks, rtg_mode="constant")
+
+    def eval_action(self, observations: npt.NDArray[Any]) -> Floats:
+        """Actions (N, 4) for observations (N, 39)."""
+        return self._agent.act(observations, reset_mask=self._starts)[:, : self._tasks[0].act_dim]
+
+
+class _MetaWorldInterface(gym.Wrapper[Any, Any, Any, Any]):
+    """What Meta-World's evaluation asks of a sub-environment: `task_name`, `terminate_on_success` and its toggle."""
+
+    def __init__(self, env: gym.Env[Any, Any], task: TaskSpec) -> None:
+        super().__init__(env)
+        self.task_name = _classes()[f"{task.name}-v3"]
+        self.terminate_on_success = False
+        self._stopping: gym.Env[Any, Any] = StopOnSuccess(env)
+
+    def toggle_terminate_on_success(self, on: bool) -> None:
+        self.terminate_on_success = on
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self._stopping.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        return (self._stopping if self.terminate_on_success else self.env).step(action)
+
+
+def metaworld_envs(tasks: Sequence[str | TaskSpec], *, seed: int = 0) -> SyncVectorEnv:
+    """Our Meta-World environments as `metaworld.evaluation.evaluation` wants them, one per task; the k-th episode has seed + k.
+
+    Raises:
+        UnknownTaskError: no such task. MissingDependencyError: metaworld is not installed.
+    """
+
+    def make(task: TaskSpec) -> gym.Env[Any, Any]:
+        env = SeededResets(gym.make(task.env_id), seed)
+        return gym.wrappers.RecordEpisodeStatistics(_MetaWorldInterface(env, task))
+
+    specs = [get(task) if isinstance(task, str) else task for task in tasks]
+    makers: list[Callable[[], gym.Env[Any, Any]]] = [functools.partial(make, task) for task in specs]
+    return SyncVectorEnv(makers, observation_mode="different", autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+class EpisodeStarts:
+    """Which observations of a vector environment open an episode: the `reset_mask` for `M3DTAgent.act`, in all autoreset modes.
+
+    Call `after_reset` with what you gave `envs.reset`, and `after_step` with what `envs.step` gave you.
+
+    Raises:
+        ConfigError: the vector environment does not say its autoreset mode.
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+        mode = envs.metadata.get("autoreset_mode")
+        if not isinstance(mode, AutoresetMode):
+            valid = ", ".join(str(mode) for mode in AutoresetMode)
+            raise ConfigError(f"metadata['autoreset_mode'] of a vector environment must be one of {valid}; got {mode!r}")
+        self.mode = mode
+        self._ended = np.zeros(envs.num_envs, bool)
+
+    def after_reset(self, reset_mask: Bools | None = None) -> Bools:
+        """(N,) bool for the observations `envs.reset` returned; None: every slot was reset."""
+        starts = np.ones_like(self._ended) if reset_mask is None else np.asarray(reset_mask, np.bool_).copy()
+        self._ended &= ~starts
+        return starts
+
+    def after_step(self, terminated: Bools, truncated: Bools) -> Bools:
+        """(N,) bool for the observations `envs.step` returned."""
+        before, self._ended = self._ended, np.asarray(terminated | truncated, np.bool_)
+        if self.mode is AutoresetMode.NEXT_STEP:
+            return before
+        return self._ended.copy() if self.mode is AutoresetMode.SAME_STEP else np.zeros_like(before)
+
+
+def run_episodes(
+    agent: M3DTAgent, envs: VectorEnv[Any, Any, Any], *, episodes: int, seed: int | None = None
+) -> list[list[float]]:
+    """Returns of the first `episodes` episodes of every slot, in order, after `agent.reset(...)`; any autoreset mode.
+
+    seed: slot i's first reset gets seed + i; later ones are the environments' own. Rewards are given to the agent.
+
+    Raises:
+        ConfigError: as `EpisodeStarts`. StageError: the agent was not reset. Else what `M3DTAgent.act` raises.
+    """
+    tracker = EpisodeStarts(envs)
+    obs, _ = envs.reset(seed=seed)
+    starts, reward = tracker.after_reset(), np.zeros(envs.num_envs)
+    totals = np.zeros(envs.num_envs)
+    finished: list[list[float]] = [[] for _ in range(envs.num_envs)]
+    while any(len(returns) < episodes for returns in finished):
+        active = np.array([len(returns) < episodes for returns in finished])
+        actions = agent.act(obs, reward=reward, reset_mask=starts, active=active)
+        obs, reward, terminated, truncated, _ = envs.step(actions)
+        starts = tracker.after_step(terminated, truncated)
+        totals += reward
+        ended = terminated | truncated
+        for i in np.flatnonzero(ended):
+            finished[i] = [*finished[i], float(totals[i])][:episodes]
+        totals[ended] = 0.0
+        if tracker.mode is AutoresetMode.DISABLED and ended.any():
+            obs, _ = envs.reset(options={"reset_mask": ended})
+            starts = tracker.after_reset(ended)
+    return finished
+
+
+@functools.cache
+def _classes() -> dict[str, str]:
+    """Meta-World's task name, such as "reach-v3" → its class name, which Meta-World's evaluation knows tasks by."""
+    try:
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+    except ImportError as error:
+        raise MissingDependencyError("metaworld is not installed: pip install 'm3dt-agent[envs]'") from error
+    return {name: cls.__name__ for name, cls in ALL_V3_ENVIRONMENTS.items()}
+
+
+def _task_of_class(class_name: str) -> TaskSpec:
+    by_class = {cls: name.removesuffix("-v3") for name, cls in _classes().items()}
+    if class_name not in by_class:
+        raise UnknownTaskError(f"Meta-World has no environment class {class_name!r}")
+    return get(by_class[class_name])

@@ -1,0 +1,420 @@
+"""`M3DTAgent`: one agent for many tasks, from a bank of experts to actions.
+
+    reset(task)                    act(obs, reward)
+        │                              │
+        ▼                              ▼
+    prompt, statistics,    history of each slot, the last T = context_length steps
+    target return          states (N,T,39)  actions (N,T,8)  returns-to-go (N,T,1)  timesteps (N,T)  mask (N,T)
+        │                              │
+        ▼                              ▼
+    prompt keys and values ──────► M3DT.act ──► actions in [-1, 1], padding exactly 0
+
+Per slot, with return scale s and target return G: R̂₀ = G / s, and R̂ₜ = R̂ₜ₋₁ - rₜ₋₁ / s where rewards are given; without
+them, or with `rtg_mode="constant"`, R̂ stays G / s. Prompt tokens attend only to each other, so their keys and values are
+computed once per reset, exactly; windows are computed anew at every step, because sliding one changes every token in it
+(DESIGN section 8).
+
+Shape legend: N slots, T steps in a window; observations and actions of several tasks are zero-padded to 39 and 8.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import training
+from .bank import ExpertBank
+from .config import ExpertsConfig, ModelConfig, TrainConfig, stage_name
+from .data.prompts import Prompt, make_prompts, prompt_window
+from .data.stats import TaskStatistics, compute_statistics
+from .data.task_datasets import TaskDatasets
+from .errors import BankError, ConfigError, InvalidValueError, ShapeError, StageError
+from .history import Condition, History, Rows
+from .model import M3DT, PromptCache
+from .tasks import TaskSpec, lookup, resolve
+from .training.logs import OnLog
+
+Experts = Literal["none", "mixture"] | int
+RtgMode = Literal["rewards", "constant"]
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+class M3DTAgent:
+    """An M3DT model with the prompts, statistics and target returns of its tasks.
+
+    config, tasks: the shape of the model and the tasks it is for; `tasks` takes what `tasks.resolve` takes. device: where the
+    model runs. Attributes: `model`, `bank` (None before a stage is fitted or a bank loaded), `statistics`, `prompts` by task.
+    In float64 (`agent.model.double()`) actions do not depend on which slots act beside one, to the last bit of float32.
+    """
+
+    def __init__(self, config: ModelConfig, tasks: Sequence[str | TaskSpec], *, device: str | torch.device = "cpu") -> None:
+        self.config = config
+        self.tasks = resolve(tasks)
+        self.device = torch.device(device)
+        self.bank: ExpertBank | None = None
+        self.statistics: Mapping[str, TaskStatistics] = {}
+        self.prompts: Mapping[str, tuple[Prompt, ...]] = {}
+        self._use(M3DT(dataclasses.replace(config, n_experts=0, top_k=None)), "none")
+
+    # Banks and training
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, revision: str | None = None, *, device: str | torch.device = "cpu") -> M3DTAgent:
+        """The agent of a bank folder, every file of it verified.
+
+        Raises:
+            BankError: `path` is not a folder (names on the Hugging Face Hub are not resolved by this version), or a file of the
+                bank is missing, damaged or foreign.
+            ConfigError: a `revision`, which a local folder does not have.
+        """
+        if not Path(path).is_dir():
+            raise BankError(f"{str(path)!r} is not a folder; this version loads local banks only, not from the Hub")
+        if revision is not None:
+            raise ConfigError(f"revision={revision!r}: the local bank {str(path)!r} has no revisions")
+        return cls._from_bank(ExpertBank.open(Path(path)), device)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> M3DTAgent:
+        """`from_pretrained` of a local folder."""
+        return cls.from_pretrained(path, device=device)
+
+    @classmethod
+    def _from_bank(cls, bank: ExpertBank, device: str | torch.device) -> M3DTAgent:
+        agent = cls(bank.config, bank.tasks, device=device)
+        agent._load(bank)
+        return agent
+
+    def save(self, path: str | Path) -> None:
+        """Writes the agent's bank to `path`, a folder that does not exist yet or is empty; whole or not at all.
+
+        Raises:
+            StageError: there is no bank, because no stage was fitted.
+            BankError: `path` holds something.
+        """
+        if self.bank is None:
+            raise StageError("nothing to save: fit_stage('backbone', ...) makes the first weights")
+        self.bank.copy_to(path)
+
+    def fit_stage(
+        self,
+        stage: str | int,
+        data: TaskDatasets,
+        *,
+        bank: str | Path | ExpertBank,
+        config: TrainConfig | None = None,
+        progress: bool | None = None,
+        on_log: OnLog | None = None,
+    ) -> None:
+        """Trains one stage into `bank` (made if it does not exist) and loads the result; a killed run continues where it was.
+
+        A new bank takes prompts and statistics from `data`; an agent that already has a bank starts the new one as its copy.
+        config, progress, on_log: as `training.fit_stage` takes them.
+
+        Raises:
+            UnknownTaskError: no such stage. StageError: an earlier stage is not done.
+            ConfigError: the agent, `data` and the bank are not of the same tasks and model. Else as `training.fit_stage`.
+        """
+        stage = stage_name(stage)
+        opened = self._bank_for(data, bank, may_create=stage == "backbone")
+        training.fit_stage(stage, data, opened, config, device=self.device, progress=progress, on_log=on_log)
+        self._load(ExpertBank.open(opened.path))
+
+    def group_tasks(
+        self, data: TaskDatasets, *, bank: str | Path | ExpertBank, config: ExpertsConfig | None = None
+    ) -> dict[str, int]:
+        """Splits the tasks over the experts, task name → expert, and keeps the split in `bank`; stage 2 does it if nobody has.
+
+        Raises:
+            StageError: the backbone is not trained. ConfigError: more experts than tasks, or as for `fit_stage`.
+        """
+        opened = self._bank_for(data, bank, may_create=False)
+        groups = training.group_tasks(data, opened, config)
+        if opened.status("backbone") == "done":
+            self._load(ExpertBank.open(opened.path))
+        return groups
+
+    def _bank_for(self, data: TaskDatasets, bank: str | Path | ExpertBank, *, may_create: bool) -> ExpertBank:
+        _require_same_tasks(self.tasks, data.tasks, "the datasets")
+        if isinstance(bank, ExpertBank):
+            opened = bank
+        elif any((Path(bank) / name).exists() for name in ("bank.json", "bank.json.next")):
+            opened = ExpertBank.open(Path(bank))
+        elif self.bank is not None:
+            opened = self.bank.copy_to(bank)
+        elif not may_create:
+            raise StageError(f"there is no bank at {bank}; fit_stage('backbone', ...) makes it")
+        else:
+            statistics, prompts = compute_statistics(data), make_prompts(data, self.config.prompt_length)
+            opened = ExpertBank.create(Path(bank), self.config, self.tasks, statistics, prompts, data.config)
+        _require_same_tasks(self.tasks, opened.tasks, f"the bank {opened.path}")
+        if opened.config != self.config:
+            raise ConfigError(f"the bank {opened.path} holds {opened.config}; the agent is {self.config}")
+        return opened
+
+    def _load(self, bank: ExpertBank) -> None:
+        self.bank, self.statistics, self.prompts = bank, bank.statistics, bank.prompts
+        self._use(bank.model(), bank.default_experts)
+
+    def _use(self, model: M3DT, experts: Experts) -> None:
+        self.model = model.to(self.device).eval()
+        self._experts = experts
+        self._conditions: tuple[Condition, ...] = ()  # distinct ones; empty before reset
+        self._slots: npt.NDArray[np.int64] | None = None  # (N,) a slot's condition; None: one task, any number of slots
+        self._history: History | None = None
+        self._cache: PromptCache | None = None  # of every slot
+        self._subset: tuple[torch.Tensor, PromptCache] | None = None  # of the slots that acted last, if not all
+
+    @property
+    def experts(self) -> Experts:
+        """Which experts act: "mixture" (routed; the default of a complete bank), "none" (backbone) or one expert's index."""
+        return self._experts
+
+    @experts.setter
+    def experts(self, experts: Experts) -> None:
+        self._experts = self.checked_experts(experts)
+        if self._conditions:
+            self._encoded = self._encode(self._conditions)
+        self._cache, self._subset = None, None
+
+    def checked_experts(self, experts: Experts) -> Experts:
+        """`experts` itself, if it can act.
+
+        Raises:
+            ConfigError: "mixture" without a trained router, or an expert that is not finished; the valid ones are named.
+        """
+        valid: list[Experts] = ["none"]
+        if self.bank is not None:
+            valid += ["mixture"] if self.bank.default_experts == "mixture" else []
+            valid += self.bank.finished_experts
+        if isinstance(experts, bool) or experts not in valid:
+            raise ConfigError(f"experts must be one of {', '.join(map(repr, valid))} for this bank; got {experts!r}")
+        return experts
+
+    @property
+    def content_hash(self) -> str:
+        """The content hash of the agent's bank; "" without one."""
+        return "" if self.bank is None else self.bank.content_hash
+
+    # Acting
+
+    def reset(
+        self,
+        task: str | TaskSpec | Sequence[str | TaskSpec] | None = None,
+        *,
+        prompt: Prompt | None = None,
+        statistics: TaskStatistics | None = None,
+        target_return: float | None = None,
+        rtg_mode: RtgMode = "rewards",
+    ) -> None:
+        """Forgets every history and fixes the task of the episodes that follow.
+
+        Args:
+            task: a task of the bank (any number of slots, which the first `act` decides), or a list with one task per slot.
+            prompt, statistics: instead of `task`, for a task the bank has never seen; the widths are the prompt's.
+            target_return: undiscounted and unscaled, for every slot; None is each task's own.
+            rtg_mode: "rewards" lowers the return-to-go by the rewards given to `act`, "constant" ignores them.
+
+        Raises:
+            UnknownTaskError: a task the bank does not have.
+            ConfigError: both or neither of task and prompt, an empty list, or a bad mode.
+            StageError: a task by name before any stage was fitted. ShapeError: a prompt that fits neither model nor statistics.
+            InvalidValueError: a target return that is not finite.
+        """
+        if rtg_mode not in ("rewards", "constant"):
+            raise ConfigError(f"rtg_mode must be 'rewards' or 'constant'; got {rtg_mode!r}")
+        if target_return is not None and not math.isfinite(target_return):
+            raise InvalidValueError(f"target_return must be finite; got {target_return!r}")
+        if (task is None) == (prompt is None) or (prompt is None) != (statistics is None):
+            raise ConfigError(
+                "reset takes either task=..., or prompt=... and statistics=... for a task the bank has never seen"
+            )
+        slots: npt.NDArray[np.int64] | None = None
+        conditions: tuple[Condition, ...]
+        if prompt is not None and statistics is not None:
+            conditions = (_unseen(prompt, statistics, target_return),)
+        elif task is None or isinstance(task, str | TaskSpec):
+            conditions = (self._condition(task, target_return),)
+        else:
+            conditions, slots = self._distinct(task, target_return)
+        self._encoded = self._encode(conditions)
+        self._conditions, self._slots, self._rtg_mode = conditions, slots, rtg_mode
+        self._shape: tuple[int, ...] | None = None
+        self._history, self._cache, self._subset = None, None, None
+
+    def act(
+        self,
+        obs: npt.ArrayLike,
+        *,
+        reward: npt.ArrayLike | None = None,
+        reset_mask: npt.ArrayLike | None = None,
+        active: npt.ArrayLike | None = None,
+    ) -> Floats:
+        """The actions for the current observations.
+
+        Args:
+            obs: one task: (obs_dim,) or (N, obs_dim); after `reset` with a list of N tasks: (N, 39), zero-padded.
+            reward: () or (N,), what the previous actions earned; None leaves returns-to-go as they are.
+            reset_mask: () or (N,) bool; obs[i] opens an episode, and reward[i] is ignored. The first `act` after `reset` opens
+                one in every slot by itself.
+            active: () or (N,) bool; where False, obs[i] and reward[i] are ignored, the slot's history stays as it is and its
+                action is 0, at no cost (for slots that are frozen). None is every slot.
+
+        Returns:
+            float32 in [-1, 1]: (act_dim,) or (N, act_dim) for one task; (N, 8) for a list, the padding exactly 0. An episode
+            longer than the model's `max_timesteps` goes on with the last timestep's embedding.
+
+        Raises:
+            StageError: no `reset` yet. ShapeError: a shape that does not fit; the message names the valid ones.
+            InvalidValueError: a NaN or infinite observation or reward, named by slot and dimension.
+        """
+        observations = self._checked_observations(obs)
+        shape, N = np.shape(obs), len(observations)
+        history = self._history or self._new_history(N)
+        acting = _flags("active", active, shape[:-1], default=True)
+        starts = _flags("reset_mask", reset_mask, shape[:-1], default=False) | history.pending
+        rewards = self._checked_rewards(reward, shape[:-1], acting & ~starts)
+        _require_finite("observation", observations, history.state_mask[:, : observations.shape[1]] & acting[:, None])
+        self._history, self._shape = history, shape
+        history.pending = starts & ~acting
+        actions = np.zeros((N, self.config.act_dim), np.float32)
+        if acting.any():
+            actions[acting] = self._step(history, observations[acting], rewards[acting], starts[acting], acting)
+        if self._slots is not None:
+            return actions
+        actions = actions[:, : self._conditions[0].act_dim]
+        return actions[0] if len(shape) == 1 else actions
+
+    @torch.inference_mode()
+    def _step(self, history: History, observations: Floats, rewards: npt.NDArray[Any], starts: Bools, acting: Bools) -> Floats:
+        """(n, D_a) actions of the n slots that act."""
+        rows: Rows = slice(None) if acting.all() else torch.from_numpy(np.flatnonzero(acting)).to(self.device)
+        padded = np.zeros((len(observations), self.config.state_dim), np.float32)
+        padded[:, : observations.shape[1]] = observations
+        window = history.observe(
+            rows,
+            torch.from_numpy(padded).to(self.device, self.dtype),
+            torch.from_numpy(rewards).to(self.device),
+            torch.from_numpy(starts).to(self.device),
+        )
+        actions = self.model.act(window, self._prompt_cache(history, rows), self._experts)
+        return history.record(rows, actions).cpu().numpy()
+
+    # What acting needs
+
+    def _condition(self, task: str | TaskSpec | None, target_return: float | None) -> Condition:
+        if not self.statistics:
+            raise StageError("this agent knows no task yet: fit_stage('backbone', ...) or reset(prompt=..., statistics=...)")
+        name = task.name if isinstance(task, TaskSpec) else str(task)
+        spec = lookup({spec.name: spec for spec in self.tasks}, name, "task of this agent")
+        statistics = self.statistics[name]
+        target = statistics.target_return if target_return is None else float(target_return)
+        return Condition(name, spec.obs_dim, spec.act_dim, self.prompts[name][0], statistics, target)
+
+    def _distinct(
+        self, tasks: Sequence[str | TaskSpec], target_return: float | None
+    ) -> tuple[tuple[Condition, ...], npt.NDArray[np.int64]]:
+        """The distinct conditions of a list of tasks, and which of them each slot has."""
+        per_slot = [task.name if isinstance(task, TaskSpec) else task for task in tasks]
+        if not per_slot:
+            raise ConfigError("reset needs at least one task; got an empty list")
+        names = list(dict.fromkeys(per_slot))
+        slots = np.array([names.index(name) for name in per_slot], np.int64)
+        return tuple(self._condition(name, target_return) for name in names), slots
+
+    @torch.inference_mode()
+    def _encode(self, conditions: Sequence[Condition]) -> PromptCache:
+        window = prompt_window([c.prompt for c in conditions], [c.statistics for c in conditions], self.config)
+        return self.model.encode_prompt(window.to(self.device, self.dtype), self._experts)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's parameters; windows and prompts are given to it in this precision."""
+        return next(self.model.parameters()).dtype
+
+    def _slot_conditions(self, N: int) -> npt.NDArray[np.int64]:
+        return np.zeros(N, np.int64) if self._slots is None else self._slots
+
+    def _new_history(self, N: int) -> History:
+        conditions = [self._conditions[i] for i in self._slot_conditions(N)]
+        return History(conditions, self.config, self.device, self.dtype)
+
+    def _prompt_cache(self, history: History, rows: Rows) -> PromptCache:
+        """Keys and values of the prompts of the slots `rows`; selected again only when other slots act."""
+        if self._cache is None:
+            index = torch.from_numpy(self._slot_conditions(history.slots)).to(self.device)
+            self._cache = self._encoded.select(index)
+        if isinstance(rows, slice):
+            return self._cache
+        if self._subset is None or not torch.equal(self._subset[0], rows):
+            self._subset = (rows, self._cache.select(rows))
+        return self._subset[1]
+
+    def _checked_observations(self, obs: npt.ArrayLike) -> Floats:
+        """(N, width) float32."""
+        if not self._conditions:
+            raise StageError("act before reset: call reset(task=...) first")
+        width = self._conditions[0].obs_dim if self._slots is None else self.config.state_dim
+        if self._slots is not None:
+            what, valid = f"{len(self._slots)} slots", [f"({len(self._slots)}, {width})"]
+        elif self._shape is not None:
+            what, valid = f"{self._conditions[0].name}, after the first act,", [str(self._shape)]
+        else:
+            what, valid = self._conditions[0].name, [f"({width},)", f"(N, {width})"]
+        try:
+            array = np.asarray(obs, np.float32)
+        except (TypeError, ValueError) as error:
+            raise ShapeError(f"observations of {what} are an array {' or '.join(valid)}; got {type(obs).__name__}") from error
+        expected = self._shape or ((len(self._slots), width) if self._slots is not None else None)
+        fits = array.shape == expected if expected else array.ndim in (1, 2) and array.shape[-1] == width and len(array) > 0
+        if not fits:
+            raise ShapeError(f"observations of {what} have shape {' or '.join(valid)}; got {array.shape}")
+        return np.atleast_2d(array)
+
+    def _checked_rewards(self, reward: npt.ArrayLike | None, shape: tuple[int, ...], used: Bools) -> npt.NDArray[np.float64]:
+        """(N,) float64, 0 where no reward is used."""
+        if reward is None or self._rtg_mode == "constant":
+            return np.zeros(used.shape)
+        rewards = np.asarray(reward, np.float64)
+        if rewards.shape != shape:
+            raise ShapeError(f"reward must have shape {shape} for these observations; got {rewards.shape}")
+        rewards = np.atleast_1d(rewards)
+        _require_finite("reward", rewards, used)
+        return np.where(used, rewards, 0.0)
+
+
+def _unseen(prompt: Prompt, statistics: TaskStatistics, target_return: float | None) -> Condition:
+    target = statistics.target_return if target_return is None else float(target_return)
+    return Condition("an unseen task", prompt.states.shape[1], prompt.actions.shape[1], prompt, statistics, target)
+
+
+def _flags(name: str, value: npt.ArrayLike | None, shape: tuple[int, ...], *, default: bool) -> Bools:
+    """(N,) bool from a flag () or (N,)."""
+    flags = np.full(shape, default) if value is None else np.asarray(value)
+    if flags.dtype != np.bool_:
+        raise InvalidValueError(f"{name} must be boolean; got {flags.dtype}")
+    if flags.shape != shape:
+        raise ShapeError(f"{name} must have shape {shape} for these observations; got {flags.shape}")
+    return np.atleast_1d(flags)
+
+
+def _require_finite(what: str, values: npt.NDArray[Any], used: Bools) -> None:
+    """Raises InvalidValueError at the first value that is used and not finite: (N, width) or (N,)."""
+    if (np.isfinite(values) | ~used).all():
+        return
+    first = tuple(int(i) for i in np.argwhere(~np.isfinite(values) & used)[0])
+    where = f"slot {first[0]}" + (f", dimension {first[1]}" if len(first) > 1 else "")
+    raise InvalidValueError(f"{what} of {where} is {values[first]}")
+
+
+def _require_same_tasks(ours: Sequence[TaskSpec], theirs: Sequence[TaskSpec], what: str) -> None:
+    mine, other = [task.name for task in ours], [task.name for task in theirs]
+    if mine != other:
+        raise ConfigError(f"{what} hold the tasks {', '.join(other)}; the agent has {', '.join(mine)} (the order counts)")

@@ -1,0 +1,54 @@
+"""Every example runs, from another folder, on a bank of random weights."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from contracts import random_bank, random_datasets
+
+from m3dt_agent.config import ModelConfig
+from m3dt_agent.evaluation import read_rows
+from m3dt_agent.tasks import task_set
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+MT10 = [task.name for task in task_set("mt10")]
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    data = random_datasets(folder / "data", [*MT10, "cheetah-vel-25"], episodes=3)
+    return random_bank(folder / "bank", data, ModelConfig.preset("tiny", context_length=2, prompt_length=1)).path
+
+
+def run(name: str, *arguments: str | Path, where: Path) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"act.py", "evaluate_mt10.py", "adapters.py"}
+
+
+def test_act(bank: Path, tmp_path: Path) -> None:
+    out = run("act.py", bank, "cheetah-vel-25", where=tmp_path)
+    assert out.startswith("cheetah-vel-25: return -")
+    assert out == run("act.py", bank, "cheetah-vel-25", "0", where=tmp_path)
+
+
+def test_evaluate_mt10(bank: Path, tmp_path: Path) -> None:
+    out = run("evaluate_mt10.py", bank, "1", where=tmp_path)
+    for policy in ("m3dt-mixture", "random"):
+        assert f"{policy}: mean " in out
+        assert [row.task for row in read_rows(tmp_path / f"rows-{policy}.jsonl")] == MT10
+
+
+def test_adapters(bank: Path, tmp_path: Path) -> None:
+    metaworld_task = next(task.name for task in task_set("mt10") if task.domain == "metaworld")
+    out = run("adapters.py", bank, "cheetah-vel-25", metaworld_task, where=tmp_path)
+    assert [line.split(":")[0] for line in out.splitlines()] == ["Stable-Baselines3", "Meta-World", "Gymnasium"]
