@@ -1,0 +1,101 @@
+"""What every command shares: results on stdout, everything else on stderr, and how names of tasks become tasks.
+
+stdout   the result, as a rich table or, with --json, as one JSON document and nothing else
+stderr   progress, estimates, warnings of simulators, errors
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from . import tasks as task_table
+from .errors import ConfigError
+from .tasks import TaskSpec
+
+TaskNames = Annotated[list[str] | None, typer.Argument(help="Tasks, sets (mt10 … mt160) or domains; mixed as you like.")]
+AllTasks = Annotated[bool, typer.Option("--all", help="All 160 tasks.")]
+TaskSet = Annotated[str | None, typer.Option("--set", help="A published set: mt10, mt20, mt40, mt80, mt120, mt160.")]
+SetSeed = Annotated[int, typer.Option("--set-seed", help="Which of the three published draws of a set: 0, 1 or 2.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Root = Annotated[Path, typer.Option(help="Minari root folder of the datasets.")]
+Source = Annotated[str | None, typer.Option(help="Name of the datasets' source, m3dt/<task>/<source>-v0.")]
+Workers = Annotated[int | None, typer.Option(help="Simulator processes; 0: this process; default: one per core.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+
+
+def say(message: str) -> None:
+    """One line for the person watching, on stderr."""
+    Console(stderr=True, highlight=False).print(message, soft_wrap=True, markup=False)
+
+
+def emit(document: Any, *, as_json: bool, table: RenderableType) -> None:
+    """The command's result on stdout: `document` as JSON, or `table`."""
+    if as_json:
+        print(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        Console().print(table)
+
+
+def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> Table:
+    """A table whose first `left` columns are text and the rest numbers, right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right", overflow="fold", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*("-" if cell is None else f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row))
+    return table
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Send what libraries and child processes print on stdout to stderr meanwhile, so that stdout holds the result only."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def choose_tasks(names: Sequence[str] | None, *, all_tasks: bool, task_set: str | None, seed: int) -> tuple[TaskSpec, ...]:
+    """The tasks a command works on, each once.
+
+    Raises:
+        ConfigError: none were named.
+        UnknownTaskError: a name that is no task, set or domain.
+    """
+    chosen: list[str | TaskSpec] = list(task_table.TASKS) if all_tasks else list(names or ())
+    if task_set is not None:
+        chosen += task_table.task_set(task_set, seed)
+    if not chosen:
+        raise ConfigError("no tasks named; give task names, --set mt10 … mt160, or --all (`m3dt tasks` lists them)")
+    return task_table.resolve(chosen, seed=seed)
+
+
+def duration(seconds: float) -> str:
+    """`seconds` as a person says it: 45 s, 12 min, 3.5 h, 9.2 days."""
+    for size, unit in ((86_400, "days"), (3_600, "h")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def size(n_bytes: float) -> str:
+    """`n_bytes` in the unit that fits: 12 kB, 3.4 MB, 1.2 GB."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB")):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.1f} {unit}"
+    return f"{n_bytes / 1e3:.0f} kB"

@@ -1,0 +1,251 @@
+"""`m3dt train`, `m3dt eval`, `m3dt info`: from datasets to a bank, from a bank to scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from .cli_console import (
+    AllTasks,
+    AsJson,
+    Root,
+    SetSeed,
+    Source,
+    TaskNames,
+    TaskSet,
+    Workers,
+    choose_tasks,
+    emit,
+    make_table,
+    quiet_stdout,
+    say,
+    size,
+)
+from .config import STAGES, DataConfig, EvalConfig, ModelConfig, Stage, TrainConfig, stage_name, train_preset
+from .errors import BankError, StageError
+from .tasks import TaskSpec
+
+if TYPE_CHECKING:
+    from .agent import Experts
+    from .bank import ExpertBank
+    from .scores import Summary
+
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")]
+
+
+def train_command(
+    names: TaskNames = None,
+    all_tasks: AllTasks = False,
+    task_set: TaskSet = None,
+    set_seed: SetSeed = 0,
+    root: Root = Path("datasets"),
+    source: Source = None,
+    bank: Annotated[Path, typer.Option(help="Folder of the bank; made if it does not exist.")] = Path("bank"),
+    stage: Annotated[str, typer.Option(help="backbone, experts, router, or 1, 2, 3; all: one after the other.")] = "all",
+    preset: Annotated[
+        str | None, typer.Option(help="Model and training: tiny, small, paper; default: small, or what the bank began with.")
+    ] = None,
+    experts: Annotated[int | None, typer.Option(help="Experts per block of a new bank.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of each stage trained.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Windows per step; in stage 2 per expert.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="AdamW's learning rate.")] = None,
+    precision: Annotated[Literal["float32", "bfloat16", "float64"] | None, typer.Option(help="Default: float32.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Torch's CPU threads; part of the result.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    grouping: Annotated[Literal["random", "gradient"] | None, typer.Option(help="Stage 2: how tasks are split.")] = None,
+    experts_at_once: Annotated[int | None, typer.Option(help="Stage 2: experts trained together; default: all.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random; default: 0.")] = None,
+    device: Device = "cpu",
+    resume: Annotated[
+        bool, typer.Option(help="Continue a stage that was interrupted; --no-resume: refuse one that was begun.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train a bank, all stages or one. A stage that is done is kept, an interrupted one continues."""
+    from .agent import M3DTAgent
+    from .bank import ExpertBank
+    from .data.task_datasets import TaskDatasets
+
+    settings = {"batch_size": batch_size, "learning_rate": learning_rate, "steps": steps, "precision": precision}
+    settings |= {"threads": threads, "checkpoint_every": checkpoint_every, "warmup_steps": warmup_steps, "seed": seed}
+    for_experts = {"grouping": grouping, "experts_at_once": experts_at_once}
+    wanted = STAGES if stage == "all" else (stage_name(stage),)
+    configs = {name: stage_config(preset, name, settings | (for_experts if name == "experts" else {})) for name in wanted}
+    existing = ExpertBank.open(bank) if is_bank(bank) else None
+    tasks = _tasks_to_train(existing, names, all_tasks=all_tasks, task_set=task_set, seed=set_seed)
+    data_config = existing.data_config if existing else DataConfig.preset("paper" if preset == "paper" else "default")
+    model_config = existing.config if existing else ModelConfig.preset(preset or "small", **_given({"n_experts": experts}))
+    with quiet_stdout():
+        data = TaskDatasets.open(root, tasks, source, config=data_config)
+        agent = M3DTAgent(model_config, tasks, device=device)
+        for name in wanted:
+            if to_train(existing, name, resume=resume, alone=stage != "all"):
+                agent.fit_stage(name, data, bank=bank, config=configs[name])
+    document = describe_bank(ExpertBank.open(bank))
+    emit(document, as_json=as_json, table=_bank_table(document))
+
+
+def stage_config(preset: str | None, stage: Stage, settings: dict[str, Any]) -> TrainConfig | None:
+    """The config of a stage: a preset with those `settings` that are not None; None, if nothing was asked for, leaves it to the
+    bank."""
+    given = _given(settings)
+    return train_preset(preset or "small", stage, **given) if preset or given else None
+
+
+def to_train(bank: ExpertBank | None, stage: Stage, *, resume: bool, alone: bool) -> bool:
+    """Whether `stage` has work left; `alone`: it was asked for by name.
+
+    Raises:
+        StageError: it was begun and `resume` is False.
+    """
+    status = "absent" if bank is None else bank.status(stage)
+    if status != "absent" and not resume:
+        raise StageError(f"stage {stage!r} of this bank is {status}, and --no-resume was given; choose another --bank")
+    if status == "done" and not alone:
+        say(f"stage {stage}: done before, kept")
+    return status != "done" or alone
+
+
+def is_bank(path: Path) -> bool:
+    """Whether there is a bank at `path`, finished or not."""
+    return any((path / name).exists() for name in ("bank.json", "bank.json.next"))
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _tasks_to_train(
+    bank: ExpertBank | None, names: Sequence[str] | None, *, all_tasks: bool, task_set: str | None, seed: int
+) -> tuple[TaskSpec, ...]:
+    """The tasks named, or those of the bank where none are."""
+    if bank is not None and not names and not all_tasks and task_set is None:
+        return bank.tasks
+    return choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=seed)
+
+
+def eval_command(
+    who: Annotated[str, typer.Argument(help="A bank's folder, or a behavior policy: random, zero, expert, …")],
+    names: TaskNames = None,
+    all_tasks: AllTasks = False,
+    task_set: TaskSet = None,
+    set_seed: SetSeed = 0,
+    episodes: Annotated[int, typer.Option(help="Episodes per task.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of each task's first episode; the next ones count up.")] = 10_000,
+    experts: Annotated[str | None, typer.Option(help="mixture, none or an expert's number; default: what is trained.")] = None,
+    slots: Annotated[int, typer.Option(help="Environments stepped together.")] = 16,
+    workers: Workers = None,
+    stop_on_success: Annotated[bool, typer.Option("--stop-on-success", help="End Meta-World episodes at success.")] = False,
+    rtg_mode: Annotated[Literal["rewards", "constant"], typer.Option(help="How the return-to-go moves.")] = "rewards",
+    rows: Annotated[Path | None, typer.Option(help="Write every episode as one JSON line to this file.")] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate an agent or a behavior policy on fixed episodes."""
+    from .evaluation import evaluate, summarize, write_rows
+
+    config = EvalConfig(episodes, seed, slots, workers, stop_on_success, rtg_mode)
+    agent = _load_agent(who, experts, device)
+    named = bool(names or all_tasks or task_set)
+    tasks = (
+        choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed) if named or agent is None else agent.tasks
+    )
+    with quiet_stdout():
+        results = evaluate(agent or who, tasks, config)
+    if rows is not None:
+        write_rows(rows, results)
+    summary = summarize(results)
+    emit(dataclasses.asdict(summary), as_json=as_json, table=_score_table(summary))
+
+
+def _load_agent(who: str, experts: str | None, device: str) -> Any:
+    """The agent of the bank `who`, or None if `who` is a behavior policy's level.
+
+    Raises:
+        BankError: neither a folder nor a level.
+    """
+    from .agent import M3DTAgent
+    from .data.behavior import SNAPSHOT_LEVELS, parse_level
+
+    if not Path(who).is_dir():
+        if parse_level(who)[0] in ("random", "zero", "scripted", *SNAPSHOT_LEVELS):
+            return None
+        raise BankError(f"{who!r} is neither a bank's folder nor a behavior policy (random, zero, novice, medium, expert)")
+    agent = M3DTAgent.load(who, device=device)
+    if experts is not None:
+        chosen: Experts = int(experts) if experts.isdigit() else experts  # type: ignore[assignment]
+        agent.experts = chosen
+    return agent
+
+
+def _score_table(summary: Summary) -> Table:
+    columns = ("task", "episodes", "return", "score", "95% interval", "success %")
+    table = make_table(f"{summary.policy}: normalized scores", columns, [])
+    for task in summary.tasks.values():
+        success = "-" if task.success_rate is None else f"{100 * task.success_rate:.0f}"
+        table.add_row(
+            task.task,
+            str(task.episodes),
+            f"{task.mean_return:.1f}",
+            f"{task.mean_score:.1f}",
+            _interval(task.score_interval),
+            success,
+        )
+    success = "-" if summary.success_rate is None else f"{100 * summary.success_rate:.0f}"
+    table.add_section()
+    table.add_row("mean", str(summary.episodes), "", f"{summary.mean_score:.1f}", _interval(summary.mean_interval), success)
+    table.add_row("IQM", "", "", f"{summary.iqm_score:.1f}", _interval(summary.iqm_interval), "")
+    return table
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.1f} … {interval[1]:.1f}"
+
+
+def info_command(
+    bank: Annotated[Path, typer.Argument(help="Folder of the bank.")],
+    as_json: AsJson = False,
+) -> None:
+    """What a bank holds; every file of it is verified."""
+    from .bank import ExpertBank
+
+    document = describe_bank(ExpertBank.open(bank))
+    emit(document, as_json=as_json, table=_bank_table(document))
+
+
+def describe_bank(bank: ExpertBank) -> dict[str, Any]:
+    """A bank as plain values: path, hash, model, tasks, groups, status of each stage, finished experts, bytes of each file."""
+    return {
+        "path": str(bank.path),
+        "content_hash": bank.content_hash,
+        "model": dataclasses.asdict(bank.config),
+        "tasks": [task.name for task in bank.tasks],
+        "groups": bank.groups,
+        "stages": {stage: bank.status(stage) for stage in STAGES},
+        "finished_experts": list(bank.finished_experts),
+        "default_experts": bank.default_experts,
+        "files": {name: record.bytes for name, record in bank.manifest.files.items()},
+    }
+
+
+def _bank_table(document: dict[str, Any]) -> Table:
+    model, groups = document["model"], document["groups"] or {}
+    table = make_table(f"Bank {document['path']}", ("", ""), [], left=2)
+    table.show_header = False
+    table.add_row("model", f"{model['embed_dim']} wide, {model['n_layers']} layers, {model['n_experts']} experts per block")
+    for stage, status in document["stages"].items():
+        table.add_row(f"stage {stage}", status)
+    table.add_row("acts with", {"none": "the backbone", "mixture": "the routed mixture"}[document["default_experts"]])
+    if not groups:
+        table.add_row("tasks", ", ".join(document["tasks"]))
+    for expert in sorted(set(groups.values())):
+        table.add_row(f"group of expert {expert}", ", ".join(task for task, group in groups.items() if group == expert))
+    table.add_row("files", f"{len(document['files'])}, {size(sum(document['files'].values()))}, all verified")
+    table.add_row("content hash", document["content_hash"])
+    return table

@@ -1,0 +1,153 @@
+"""`m3dt doctor`: what this machine has, measured where it can be measured.
+
+versions      of this package and everything it can use; None where not installed
+simulators    for each of the three, ok or what is missing
+rendering     which of MuJoCo's GL backends draws a frame here (each tried in a process of its own)
+processor     cores this process may use, torch's threads
+precision     seconds of one feed-forward product, forward and backward, in float32 and in bfloat16
+disk          free bytes where datasets and banks would go
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGES = (
+    *("m3dt-agent", "torch", "numpy", "gymnasium", "minari", "h5py", "safetensors", "huggingface_hub", "scikit-learn"),
+    *("metaworld", "mujoco", "dm_control", "shimmy", "stable-baselines3", "sbx-rl", "matplotlib", "tensorboard"),
+)
+SIMULATORS = {
+    "metaworld": ("metaworld", "mujoco"),
+    "dmcontrol": ("dm_control", "shimmy", "mujoco"),
+    "ant-dir, cheetah-vel": ("mujoco",),
+}
+GL_BACKENDS = ("egl", "osmesa", "glfw")
+
+_DRAW = """
+import mujoco
+model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/><geom size='.1'/></worldbody></mujoco>")
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+with mujoco.Renderer(model, 32, 32) as renderer:
+    renderer.update_scene(data)
+    assert renderer.render().any()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What `diagnose` found; `precision` holds seconds per product, `rendering` "ok" or the reason per backend."""
+
+    python: str
+    system: str
+    versions: dict[str, str | None]
+    simulators: dict[str, str]
+    rendering: dict[str, str]
+    cores: int
+    threads: int
+    cuda: str | None
+    precision: dict[str, float]
+    disk_free: dict[str, int]
+
+    @property
+    def bf16_speed(self) -> float:
+        """How many times as fast bfloat16 is as float32 here."""
+        return self.precision["float32"] / self.precision["bfloat16"]
+
+
+def diagnose(folder: Path = Path(), *, rendering: bool = True) -> Diagnosis:
+    """Look at this machine; takes a few seconds, most of them for the rendering backends."""
+    import torch
+
+    return Diagnosis(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        versions={name: _version(name) for name in PACKAGES},
+        simulators={name: _missing(needs) for name, needs in SIMULATORS.items()},
+        rendering={name: try_rendering(name) for name in GL_BACKENDS} if rendering else {},
+        cores=usable_cores(),
+        threads=torch.get_num_threads(),
+        cuda=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        precision=measure_precision(),
+        disk_free={str(folder.resolve()): shutil.disk_usage(_existing(folder)).free},
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which a container or `taskset` can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def try_rendering(backend: str) -> str:
+    """ "ok" if MuJoCo draws a frame with this GL backend, else the last line of what went wrong."""
+    if importlib.util.find_spec("mujoco") is None:
+        return "mujoco is not installed"
+    environment = {**os.environ, "MUJOCO_GL": backend}
+    try:
+        run = subprocess.run([sys.executable, "-c", _DRAW], env=environment, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "no frame within 60 s"
+    if run.returncode == 0:
+        return "ok"
+    errors = [line for line in run.stderr.splitlines() if "Error" in line and not line.startswith(" ")]
+    return errors[0] if errors else f"exit code {run.returncode}"
+
+
+def measure_precision(width: int = 256, tokens: int = 1200, repeats: int = 7) -> dict[str, float]:
+    """Median seconds of a (tokens, width) · (width, 4·width) product with its backward pass, per precision.
+
+    The defaults are one feed-forward layer of the paper preset on 16 windows of 25 steps.
+    """
+    import torch
+
+    x = torch.randn(tokens, width)
+    weight = torch.randn(4 * width, width, requires_grad=True)
+
+    def product(bf16: bool) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            y = torch.nn.functional.linear(x, weight)
+        torch.autograd.grad(y, weight, torch.ones_like(y))
+
+    return {
+        "float32": _median_seconds(functools.partial(product, False), repeats),
+        "bfloat16": _median_seconds(functools.partial(product, True), repeats),
+    }
+
+
+def _median_seconds(work: Callable[[], None], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[2:])  # the first two also pay for allocation and kernel choice
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _missing(modules: tuple[str, ...]) -> str:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    return f"needs {', '.join(missing)}: pip install 'm3dt-agent[envs]'" if missing else "ok"
+
+
+def _existing(folder: Path) -> Path:
+    """`folder`, or the nearest parent that exists."""
+    folder = folder.resolve()
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())

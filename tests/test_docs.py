@@ -1,0 +1,56 @@
+"""Every python and console snippet of README.md and docs/ runs, in the order a reader meets them, in one empty folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m3dt_agent.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/data.md", "docs/training.md", "docs/cli.md")
+_SNIPPET = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+for _simulator in ("metaworld", "dm_control", "shimmy", "mujoco"):
+    pytest.importorskip(_simulator)
+
+
+def snippets(page: str) -> list[tuple[str, str, str]]:
+    """(where, language, code) of a page's fenced blocks."""
+    text = (ROOT / page).read_text()
+    return [(f"{page}:{text.count(chr(10), 0, m.start()) + 1}", m[1], m[2]) for m in _SNIPPET.finditer(text)]
+
+
+def run_snippet(where: str, language: str, code: str, names: dict[str, Any]) -> None:
+    """Runs a snippet; python blocks of a page share `names`."""
+    if language == "python":
+        exec(compile(code, where, "exec"), names)
+    elif language == "console":
+        for line in code.splitlines():
+            program, *arguments = shlex.split(line.removeprefix("$ "))
+            assert program == "m3dt", f"{where}: console snippets show m3dt commands; got {program!r}"
+            assert main(arguments) == 0, f"{where}: {line}"
+
+
+def test_every_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for page in PAGES:
+        names: dict[str, Any] = {"__name__": page}
+        for where, language, code in snippets(page):
+            run_snippet(where, language, code, names)
+
+
+def test_pages_are_all_there_and_their_links_lead_somewhere() -> None:
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} == set(PAGES) - {"README.md"}
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+            assert target.startswith("https://") or (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+
+
+def test_only_shell_snippets_are_not_run() -> None:
+    languages = {language for page in PAGES for _, language, _ in snippets(page)}
+    assert languages <= {"python", "console", "sh"}
