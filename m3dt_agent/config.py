@@ -112,7 +112,7 @@ class ModelConfig:
 
 _MODEL_PRESETS = {
     "tiny": ModelConfig(32, 2, 2, n_experts=3, context_length=5, prompt_length=3),
-    "small": ModelConfig(128, 3, 4, n_experts=4, context_length=20, prompt_length=5),
+    "small": ModelConfig(128, 3, 4, n_experts=4, context_length=8, prompt_length=5),
     "paper": ModelConfig(256, 6, 8, n_experts=48, context_length=20, prompt_length=5),
 }
 

@@ -63,7 +63,7 @@ processes ran, and about as long at a quieter moment."""
 HELD_OUT_SEED = 1_000_000
 """Added to the run's seed for held-out demonstrations, so that no episode of theirs is one of the training data's."""
 
-HELD_OUT_WINDOWS = 128
+HELD_OUT_WINDOWS = 1024
 """Windows per task that the action error is measured on."""
 
 
@@ -79,8 +79,8 @@ class QuickstartConfig:
     steps: tuple[int, int, int] | None = None
     precision: Literal["float32", "bfloat16"] | None = None
     seed: int = 0
-    demonstrations: int = 120
-    held_out: int = 12
+    demonstrations: int = 200
+    held_out: int = 24
     episodes: int = 10
     workers: int | None = None
 
@@ -292,9 +292,9 @@ def stage_config(stage: Stage, steps: int, precision: str, seed: int) -> TrainCo
     one bank and one seed it came close to each task's own expert there (450 steps); at 1e-3 (300) and 2e-3 (450) it did not.
     """
     of_stage: dict[Stage, dict[str, Any]] = {
-        "backbone": {"batch_size": 16, "warmup_steps": 100},
-        "experts": {"batch_size": 8, "warmup_steps": 50, "grouping_batches": 5, "grouping_runs": 10},
-        "router": {"batch_size": 16, "warmup_steps": 50, "learning_rate": 3e-4},
+        "backbone": {"batch_size": 32, "warmup_steps": 100},
+        "experts": {"batch_size": 16, "warmup_steps": 50, "grouping_batches": 5, "grouping_runs": 10},
+        "router": {"batch_size": 32, "warmup_steps": 50, "learning_rate": 3e-4},
     }
     shared: dict[str, Any] = {
         "precision": precision,
