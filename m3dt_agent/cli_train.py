@@ -60,6 +60,8 @@ def train_command(
     grouping: Annotated[Literal["random", "gradient"] | None, typer.Option(help="Stage 2: how tasks are split.")] = None,
     experts_at_once: Annotated[int | None, typer.Option(help="Stage 2: experts trained together; default: all.")] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
+    conflict_every: Annotated[int | None, typer.Option(help="Stage 1: measure gradient conflict every N steps.")] = None,
+    early_stop: Annotated[bool, typer.Option("--early-stop", help="Stage 1: end when gradient conflict has peaked.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random; default: 0.")] = None,
     device: Device = "cpu",
     resume: Annotated[
@@ -74,9 +76,13 @@ def train_command(
 
     settings = {"batch_size": batch_size, "learning_rate": learning_rate, "steps": steps, "precision": precision}
     settings |= {"threads": threads, "checkpoint_every": checkpoint_every, "warmup_steps": warmup_steps, "seed": seed}
-    for_experts = {"grouping": grouping, "experts_at_once": experts_at_once}
+    for_one: dict[Stage, dict[str, Any]] = {
+        "backbone": {"conflict_every": conflict_every, "early_stop": early_stop or None},
+        "experts": {"grouping": grouping, "experts_at_once": experts_at_once},
+        "router": {},
+    }
     wanted = STAGES if stage == "all" else (stage_name(stage),)
-    configs = {name: stage_config(preset, name, settings | (for_experts if name == "experts" else {})) for name in wanted}
+    configs = {name: stage_config(preset, name, settings | for_one[name]) for name in wanted}
     existing = ExpertBank.open(bank) if is_bank(bank) else None
     tasks = _tasks_to_train(existing, names, all_tasks=all_tasks, task_set=task_set, seed=set_seed)
     data_config = existing.data_config if existing else DataConfig.preset("paper" if preset == "paper" else "default")

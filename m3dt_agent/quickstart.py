@@ -288,8 +288,8 @@ def _do(parts: Parts, work: Quickstart) -> dict[str, Any]:
 def stage_config(stage: Stage, steps: int, precision: str, seed: int) -> TrainConfig:
     """The small preset's config of a stage, with short warm-ups.
 
-    8 windows per step and expert in stage 2, else 16. The router learns at 3e-4: in trials on
-    one bank and one seed it came close to each task's own expert there (450 steps); at 1e-3 (300) and 2e-3 (450) it did not.
+    16 windows per step and expert in stage 2, else 32. The router learns at 3e-4: in trials on one bank and one seed it came
+    close to each task's own expert there (450 steps); at 1e-3 (300) and 2e-3 (450) it did not.
     """
     of_stage: dict[Stage, dict[str, Any]] = {
         "backbone": {"batch_size": 32, "warmup_steps": 100},

@@ -1,0 +1,1 @@
+"""Benchmarks, run from a checkout; nothing in the package imports them."""
