@@ -63,6 +63,9 @@ processes ran, and about as long at a quieter moment."""
 HELD_OUT_SEED = 1_000_000
 """Added to the run's seed for held-out demonstrations, so that no episode of theirs is one of the training data's."""
 
+EVALUATION_SEED = 10_000
+"""Of the first evaluated episode with seed 0; every seed of the run has episodes of its own."""
+
 HELD_OUT_WINDOWS = 1024
 """Windows per task that the action error is measured on."""
 
@@ -186,7 +189,8 @@ class Quickstart:
         """Mean normalized score per task; every policy gets the same episodes."""
         from .evaluation import AgentPolicy, evaluate, summarize, write_rows
 
-        config = EvalConfig(self.config.episodes, slots=32, stop_on_success=True, workers=self.config.workers)
+        first = EVALUATION_SEED + self.config.seed * self.config.episodes
+        config = EvalConfig(self.config.episodes, first, slots=32, stop_on_success=True, workers=self.config.workers)
         who: AgentPolicy | str = policy
         if policy in ("backbone", "final"):
             agent = self.agent()

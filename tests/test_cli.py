@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -310,3 +311,12 @@ def test_the_estimate_grows_with_the_work() -> None:
 def test_units() -> None:
     assert [duration(s) for s in (5, 119, 120, 7200, 200_000)] == ["5 s", "119 s", "2 min", "2.0 h", "2.3 days"]
     assert [size(n) for n in (512, 3_400_000, 2e9)] == ["1 kB", "3.4 MB", "2.0 GB"]
+
+
+def test_gradient_conflict_is_measured_where_asked(made: Path, tmp_path: Path, run: Run) -> None:
+    where = ("--root", made / "datasets", "--bank", tmp_path / "bank", "--preset", "tiny", "--stage", "backbone")
+    asked = ("--steps", 4, "--threads", 1, "--conflict-every", 2, "--early-stop", "--source", "expert")
+    code, _, err = run("train", *NAMES, *where, *asked)
+    assert code == 0, err
+    with (tmp_path / "bank" / "logs" / "backbone.csv").open() as file:
+        assert [0.0 <= float(row["conflict"]) <= 2.0 for row in csv.DictReader(file)] == [True]
