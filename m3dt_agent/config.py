@@ -209,8 +209,9 @@ class BackboneConfig(TrainConfig):
 
 @dataclass(frozen=True, slots=True)
 class ExpertsConfig(TrainConfig):
-    """Stage 2. grouping: how tasks are split over experts. experts_at_once: experts trained stacked in one run (None: all).
-    grouping_batches, grouping_runs: batches of gradients averaged per task, K-means runs of which the most balanced is kept."""
+    """Stage 2. grouping: how tasks are split over experts. experts_at_once: experts trained stacked in one run (None: all on
+    a GPU, as many as the cache holds on a CPU; settled when the stage starts). grouping_batches, grouping_runs: batches of
+    gradients averaged per task, K-means runs of which the most balanced is kept."""
 
     stage: ClassVar[Stage] = "experts"
 

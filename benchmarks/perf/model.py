@@ -3,10 +3,11 @@
     python -m benchmarks.perf.model [--json] [--stage backbone|experts|router|act|all] [--experts 8 48] [--quick]
 
 A training step is forward, backward, gradient clipping and a fused AdamW step on one synthetic batch at the paper preset (16
-windows of 20 steps and prompts of 5 = 75 tokens, D 256, 6 layers); in stage 2 it is one step of every expert, 16 windows each.
-`act` is one decision for 1 and for 32 slots with full windows, routed through all experts. Rows hold medians, the ratio of
-times (above 1: ours is faster), each side's GFLOP/s from counted matrix products, and the ceiling: the fastest of three matrix
-sizes, measured right before. Peak memory is what the process grew by during a step: activations and new gradients.
+windows of 20 steps and prompts of 5 = 75 tokens, D 256, 6 layers); in stage 2 it is one step of every expert, 16 windows each,
+in the stacks that training makes of them on this device. `act` is one decision for 1 and for 32 slots with full windows, routed
+through all experts. Rows hold medians, the ratio of times (above 1: ours is faster), each side's GFLOP/s from counted matrix
+products, and the ceiling: the fastest of three matrix sizes, measured right before. Peak memory is what the process grew by
+during a step: activations and new gradients.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from m3dt_agent.config import ModelConfig
+from m3dt_agent.config import ExpertsConfig, ModelConfig
 from m3dt_agent.data.batches import Window
 from m3dt_agent.model import M3DT
+from m3dt_agent.training.experts import with_stacking
 
 from .baseline import BaselineM3DT
 
@@ -74,7 +76,7 @@ class Bench:
     def models(self, n_experts: int) -> tuple[M3DT, BaselineM3DT]:
         """Ours and the baseline with equal weights; refuses to go on if they don't compute the same."""
         torch.manual_seed(0)
-        model = M3DT(ModelConfig(**{**asdict(self.config), "n_experts": n_experts})).to(self.device)
+        model = M3DT(self.config_with(n_experts)).to(self.device)
         with torch.no_grad():
             for parameter in model.expert_tensors().values():
                 parameter.normal_(std=0.02)
@@ -85,6 +87,9 @@ class Bench:
                 ours, theirs = model.eval()(window, prompt, choice), baseline.eval()(window, prompt, choice)
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
         return model.train(), baseline.train()
+
+    def config_with(self, n_experts: int) -> ModelConfig:
+        return ModelConfig(**{**asdict(self.config), "n_experts": n_experts})
 
     def batch(self, n_windows: int) -> tuple[Window, Window]:
         g = torch.Generator().manual_seed(1)
@@ -126,8 +131,23 @@ def train_step(
     return step
 
 
-def stacked_step(bench: Bench, model: M3DT, batch: tuple[Window, Window], n_experts: int) -> Run:
-    """One step of every expert at once; the gradient norm is clipped per expert, the loss is a sum of their means."""
+def stacked_step(bench: Bench, n_experts: int) -> Run:
+    """One step of every expert, in the stacks that training makes of them here."""
+    config = bench.config_with(n_experts)
+    size = with_stacking(ExpertsConfig(steps=1, batch_size=bench.windows), config, bench.device).experts_at_once or n_experts
+    sizes = [min(size, n_experts - first) for first in range(0, n_experts, size)]
+    steps = [one_stack_step(bench, M3DT(bench.config_with(k)).to(bench.device).train(), k) for k in sizes]
+
+    def step() -> None:
+        for one in steps:
+            one()
+
+    return step
+
+
+def one_stack_step(bench: Bench, model: M3DT, n_experts: int) -> Run:
+    """One step of all of the model's experts; the gradient norm is clipped per expert, the loss is a sum of their means."""
+    batch = bench.batch(bench.windows * n_experts)
     model.requires_grad_(False)
     parameters = list(model.expert_tensors().values())
     for parameter in parameters:
@@ -172,8 +192,7 @@ def stage_runs(bench: Bench, stage: str, n_experts: int) -> tuple[Run, Run]:
     """A training step of `stage`, ours and the baseline's."""
     model, baseline = bench.models(n_experts)
     if stage == "experts":
-        one, every = bench.batch(bench.windows), bench.batch(bench.windows * n_experts)
-        return stacked_step(bench, model, every, n_experts), one_by_one_step(bench, baseline, one, n_experts)
+        return stacked_step(bench, n_experts), one_by_one_step(bench, baseline, bench.batch(bench.windows), n_experts)
     batch = bench.batch(bench.windows)
     if stage == "backbone":
         return (

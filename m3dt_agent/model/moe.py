@@ -64,11 +64,8 @@ class Experts(nn.Module):
         return self.w_in, self.b_in, self.w_out, self.b_out
 
     def _tile_size(self, n_tokens: int) -> int:
-        """Experts computed at once, of `n_tokens` tokens each."""
         E, _, F = self.w_in.shape
-        if self.w_in.device.type != "cpu":
-            return E
-        return min(max(TILE_ELEMENTS // (n_tokens * F), MIN_TILE), E)
+        return tile_size(E, n_tokens, F, self.w_in.device)
 
 
 class Router(nn.Module):
@@ -93,6 +90,13 @@ class Router(nn.Module):
             light = torch.ones_like(logits, dtype=torch.bool).scatter(-1, logits.topk(self.top_k).indices, False)
             logits = logits.masked_fill(light, float("-inf"))
         return logits.softmax(-1)
+
+
+def tile_size(n_experts: int, n_tokens: int, hidden_dim: int, device: torch.device) -> int:
+    """How many of `n_experts` experts of hidden width F are best computed at once, each on `n_tokens` tokens."""
+    if device.type != "cpu":
+        return n_experts
+    return min(max(TILE_ELEMENTS // (n_tokens * hidden_dim), MIN_TILE), n_experts)
 
 
 def _feed_forward(tokens: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:

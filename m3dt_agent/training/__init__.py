@@ -68,7 +68,7 @@ def fit_stage(
         _check_order(stage, bank)
         experts.remove_finished(bank)
         recorded = recorded_settings(bank, stage)
-        config, threads = settle(config, recorded, bank, stage)
+        config, threads = settle(config, recorded, bank, stage, device)
         if _is_finished(stage, bank, config, recorded, data):
             announce(f"{stage} stage of {bank.path} is finished already ({config.steps:,} steps); nothing to do", progress)
             return

@@ -20,6 +20,7 @@ from ..data.batches import Batch, Window
 from ..errors import DiskSpaceError
 from ..model import M3DT
 from .checkpoint import KEPT
+from .experts import with_stacking
 from .loop import Run, Trainer, cpu_threads
 
 MEASURED_STEPS = 2
@@ -60,7 +61,7 @@ def estimate(
         UnknownTaskError: no such stage.
         ConfigError: stage 2 or 3 of a model without experts.
     """
-    stage = stage_name(stage)
+    stage, config = stage_name(stage), with_stacking(config, model_config, device)
     threads = config.threads or torch.get_num_threads()
     per_run, runs = _experts_per_run(config, model_config)
     with cpu_threads(threads):

@@ -2,7 +2,7 @@
 
 A run's settings are in its checkpoints until it ends, then in `bank.json`. Called again, a stage must be asked for the same
 thing: any other field is an error that names it, except that `steps` may grow, and `log_every` and `checkpoint_every` are free,
-since they change no weight. `threads=None` means the recorded count.
+since they change no weight. `threads=None` and `experts_at_once=None` mean what is recorded.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from ..bank import ExpertBank
-from ..config import ModelConfig, Stage, TrainConfig, from_dict, train_preset
+from ..config import ExpertsConfig, ModelConfig, Stage, TrainConfig, from_dict, train_preset
 from ..errors import BankError, ConfigError, StageError
 from .checkpoint import newest_checkpoint, started_runs
+from .experts import with_stacking
 
 FREE_FIELDS = ("log_every", "checkpoint_every")
 
@@ -49,7 +50,9 @@ def recorded_settings(bank: ExpertBank, stage: Stage) -> Settings | None:
     return None
 
 
-def settle(config: TrainConfig | None, recorded: Settings | None, bank: ExpertBank, stage: Stage) -> tuple[TrainConfig, int]:
+def settle(
+    config: TrainConfig | None, recorded: Settings | None, bank: ExpertBank, stage: Stage, device: str | torch.device
+) -> tuple[TrainConfig, int]:
     """The config and thread count a stage runs with: those asked for, if they fit the recorded ones; by default, those.
 
     With nothing asked and nothing recorded it is the training preset that goes with the bank's model.
@@ -60,11 +63,13 @@ def settle(config: TrainConfig | None, recorded: Settings | None, bank: ExpertBa
     if config is not None and getattr(type(config), "stage", None) != stage:
         raise ConfigError(f"stage {stage!r} takes its own config; got {type(config).__name__}")
     if recorded is None:
-        config = config or train_preset(preset_of(bank.config), stage)
+        config = with_stacking(config or train_preset(preset_of(bank.config), stage), bank.config, device)
         return config, config.threads or torch.get_num_threads()
     before = from_dict(type(train_preset("tiny", stage)), recorded.config)
     if config is None:
         return before, recorded.threads
+    if isinstance(config, ExpertsConfig) and isinstance(before, ExpertsConfig) and config.experts_at_once is None:
+        config = dataclasses.replace(config, experts_at_once=before.experts_at_once)
     _check_unchanged(config, before, recorded.threads, f"stage {stage!r} of bank {bank.path}")
     return config, recorded.threads
 

@@ -17,6 +17,7 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, DataConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, DiskSpaceError, StageError
+from m3dt_agent.model import moe
 from m3dt_agent.training import LogRecord, fit_stage, group_tasks
 from m3dt_agent.training.checkpoint import training_lock
 
@@ -163,6 +164,23 @@ def test_chunks_do_not_change_the_experts(data: TaskDatasets, make_bank: MakeBan
         for name, tensor in tensors[0].items():
             for other in tensors[1:]:
                 torch.testing.assert_close(other[name], tensor, rtol=2e-7, atol=1e-10)
+
+
+def test_the_size_of_stacks_is_settled_once_and_kept(
+    data: TaskDatasets, make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moe, "TILE_ELEMENTS", 1)  # a CPU with no cache to speak of: stacks of two
+    bank, asked = make_bank(), dataclasses.replace(EXPERTS, experts_at_once=None)
+    fit(1, data, bank, BACKBONE)
+    with pytest.raises(StoppedError):
+        fit(2, data, bank, asked, on_log=stop_at(4))
+    monkeypatch.undo()  # a larger cache, where all three would be one stack
+    fit(2, data, bank, asked)
+    assert bank.manifest.stages["experts"]["config"]["experts_at_once"] == 2
+    whole = make_bank("whole")
+    fit(1, data, whole, BACKBONE)
+    fit(2, data, whole, EXPERTS)
+    assert files(bank) == files(whole)
 
 
 def checkpoints(bank: ExpertBank) -> list[Path]:
