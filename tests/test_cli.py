@@ -320,3 +320,13 @@ def test_gradient_conflict_is_measured_where_asked(made: Path, tmp_path: Path, r
     assert code == 0, err
     with (tmp_path / "bank" / "logs" / "backbone.csv").open() as file:
         assert [0.0 <= float(row["conflict"]) <= 2.0 for row in csv.DictReader(file)] == [True]
+
+
+def test_a_missing_simulator_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "mujoco.py").write_text("raise ModuleNotFoundError(\"No module named 'mujoco'\", name='mujoco')")
+    command = [sys.executable, "-m", "m3dt_agent.cli", "collect", "cheetah-vel-22", "--episodes", "1", "--workers", "1"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([*command, "--root", str(tmp_path / "d")], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "pip install 'm3dt-agent[envs]'" in done.stderr.splitlines()[-1]

@@ -65,7 +65,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """What went wrong in a worker: the package's own class of error, or M3DTError for any other, and the traceback as text."""
+    """What went wrong in a worker: the package's own error and its message, or M3DTError and the traceback of any other."""
 
     kind: type[M3DTError]
     text: str
@@ -193,7 +193,7 @@ def _receive(connection: Connection, process: SpawnProcess, job: Job) -> Done:
         process.join(5)
         raise M3DTError(f"{what}: the worker died (exit code {process.exitcode})") from None
     if isinstance(reply, _Failure):
-        raise reply.kind(f"{what} failed:\n{reply.text}")
+        raise reply.kind(f"{what}{reply.text}")
     assert isinstance(reply, Done)
     return reply
 
@@ -241,9 +241,10 @@ def _work(connection: Connection) -> None:
                 connection.send(collector(connection.recv()))
             except (EOFError, ConnectionError):
                 raise
-            except Exception as error:
-                kind = type(error) if isinstance(error, M3DTError) else M3DTError
-                connection.send(_Failure(kind, traceback.format_exc()))
+            except M3DTError as error:
+                connection.send(_Failure(type(error), f": {error}"))
+            except Exception:
+                connection.send(_Failure(M3DTError, f" failed:\n{traceback.format_exc()}"))
 
 
 def _encode(episodes: Sequence[Episode]) -> bytes:
