@@ -31,8 +31,8 @@ C = TypeVar("C", bound=TrainConfig)
 def with_stacking(config: C, model: ModelConfig, device: str | torch.device) -> C:
     """`config` with `experts_at_once` settled: None becomes all experts on a GPU, and on a CPU as many as its cache holds.
 
-    At the paper preset these are two: on two cores, stacks of 2, 4, 8 and 48 experts took 0.91, 0.93, 1.2 and 1.7 times as long
-    as training them one by one (`benchmarks.perf.model`).
+    At the paper preset these are two: on two cores, a step of stacks of 2, 4, 8 and 48 experts took 0.91, 0.93, 1.2 and 1.7
+    times as long as steps of a plain implementation that trains them one by one (as `benchmarks.perf.model` measures).
     """
     if not isinstance(config, ExpertsConfig) or config.experts_at_once is not None or model.n_experts == 0:
         return config
