@@ -36,7 +36,6 @@ from .bank_files import (
     Manifest,
     expert_file,
     expert_index,
-    flush_folder,
     read_bytes,
     read_tensors,
     verify,
@@ -44,7 +43,7 @@ from .bank_files import (
     write_text,
 )
 from .config import DataConfig, ModelConfig, stage_name
-from .data.disk import disk_space_errors, publish, scratch_folder
+from .data.disk import disk_space_errors, flush, publish, scratch_folder
 from .data.prompts import Prompt, prompts_from_tensors, prompts_to_tensors
 from .data.stats import TaskStatistics, statistics_from_tensors, statistics_to_tensors
 from .errors import BankError, ConfigError, ShapeError, StageError
@@ -343,9 +342,9 @@ def _roll_forward(path: Path) -> None:
             verify(staged, record)
             os.replace(staged, path / name)
     for folder in {(path / name).parent for name in manifest.files}:
-        flush_folder(folder)
+        flush(folder)
     os.replace(journal, path / "bank.json")
-    flush_folder(path)
+    flush(path)
 
 
 def _remove_stale(path: Path) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from . import tasks as task_table
 from .config import STAGES, DataConfig, ModelConfig, from_dict
-from .data.disk import disk_space_errors
+from .data.disk import disk_space_errors, flush
 from .errors import BankError, ConfigError, M3DTError
 
 FORMAT_VERSION = 1
@@ -186,16 +186,7 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    flush_folder(path.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Makes the renames done in `folder` last through a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(path.parent)
 
 
 def verify(path: Path, record: FileRecord) -> None:

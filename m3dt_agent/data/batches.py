@@ -10,7 +10,7 @@ No window is padded because its episode has only begun, and none needs to be. `a
 left-padded while t < T - 1. Attention is causal and padding changes no output, so the prediction at position j of the window
 starting at 0 is exactly the one `act` makes at t = j, and the one at position T - 1 of the window starting at s is the one at
 t = s + T - 1. Every context `act` can meet is thus drawn, and each with the same probability 1/L; windows at an episode's end
-only add shorter contexts. (It is also what the published code draws.)
+only add shorter contexts.
 
 Sampling copies one contiguous slice out of the memory map per window; everything else is done per task or per batch.
 """

@@ -78,10 +78,10 @@ def file_lock(path: Path) -> Iterator[None]:
 def publish(built: Path, target: Path) -> None:
     """Flushes the folder `built` to disk and renames it to `target`, which must not exist or be an empty folder."""
     for path in (*built.rglob("*"), built):
-        _flush(path)
+        flush(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(built, target)
-    _flush(target.parent)
+    flush(target.parent)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -99,7 +99,8 @@ def write_file(path: Path, content: bytes) -> None:
         raise
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Makes a file's bytes, or the renames done in a folder, last through a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

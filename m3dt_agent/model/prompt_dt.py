@@ -90,7 +90,7 @@ class M3DT(nn.Module):
     """The whole model. With `n_experts=0` it is the backbone alone, without expert or router tensors.
 
     Weights start as GPT-2's: matrices and embeddings N(0, 0.02), biases 0. A new expert's output layer is 0 and adds nothing.
-    Dropout falls where GPT-2 and the published code have it, all at `config.dropout`: on embedded tokens, attention
+    Dropout falls where GPT-2 has it, all at `config.dropout`: on embedded tokens, attention
     probabilities, attention outputs, and once on a block's summed feed-forward output. It draws from torch's global generator.
     """
 

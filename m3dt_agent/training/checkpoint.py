@@ -26,9 +26,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..bank_files import FileRecord, flush_folder, read_tensors, verify, write_tensors
+from ..bank_files import FileRecord, read_tensors, verify, write_tensors
 from ..config import Stage
-from ..data.disk import disk_space_errors, publish, scratch_folder
+from ..data.disk import disk_space_errors, flush, publish, scratch_folder
 from ..errors import BankError
 
 KEPT = 2
@@ -104,7 +104,7 @@ def write_checkpoint(bank: Path, state: RunState, tensors: Mapping[str, Mapping[
     with disk_space_errors(target), scratch_folder(target.parent) as scratch:
         files = {f"{name}.safetensors": write_tensors(scratch / f"{name}.safetensors", part) for name, part in tensors.items()}
         (scratch / "state.json").write_text(_seal({"state": dataclasses.asdict(state), "files": _plain(files)}))
-        flush_folder(scratch)
+        flush(scratch)
         shutil.rmtree(
             target, ignore_errors=True
         )  # there only if it was found damaged, or the run has grown past it and fell back
