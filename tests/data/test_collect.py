@@ -187,7 +187,7 @@ SCRIPT = """
     from m3dt_agent.data.collect import CollectConfig, collect
 
     if __name__ == "__main__":
-        config = CollectConfig(levels={"expert": 0.6, "expert+0.4": 0.4}, episodes=20, stop_after_success=2)
+        config = CollectConfig(levels={"expert": 0.6, "expert+0.4": 0.4}, episodes=60, stop_after_success=2)
         collect(tasks.resolve(["cheetah-vel-20", "ant-dir-5", "drawer-close"]), Path(sys.argv[1]), config, workers=2)
 """
 
@@ -215,9 +215,13 @@ def shards_of(root):
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in root.glob(".collect/*/*.safetensors")}
 
 
+def finished(root):
+    return sorted(root.glob("m3dt/*/*-v0"))
+
+
 def made(root, count):
-    """Whether `count` of the 12 shards were made, those of finished datasets included."""
-    return len(shards_of(root)) + 4 * len(list(root.glob("m3dt/*/*-v0"))) >= count
+    """Whether `count` of the 36 shards were made, those of finished datasets included."""
+    return len(shards_of(root)) + 12 * len(finished(root)) >= count
 
 
 def wait_for(condition, seconds=60.0):
@@ -229,7 +233,7 @@ def wait_for(condition, seconds=60.0):
 
 def test_killed_again_and_again_it_ends_with_the_same_episodes_and_repeats_no_shard(tmp_path, start):
     root = tmp_path / "killed"
-    for count in (1, 5, 9):
+    for count in (1, 9, 18):
         seen = shards_of(root)
         process = start(root)
         wait_for(functools.partial(made, root, count))
@@ -241,12 +245,11 @@ def test_killed_again_and_again_it_ends_with_the_same_episodes_and_repeats_no_sh
         kept = shards_of(root)
         assert {path: kept[path] for path in seen if path in kept} == {path: seen[path] for path in seen if path in kept}
         assert all(path in kept or not path.parent.exists() for path in seen)  # gone only with a finished dataset
-    assert shards_of(root)  # the last kill was in the middle
+    assert len(finished(root)) < 3  # the last kill was in the middle
     assert start(root).wait(120) == 0
     assert start(tmp_path / "whole").wait(120) == 0
-    found = sorted((tmp_path / "whole").glob("m3dt/*/*-v0"))
-    assert len(found) == 3
-    for path in found:
+    assert len(finished(tmp_path / "whole")) == 3
+    for path in finished(tmp_path / "whole"):
         assert contents(path) == contents(root / path.relative_to(tmp_path / "whole"))
 
 
