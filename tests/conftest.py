@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+HF_HOME = tempfile.TemporaryDirectory(prefix="m3dt-hf-home-")  # removed when the process ends
+for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
+    del os.environ[name]  # huggingface_hub reads the user's tokens, caches and endpoint when it is imported
+os.environ |= {"HF_HOME": HF_HOME.name, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+os.environ["HF_XET_CLIENT_RETRY_BASE_DELAY"] = "10ms"  # hf_xet waits up to 150 s for its token by default
 
-import pytest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, here and in children, where a shell started us with `&`
+
+import pytest  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 
