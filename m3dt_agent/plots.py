@@ -1,4 +1,4 @@
-"""The quickstart's figure, in one file: how it learned, who routes where, and what came out.
+"""Figures. The quickstart's, in one file (`save_figure`): how it learned, who routes where, and what came out.
 
     ┌───────────────────────┬───────────────────────┐
     │ learning curves of    │ expert weights,       │
@@ -6,6 +6,13 @@
     ├───────────────────────┴───────────────────────┤
     │ normalized scores per task, one bar per policy│
     └───────────────────────────────────────────────┘
+
+And a model card's (`save_score_figure`), as high as there are tasks:
+
+    mean           ▇▇▇▇▇▇▇▇▇▇├─┤
+    metaworld
+    drawer-open    ▇▇▇▇▇▇▇▇▇▇▇▇▇├┤
+    …
 
 Colours are Okabe and Ito's, distinguishable with any colour vision; the heat map is `cividis`, whose lightness is monotonic.
 Needs matplotlib (extra `plots`), imported when a figure is made.
@@ -24,11 +31,15 @@ from typing import Any
 
 import numpy as np
 
+from . import tasks as task_table
 from .config import STAGES
-from .errors import MissingDependencyError
+from .errors import ConfigError, MissingDependencyError
+from .scores import Interval, Summary, TaskSummary
 
 POLICY_COLOURS = {"random": "#999999", "zero": "#56B4E9", "backbone": "#0072B2", "final": "#D55E00"}
 STAGE_COLOURS = {"backbone": "#0072B2", "experts": "#E69F00", "router": "#009E73"}
+_SAME_COLOUR = {"m3dt-backbone": "backbone", "m3dt-mixture": "final"}  # what evaluations call the quickstart's two agents
+_MAX_POLICIES = len(POLICY_COLOURS)
 _GRID = {"color": "0.9", "linewidth": 0.8}
 
 
@@ -83,6 +94,32 @@ def save_figure(data: FigureData, path: Path) -> Path:
     _draw_curves(figure.add_subplot(grid[0, 0]), data)
     _draw_weights(figure, figure.add_subplot(grid[0, 1]), data)
     _draw_scores(figure.add_subplot(grid[1, :]), data)
+    return _save(figure, path)
+
+
+def save_score_figure(summaries: Sequence[Summary], path: Path) -> Path:
+    """Draw the normalized scores of 1 to 4 policies, a bar with its 95% interval per task, and write the figure to `path`.
+
+    Tasks stand by domain, in the published order, under the mean over tasks; a policy without a task has no bar there. The
+    suffix of `path` chooses the format; the file appears whole or not at all.
+
+    Raises:
+        ConfigError: no summaries, more than four, or two of one policy.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    if not 1 <= len({summary.policy for summary in summaries}) == len(summaries) <= _MAX_POLICIES:
+        names = ", ".join(summary.policy for summary in summaries) or "none"
+        raise ConfigError(f"the figure shows 1 to {_MAX_POLICIES} policies, each once; got {names}")
+    rows = _score_rows(summaries)
+    figure = Figure(figsize=(8, 1.2 + sum(rows.values())), layout="constrained")
+    _draw_score_bars(figure.add_subplot(), summaries, rows)
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         figure.savefig(temporary, dpi=150)
@@ -181,3 +218,64 @@ def _draw_scores(axes: Any, data: FigureData) -> None:
     axes.grid(axis="y", **_GRID)
     axes.tick_params(axis="x", length=0)
     axes.legend(frameon=False, ncols=len(data.scores), loc="lower right", bbox_to_anchor=(1, 1))
+
+
+def _score_rows(summaries: Sequence[Summary]) -> dict[str, float]:
+    """The lines of the figure from top to bottom, with their heights in inches: "mean", then each domain and its tasks."""
+    found = {name for summary in summaries for name in summary.tasks}
+    bars, text = 0.1 + 0.11 * len(summaries), 0.21
+    rows = {"mean": bars}
+    for domain in task_table.DOMAINS:
+        if names := [task.name for task in task_table.by_domain(domain) if task.name in found]:
+            rows |= {domain: text} | dict.fromkeys(names, bars)
+    return rows
+
+
+def _draw_score_bars(axes: Any, summaries: Sequence[Summary], rows: Mapping[str, float]) -> None:
+    """Horizontal bars, the first policy's uppermost in each line; whiskers are intervals. The y axis is in inches."""
+    heights = np.array(list(rows.values()))
+    y = dict(zip(rows, np.cumsum(heights) - heights / 2, strict=True))
+    height = 0.84 * rows["mean"] / len(summaries)
+    colours = _policy_colours([summary.policy for summary in summaries])
+    for i, summary in enumerate(summaries):
+        scores = {"mean": (summary.mean_score, summary.mean_interval)}
+        scores |= {name: (task.mean_score, _score_interval(task, summary.runs)) for name, task in summary.tasks.items()}
+        at = np.array([y[name] for name in scores]) + (i - (len(summaries) - 1) / 2) * height
+        values = np.array([score for score, _ in scores.values()])
+        low, high = np.array([interval for _, interval in scores.values()]).T
+        whiskers = np.maximum([values - low, high - values], 0.0)  # a bootstrap interval need not hold its mean
+        axes.barh(at, values, height * 0.9, color=colours[i], label=summary.policy)
+        axes.errorbar(values, at, xerr=whiskers, fmt="none", ecolor="0.2", elinewidth=0.9, capsize=1.6)
+        for position, value, end in zip(at, values, np.maximum(values, high), strict=True):
+            axes.text(end + 1.2, position, f"{value:.0f}", va="center", fontsize=6, color="0.25")
+    _label_rows(axes, y, len(summaries))
+    axes.set(xlim=(0, 108), ylim=(heights.sum() + 0.05, -0.05))
+
+
+def _label_rows(axes: Any, y: Mapping[str, float], policies: int) -> None:
+    axes.set_yticks(list(y.values()), list(y), fontsize=8)
+    for label in axes.get_yticklabels():
+        if label.get_text() in ("mean", *task_table.DOMAINS):
+            label.set_fontweight("bold")
+    axes.set_xlabel("normalized score (0 to 100), 95% interval", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", **_GRID)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labeltop=True, labelsize=8)  # the bottom of 160 tasks is far from the first
+    axes.figure.legend(frameon=False, ncols=policies, loc="outside upper left", fontsize=9)
+
+
+def _policy_colours(policies: Sequence[str]) -> list[str]:
+    """One colour each: its own where a policy has one, else the next that is free."""
+    own = [POLICY_COLOURS.get(_SAME_COLOUR.get(policy, policy)) for policy in policies]
+    free = [colour for colour in reversed(POLICY_COLOURS.values()) if colour not in own]
+    return [colour or free.pop(0) for colour in own]
+
+
+def _score_interval(task: TaskSummary, runs: int) -> Interval:
+    """Wilson's where a single run's score is a success rate: of nothing but successes the bootstrap would make a certainty."""
+    if runs > 1 or task.success_interval is None:
+        return task.score_interval
+    low, high = task.success_interval
+    return 100 * low, 100 * high

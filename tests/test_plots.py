@@ -1,15 +1,19 @@
-"""The figure is written whole or not at all, and shows what it was given."""
+"""Figures are written whole or not at all, and show what they were given."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3dt_agent import plots
+from m3dt_agent import plots, tasks
+from m3dt_agent.errors import ConfigError
+from m3dt_agent.scores import EpisodeResult, Summary, summarize, wilson_interval
 
 TASKS = ("drawer-open", "ant-dir-10")
 
@@ -67,3 +71,79 @@ def test_curves_come_from_the_logs_with_experts_averaged(tmp_path: Path) -> None
     assert curves["backbone"] == ([10, 20], [0.5, 0.25])
     assert curves["experts"] == ([5], [pytest.approx(0.2)])
     assert curves["router"] == ([], [])
+
+
+def summary(policy: str, names: tuple[str, ...], score: float = 60.0) -> Summary:
+    """Five episodes per task around `score`; Meta-World succeeds in all of them."""
+    rows = []
+    for name in names:
+        for seed in range(5):
+            value, task = score + seed - 2, tasks.get(name)
+            returns = {"dmcontrol": 10 * value, "ant-dir": 5 * value, "cheetah-vel": -100 + 0.7 * value, "metaworld": 4000.0}
+            success = True if task.domain == "metaworld" else None
+            rows.append(EpisodeResult(name, seed, returns[task.domain], 200, success, policy, "", None, False, {}))
+    return summarize(rows)
+
+
+def score_axes(*summaries: Summary) -> Any:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    plots._draw_score_bars(axes, summaries, plots._score_rows(summaries))
+    return axes
+
+
+def test_score_bars_stand_by_domain_with_their_intervals() -> None:
+    pytest.importorskip("matplotlib")
+    scores = summary("m3dt-mixture", ("ant-dir-10", "drawer-open", "cheetah-vel-22", "ant-dir-3"))
+    axes = score_axes(scores)
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["mean", "metaworld", "drawer-open", "ant-dir", "ant-dir-3", "ant-dir-10", "cheetah-vel", "cheetah-vel-22"]
+    at = dict(zip(labels, axes.get_yticks(), strict=True))
+    bars = {round(bar.get_y() + bar.get_height() / 2, 6): bar.get_width() for bar in axes.patches}
+    wanted = {"mean": scores.mean_score, "drawer-open": 100.0, "ant-dir-3": 60.0, "ant-dir-10": 60.0, "cheetah-vel-22": 60.0}
+    assert bars == {round(at[row], 6): pytest.approx(score) for row, score in wanted.items()}
+    assert list(at.values()) == sorted(at.values())
+    [whiskers] = axes.collections
+    ends = {round(segment[0, 1], 6): segment[:, 0].tolist() for segment in whiskers.get_segments()}
+    assert ends[round(at["drawer-open"], 6)] == pytest.approx([100 * wilson_interval(5, 5)[0], 100.0])
+    assert ends[round(at["ant-dir-10"], 6)] == pytest.approx(list(scores.tasks["ant-dir-10"].score_interval))
+    assert ends[round(at["mean"], 6)] == pytest.approx(list(scores.mean_interval))
+
+
+def test_each_policy_has_its_bars_and_a_colour_of_its_own() -> None:
+    pytest.importorskip("matplotlib")
+    both, one = ("walker-run", "ant-dir-3"), ("walker-run",)
+    summaries = summary("m3dt-mixture", both), summary("ours, other seed", one, 20.0), summary("zero", both, 10.0)
+    axes = score_axes(*summaries)
+    assert [len(container.patches) for container in axes.containers[::2]] == [3, 2, 3]  # with the mean
+    colours = [container.patches[0].get_facecolor() for container in axes.containers[::2]]
+    assert len(set(colours)) == 3
+    assert plots._policy_colours(["m3dt-mixture", "x", "zero"])[::2] == [
+        plots.POLICY_COLOURS[name] for name in ("final", "zero")
+    ]
+    spans = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for bar in axes.patches)
+    assert all(end <= start + 1e-9 for (_, end), (start, _) in itertools.pairwise(spans))  # none over another
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["m3dt-mixture", "ours, other seed", "zero"]
+
+
+def test_the_score_figure_grows_with_its_tasks(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    few = plots.save_score_figure([summary("zero", TASKS)], tmp_path / "few.png")
+    all_tasks = tuple(task.name for task in tasks.TASKS)
+    many = plots.save_score_figure([summary("zero", all_tasks)], tmp_path / "many.png")
+    (width, low), (same, high) = Image.open(few).size, Image.open(many).size
+    assert width == same
+    assert high - low == pytest.approx(150 * 0.21 * (160 + 4 - 2 - 2), abs=2)  # inches per line, at 150 dots each
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["few.png", "many.png"]
+
+
+def test_scores_that_cannot_be_shown_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    some = [summary(policy, TASKS) for policy in ("a", "b", "c", "d", "e")]
+    for wrong, named in (([], "none"), (some, "a, b, c, d, e"), ([some[0], some[0]], "a, a")):
+        with pytest.raises(ConfigError, match=f"1 to 4 policies, each once; got {named}"):
+            plots.save_score_figure(wrong, tmp_path / "scores.png")
+    assert not list(tmp_path.iterdir())
