@@ -35,9 +35,11 @@ from .config import ExpertsConfig, ModelConfig, TrainConfig, stage_name
 from .data.prompts import Prompt, make_prompts, prompt_window
 from .data.stats import TaskStatistics, compute_statistics
 from .data.task_datasets import TaskDatasets
-from .errors import BankError, ConfigError, InvalidValueError, ShapeError, StageError
+from .errors import ConfigError, InvalidValueError, ShapeError, StageError
 from .history import Condition, History, Rows
+from .hub.banks import PushedBank, pull_bank, push_bank
 from .model import M3DT, PromptCache
+from .scores import EpisodeResult
 from .tasks import TaskSpec, lookup, resolve
 from .training.logs import OnLog
 
@@ -67,19 +69,59 @@ class M3DTAgent:
     # Banks and training
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, revision: str | None = None, *, device: str | torch.device = "cpu") -> M3DTAgent:
-        """The agent of a bank folder, every file of it verified.
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        revision: str | None = None,
+        *,
+        experts: Sequence[int] | None = None,
+        tasks: Sequence[str | TaskSpec] | None = None,
+        device: str | torch.device = "cpu",
+        token: str | None = None,
+        endpoint: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> M3DTAgent:
+        """The agent of a bank, a folder or an id on the Hugging Face Hub (`namespace/name`), every file of it verified.
+
+        Args:
+            revision: on the Hub, a branch, a tag (`stage-backbone`, `stage-router`, …) or a sha; None: main.
+            experts, tasks: bring only these experts, or those that serve these tasks; no router then, unless they are all.
+            token, endpoint, cache_dir: as `hub.client.HubRepo` takes them.
 
         Raises:
-            BankError: `path` is not a folder (names on the Hugging Face Hub are not resolved by this version), or a file of the
-                bank is missing, damaged or foreign.
-            ConfigError: a `revision`, which a local folder does not have.
+            HubError: no such repository or revision, no access, or a failing Hub.
+            BankError: no bank, or a file of it is missing, damaged or foreign.
+            ConfigError: a folder with a `revision`, or experts that the bank does not have. Else as `hub.banks.pull_bank`.
         """
-        if not Path(path).is_dir():
-            raise BankError(f"{str(path)!r} is not a folder; this version loads local banks only, not from the Hub")
-        if revision is not None:
-            raise ConfigError(f"revision={revision!r}: the local bank {str(path)!r} has no revisions")
-        return cls._from_bank(ExpertBank.open(Path(path)), device)
+        pulled = pull_bank(path, revision, experts=experts, tasks=tasks, token=token, endpoint=endpoint, cache_dir=cache_dir)
+        return cls._from_bank(pulled.bank, device)
+
+    def push_to_hub(
+        self,
+        repo_id: str | Path,
+        *,
+        token: str | None = None,
+        endpoint: str | None = None,
+        private: bool | None = None,
+        rows: Sequence[EpisodeResult] = (),
+        overwrite: bool = False,
+    ) -> PushedBank:
+        """Brings a repository on the Hub (or a folder) up to what the agent's bank has; every stage is a tag to resume from.
+
+        rows: evaluated episodes of this bank, for the card. Arguments and errors else as `hub.banks.push_bank` has them.
+
+        Raises:
+            StageError: there is no bank, because no stage was fitted.
+        """
+        return push_bank(
+            self._require_bank("push"),
+            repo_id,
+            token=token,
+            endpoint=endpoint,
+            private=private,
+            rows=rows,
+            overwrite=overwrite,
+        )
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> M3DTAgent:
@@ -99,9 +141,12 @@ class M3DTAgent:
             StageError: there is no bank, because no stage was fitted.
             BankError: `path` holds something.
         """
+        self._require_bank("save").copy_to(path)
+
+    def _require_bank(self, purpose: str) -> ExpertBank:
         if self.bank is None:
-            raise StageError("nothing to save: fit_stage('backbone', ...) makes the first weights")
-        self.bank.copy_to(path)
+            raise StageError(f"nothing to {purpose}: fit_stage('backbone', ...) makes the first weights")
+        return self.bank
 
     def fit_stage(
         self,
@@ -110,13 +155,14 @@ class M3DTAgent:
         *,
         bank: str | Path | ExpertBank,
         config: TrainConfig | None = None,
+        experts: Sequence[int] | None = None,
         progress: bool | None = None,
         on_log: OnLog | None = None,
     ) -> None:
         """Trains one stage into `bank` (made if it does not exist) and loads the result; a killed run continues where it was.
 
         A new bank takes prompts and statistics from `data`; an agent that already has a bank starts the new one as its copy.
-        config, progress, on_log: as `training.fit_stage` takes them.
+        config, experts, progress, on_log: as `training.fit_stage` takes them.
 
         Raises:
             UnknownTaskError: no such stage. StageError: an earlier stage is not done.
@@ -124,7 +170,7 @@ class M3DTAgent:
         """
         stage = stage_name(stage)
         opened = self._bank_for(data, bank, may_create=stage == "backbone")
-        training.fit_stage(stage, data, opened, config, device=self.device, progress=progress, on_log=on_log)
+        training.fit_stage(stage, data, opened, config, experts=experts, device=self.device, progress=progress, on_log=on_log)
         self._load(ExpertBank.open(opened.path))
 
     def group_tasks(

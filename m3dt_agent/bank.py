@@ -25,7 +25,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,7 +35,6 @@ from . import tasks as task_table
 from .bank_files import (
     Manifest,
     expert_file,
-    expert_index,
     read_bytes,
     read_tensors,
     verify,
@@ -58,9 +57,10 @@ Status = Literal["absent", "partial", "done"]
 class ExpertBank:
     """A verified bank folder; make one with `create` or `open`."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, experts: tuple[int, ...] | None = None) -> None:
         self.path = path
         self.manifest = manifest
+        self._experts = experts  # None: all that there are
 
     @classmethod
     def create(
@@ -100,14 +100,17 @@ class ExpertBank:
         return bank
 
     @classmethod
-    def open(cls, path: str | Path) -> ExpertBank:
+    def open(cls, path: str | Path, *, experts: Iterable[int] | None = None) -> ExpertBank:
         """The bank at `path`, every file verified; a commit that a kill cut short is finished first.
+
+        experts: open it as if it had only these; the files of others need not be there. None: all of the bank's.
 
         Raises:
             BankError: no bank there, or a file that is missing, damaged or foreign; the message names it.
+            ConfigError: experts that the bank does not have.
         """
-        path = Path(path)
-        return cls(path, _verified_manifest(path))
+        path, chosen = Path(path), None if experts is None else tuple(experts)
+        return cls(path, _verified_manifest(path, chosen), chosen)
 
     def refresh(self) -> None:
         """Takes over what another process has committed since, every file verified.
@@ -115,7 +118,23 @@ class ExpertBank:
         Raises:
             BankError: as `open`.
         """
-        self.manifest = _verified_manifest(self.path)
+        self.manifest = _verified_manifest(self.path, self._experts)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the bank as it is inside the block: a `commit` elsewhere waits until it ends. The bank is verified first.
+
+        Raises:
+            BankError: as `open`, or it changes at this very moment.
+        """
+        self.refresh()
+        with _locked(self.path, fcntl.LOCK_SH):
+            now = _read_manifest(self.path / "bank.json")
+            if (self.path / "bank.json.next").exists() or self.manifest != (
+                now if self._experts is None else now.with_experts(self._experts)
+            ):
+                raise BankError(f"bank {self.path} was changed by another process just now; try again")
+            yield
 
     @property
     def config(self) -> ModelConfig:
@@ -152,12 +171,13 @@ class ExpertBank:
     @property
     def finished_experts(self) -> tuple[int, ...]:
         """The experts whose training is over, ascending."""
-        return tuple(sorted(expert_index(name) for name in self.manifest.files if name.startswith("experts/")))
+        return self.manifest.finished_experts
 
     @property
     def default_experts(self) -> Literal["none", "mixture"]:
-        """What an agent should use: the routed mixture once the router is trained, the backbone alone before."""
-        return "mixture" if self.status("router") == "done" else "none"
+        """What an agent should use: the routed mixture if router and all experts are here, else the backbone alone."""
+        complete = self.status("router") == self.status("experts") == "done"
+        return "mixture" if complete else "none"
 
     @property
     def content_hash(self) -> str:
@@ -307,15 +327,16 @@ def _locked(path: Path, kind: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _verified_manifest(path: Path) -> Manifest:
+def _verified_manifest(path: Path, experts: tuple[int, ...] | None = None) -> Manifest:
     journal = path / "bank.json.next"
     while True:
         with _locked(path, fcntl.LOCK_SH):
             if not journal.exists():
-                manifest = _read_manifest(path / "bank.json")
+                whole = _read_manifest(path / "bank.json")
+                manifest = whole if experts is None else whole.with_experts(experts)
                 for name, record in manifest.files.items():
                     verify(path / name, record)
-                _refuse_strangers(path, manifest)
+                _refuse_strangers(path, whole)
                 return manifest
         with _locked(path, fcntl.LOCK_EX):
             if journal.exists():

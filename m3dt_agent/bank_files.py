@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,26 @@ class Manifest:
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError, M3DTError) as error:
             raise BankError(f"{where} is damaged or foreign: {error}") from error
 
+    @property
+    def finished_experts(self) -> tuple[int, ...]:
+        """The experts that have a file, ascending."""
+        return tuple(sorted(expert_index(name) for name in self.files if name.startswith("experts/")))
+
+    def with_experts(self, experts: Iterable[int]) -> Manifest:
+        """What is left of the bank if only these of its experts are at hand: no router either, which weighs all of them.
+
+        Raises:
+            ConfigError: an expert that the bank does not have.
+        """
+        chosen = set(experts)
+        if unknown := chosen - set(self.finished_experts):
+            raise ConfigError(f"there are no experts {sorted(unknown)} in the bank; it has {list(self.finished_experts)}")
+        left = {*map(expert_file, chosen), *(name for name in self.files if not name.startswith("experts/"))}
+        if len(chosen) < self.model.n_experts:
+            left.discard("router.safetensors")
+        stages = {stage: record for stage, record in self.stages.items() if stage != "router" or "router.safetensors" in left}
+        return dataclasses.replace(self, files={n: r for n, r in self.files.items() if n in left}, stages=stages)
+
     def checked(self) -> Manifest:
         """This manifest, if its parts fit together.
 
@@ -97,7 +117,7 @@ class Manifest:
             ConfigError: they do not.
         """
         for name in self.files:
-            if not _FILE_NAME.fullmatch(name):
+            if not is_bank_file(name):
                 raise ConfigError(f"it lists {name!r}, which no bank has")
             if name.startswith("experts/") and expert_index(name) >= self.model.n_experts:
                 raise ConfigError(f"it lists {name!r} but has n_experts={self.model.n_experts}")
@@ -122,6 +142,11 @@ def check_groups(groups: Mapping[str, int], tasks: Sequence[str], n_experts: int
         raise ConfigError(f"groups must name experts 0 … {n_experts - 1}; got {wrong}")
     if empty := sorted(set(range(n_experts)) - set(groups.values())):
         raise ConfigError(f"no group may be empty; experts {empty} have no task")
+
+
+def is_bank_file(name: str) -> bool:
+    """Whether a bank may have a file of this name besides `bank.json`."""
+    return _FILE_NAME.fullmatch(name) is not None
 
 
 def expert_file(expert: int) -> str:

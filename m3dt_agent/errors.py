@@ -8,6 +8,8 @@
     ├── DatasetError           (ValueError)    a dataset that is damaged, incomplete or does not fit its task
     ├── BankError              (ValueError)    a bank file that is missing, damaged or foreign
     ├── StageError             (RuntimeError)  a training stage called before what it needs exists
+    ├── HubError               (OSError)       the Hugging Face Hub refused, failed or cannot be reached
+    │   └── HubConflictError                   somebody else has pushed something that differs
     ├── MissingDependencyError (ImportError)   an optional package that is not installed
     └── DiskSpaceError         (OSError)       not enough room for what is about to be written
 
@@ -47,6 +49,14 @@ class BankError(M3DTError, ValueError):
 
 class StageError(M3DTError, RuntimeError):
     """A training stage asked for before the stages it builds on are done."""
+
+
+class HubError(M3DTError, OSError):
+    """Something asked of the Hugging Face Hub that it refused, that failed, or that is not there."""
+
+
+class HubConflictError(HubError):
+    """What is on the Hub differs from what was to be pushed, and both cannot be right."""
 
 
 class MissingDependencyError(M3DTError, ImportError):

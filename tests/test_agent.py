@@ -221,8 +221,8 @@ def test_save_and_load_give_the_same_actions(bank: ExpertBank, tmp_path: Path) -
 
 
 def test_from_pretrained_says_what_it_cannot_load(bank: ExpertBank, tmp_path: Path) -> None:
-    with pytest.raises(BankError, match="not a folder; this version loads local banks only"):
-        M3DTAgent.from_pretrained("org/m3dt-mt160")
+    with pytest.raises(BankError, match="neither a folder nor an id on the Hub"):
+        M3DTAgent.from_pretrained("./org/m3dt-mt160")
     with pytest.raises(ConfigError, match="no revisions"):
         M3DTAgent.from_pretrained(bank.path, revision="stage-router")
     with pytest.raises(BankError):

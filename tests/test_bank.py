@@ -106,6 +106,38 @@ def test_the_model_is_built_as_far_as_training_has_come(tmp_path: Path) -> None:
     torch.testing.assert_close(dict(ExpertBank.open(bank.path).model().state_dict()), dict(model.state_dict()), rtol=0, atol=0)
 
 
+def test_some_experts_alone(full_bank: ExpertBank, tmp_path: Path) -> None:
+    (full_bank.path / "experts/000.safetensors").rename(tmp_path / "away")
+    bank = ExpertBank.open(full_bank.path, experts=[1])
+    assert bank.finished_experts == (1,)
+    assert [bank.status(stage) for stage in (1, 2, 3)] == ["done", "partial", "absent"]
+    assert bank.default_experts == "none"
+    bank.refresh()
+    assert bank.finished_experts == (1,)
+    assert bank.copy_to(tmp_path / "copy").finished_experts == (1,)
+    with pytest.raises(BankError, match=r"experts/000\.safetensors is missing"):
+        ExpertBank.open(full_bank.path)
+    with pytest.raises(ConfigError, match=r"no experts \[5\] in the bank; it has \[0, 1\]"):
+        ExpertBank.open(full_bank.path, experts=[1, 5])
+    (tmp_path / "away").rename(full_bank.path / "experts/000.safetensors")
+    assert ExpertBank.open(full_bank.path, experts=[0, 1]).default_experts == "mixture"
+
+
+def test_a_held_bank_does_not_change(full_bank: ExpertBank) -> None:
+    other = ExpertBank.open(full_bank.path)
+    writer = threading.Thread(target=other.commit, args=({"router.safetensors": parts(random_model(1))["router.safetensors"]},))
+    with full_bank.held():
+        before = full_bank.read("router.safetensors")
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive()
+        torch.testing.assert_close(full_bank.read("router.safetensors"), before, rtol=0, atol=0)
+    writer.join(20)
+    assert full_bank.manifest != ExpertBank.open(full_bank.path).manifest
+    with full_bank.held():
+        assert full_bank.manifest == ExpertBank.open(full_bank.path).manifest
+
+
 def test_loaded_tensors_do_not_follow_the_file(full_bank: ExpertBank) -> None:
     before = full_bank.read("router.safetensors")
     kept = {name: tensor.clone() for name, tensor in before.items()}

@@ -9,7 +9,7 @@ A killed `fit_stage`, called again on the same bank, continues where it was, and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,11 @@ from ..bank import ExpertBank
 from ..config import ExpertsConfig, Stage, TrainConfig, stage_name, train_preset
 from ..data.task_datasets import TaskDatasets
 from ..errors import BankError, ConfigError, StageError
-from . import backbone, experts, router
+from . import backbone, router
+from . import experts as expert_stage
 from .checkpoint import started_runs, training_lock
 from .estimate import Estimate, estimate, require_disk
+from .experts import remove_finished
 from .grouping import make_groups
 from .job import Job, data_fingerprint
 from .logs import LogRecord, OnLog, announce
@@ -31,7 +33,7 @@ __all__ = ["Estimate", "LogRecord", "estimate", "fit_stage", "group_tasks"]
 
 _RUNS: dict[Stage, Callable[[Job[Any]], Iterator[Run]]] = {
     "backbone": backbone.runs,
-    "experts": experts.runs,
+    "experts": expert_stage.runs,
     "router": router.runs,
 }
 
@@ -42,6 +44,7 @@ def fit_stage(
     bank: ExpertBank,
     config: TrainConfig | None = None,
     *,
+    experts: Sequence[int] | None = None,
     device: str | torch.device = "cpu",
     progress: bool | None = None,
     on_log: OnLog | None = None,
@@ -51,13 +54,14 @@ def fit_stage(
     Args:
         stage: backbone, experts or router; or 1, 2, 3.
         data: of the bank's tasks, made with its DataConfig.
+        experts: in stage 2, train only these (others are trained elsewhere, and merged on the Hub); None: all that are missing.
         config: of the stage. None: the one the stage was started with, else the preset that goes with the bank's model.
         progress: a bar and messages on stderr; None: the bar only on a terminal; False: neither.
         on_log: called with every `LogRecord`.
 
     Raises:
         StageError: what the stage builds on is not there yet, or later stages build on what it would change.
-        ConfigError: settings other than the stage was started with, or that cannot work.
+        ConfigError: settings other than the stage was started with, or that cannot work; experts that the bank has not.
         BankError: data of other tasks than the bank's, a damaged file, or another process training the bank.
         DiskSpaceError: no room for the checkpoints.
     """
@@ -66,17 +70,18 @@ def fit_stage(
     with training_lock(bank.path):
         bank.refresh()
         _check_order(stage, bank)
-        experts.remove_finished(bank)
+        only = _checked_experts(experts, stage, bank)
+        remove_finished(bank)
         recorded = recorded_settings(bank, stage)
         config, threads = settle(config, recorded, bank, stage, device)
-        if _is_finished(stage, bank, config, recorded, data):
+        if _is_finished(stage, bank, config, recorded, data) or (only is not None and only <= set(bank.finished_experts)):
             announce(f"{stage} stage of {bank.path} is finished already ({config.steps:,} steps); nothing to do", progress)
             return
         require_disk(stage, config, bank.config, bank.path)
         if progress is not False:
             announce(str(estimate(stage, dataclasses.replace(config, threads=threads), bank.config, device=device)), progress)
         with cpu_threads(threads):
-            _fit(Job(data, bank, config), threads, recorded, device, progress, on_log)
+            _fit(Job(data, bank, config, only), threads, recorded, device, progress, on_log)
 
 
 def group_tasks(
@@ -128,6 +133,16 @@ def _check_order(stage: Stage, bank: ExpertBank) -> None:
         )
 
 
+def _checked_experts(chosen: Sequence[int] | None, stage: Stage, bank: ExpertBank) -> frozenset[int] | None:
+    if chosen is None:
+        return None
+    if stage != "experts":
+        raise ConfigError(f"experts={list(chosen)} goes with stage 'experts'; got stage {stage!r}")
+    if not chosen or any(type(e) is not int or not 0 <= e < bank.config.n_experts for e in chosen):
+        raise ConfigError(f"experts must be some of 0 … {bank.config.n_experts - 1}; got {list(chosen)}")
+    return frozenset(chosen)
+
+
 def _is_finished(stage: Stage, bank: ExpertBank, config: TrainConfig, recorded: Settings | None, data: TaskDatasets) -> bool:
     """Whether nothing is left to do; if the stage is in the bank but more is asked, whether that can be done is checked."""
     done = bank.status(stage) == "done"
@@ -174,7 +189,7 @@ def _fit(
         train(run, bank.path, device=device, threads=threads, progress=progress, on_log=on_log)
         bank.commit(run.public_files(), stages=bank.manifest.stages | {stage: record})
         if stage == "experts":
-            experts.remove_finished(bank)
+            remove_finished(bank)
 
 
 def _regroup(job: Job[ExpertsConfig], progress: bool | None) -> dict[str, int]:

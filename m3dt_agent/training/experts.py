@@ -45,8 +45,10 @@ def runs(job: Job[ExpertsConfig]) -> Iterator[Run]:
     """One run per chunk that is not in the bank yet; made when asked for, so that one chunk is in memory at a time."""
     n_experts = job.bank.config.n_experts
     size = job.config.experts_at_once or n_experts
+    wanted = range(n_experts) if job.experts is None else job.experts
     for first in range(0, n_experts, size):
-        chunk = tuple(e for e in range(first, min(first + size, n_experts)) if e not in job.bank.finished_experts)
+        here = range(first, min(first + size, n_experts))
+        chunk = tuple(e for e in here if e in wanted and e not in job.bank.finished_experts)
         if chunk:
             yield chunk_run(job, chunk)
 

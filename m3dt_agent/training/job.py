@@ -22,11 +22,12 @@ ConfigT = TypeVar("ConfigT", bound=TrainConfig, covariant=True)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job(Generic[ConfigT]):
-    """One stage of one bank on one data set."""
+    """One stage of one bank on one data set. experts: in stage 2, only these; None: all that are missing."""
 
     data: TaskDatasets
     bank: ExpertBank
     config: ConfigT
+    experts: frozenset[int] | None = None
 
     @property
     def cpu(self) -> torch.device:

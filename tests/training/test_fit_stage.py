@@ -166,6 +166,26 @@ def test_chunks_do_not_change_the_experts(data: TaskDatasets, make_bank: MakeBan
                 torch.testing.assert_close(other[name], tensor, rtol=2e-7, atol=1e-10)
 
 
+def test_experts_can_be_trained_in_different_places(data: TaskDatasets, make_bank: MakeBank) -> None:
+    whole, mine, yours = make_bank("whole"), make_bank("mine"), make_bank("yours")
+    one_by_one = dataclasses.replace(EXPERTS, experts_at_once=1)
+    for bank in (whole, mine, yours):
+        fit(1, data, bank, BACKBONE)
+    fit(2, data, whole, one_by_one)
+    fit(2, data, mine, one_by_one, experts=[1])
+    assert (mine.finished_experts, mine.status("experts")) == ((1,), "partial")
+    fit(2, data, yours, one_by_one, experts=[0, 2])
+    assert files(mine) | files(yours) == {name: sha for name, sha in files(whole).items() if name != "router.safetensors"}
+    fit(2, data, mine, one_by_one, experts=[1])  # done before, kept
+    fit(2, data, mine, None)  # the rest
+    assert files(mine) == files(whole)
+    for chosen in ([], [3], [-1], [True]):
+        with pytest.raises(ConfigError, match=r"experts must be some of 0 … 2"):
+            fit(2, data, mine, one_by_one, experts=chosen)
+    with pytest.raises(ConfigError, match="goes with stage 'experts'; got stage 'router'"):
+        fit(3, data, mine, None, experts=[1])
+
+
 def test_the_size_of_stacks_is_settled_once_and_kept(
     data: TaskDatasets, make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:

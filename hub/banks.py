@@ -1,0 +1,414 @@
+"""Expert banks on the Hugging Face Hub, stage by stage.
+
+    push   backbone ──► commit, tag stage-backbone      3 of 8 experts ──► commit, tag stage-experts-3      …      stage-router
+    pull   revision ──► sha ──► bank.json ──► the files it lists, or some experts' ──► every sha256 checked ──► ExpertBank
+
+A repository holds what a bank's folder holds (without resume/ and logs/), and a card. `bank.json` vouches for every byte, so a
+push moves only files whose hash differs, and a damaged or incomplete repository does not load. Two who push at the same time
+are merged: the files of both, as long as none differs; what differs is an error for whoever comes second.
+
+A folder works wherever an id on the Hub does: pushing copies into it, pulling opens it. An id is `namespace/name`; write a
+folder of that form as `./namespace/name`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+from m3dt_agent import tasks as task_table
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank_files import FileRecord, Manifest, expert_file, is_bank_file
+from m3dt_agent.config import STAGES, Stage
+from m3dt_agent.errors import BankError, ConfigError, HubConflictError, StageError
+from m3dt_agent.hub.cards import MARK, model_card
+from m3dt_agent.hub.client import Change, HubRepo, Operation, RemoteFile, Snapshot, is_repo_id
+from m3dt_agent.scores import EpisodeResult
+from m3dt_agent.tasks import TaskSpec, lookup
+
+_MANIFEST, _CARD, _FIGURE = "bank.json", "README.md", "scores.png"
+_NEUTRAL = {".gitattributes", ".gitignore", "LICENSE", _CARD, _FIGURE}
+"""Files that say nothing about whose repository it is."""
+_FREE_SETTINGS = ("threads", "experts_at_once", "log_every", "checkpoint_every")
+"""Training settings in which two people's experts of one bank may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class PulledBank:
+    """A bank, verified. sha: the commit it is from; None: it is a folder of its own."""
+
+    bank: ExpertBank
+    sha: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PushedBank:
+    """What a push did. sha: the head now (None: a folder); tag: the stage it stands for; files: those that travelled."""
+
+    sha: str | None
+    tag: str
+    files: tuple[str, ...]
+    commits: int
+
+
+def pull_bank(
+    name: str | Path,
+    revision: str | None = None,
+    *,
+    experts: Iterable[int] | None = None,
+    tasks: Iterable[str | TaskSpec] | None = None,
+    to: str | Path | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool | None = None,
+) -> PulledBank:
+    """The bank called `name`: an id on the Hub, brought into the cache, or a folder; every file verified.
+
+    A sha that the cache holds, and with `offline` any revision that was pulled before, is opened without a request.
+
+    Args:
+        revision: branch, tag (`stage-backbone`, …) or sha; None: main.
+        experts, tasks: only these experts, or those that serve these tasks; no router then, unless they are all.
+        to: a new folder for a copy to work in; the cache's own files must stay as they are.
+        token, endpoint, cache_dir, offline: as `HubRepo` takes them.
+
+    Raises:
+        HubError: no such repository or revision, no access, or a failing Hub.
+        BankError: the repository is no bank, or a file is missing or damaged.
+        ConfigError: a folder with a revision, or experts it does not have. UnknownTaskError: tasks it does not have.
+        StageError: `tasks` before they are grouped. DiskSpaceError: no room.
+    """
+    sha = None
+    if is_repo_id(name):
+        repo = HubRepo(str(name), "model", token=token, endpoint=endpoint, cache_dir=cache_dir, offline=offline)
+        bank, sha = _from_hub(repo, revision, _Selection(experts, tasks))
+    elif revision is not None:
+        raise ConfigError(f"revision={revision!r}: the local bank {str(name)!r} has no revisions")
+    elif not Path(name).is_dir():
+        raise BankError(f"{str(name)!r} is neither a folder nor an id on the Hub (namespace/name)")
+    else:
+        bank = ExpertBank.open(name)
+        if (chosen := _Selection(experts, tasks).of(bank.manifest)) is not None:
+            bank = ExpertBank.open(name, experts=chosen)
+    return PulledBank(bank if to is None else bank.copy_to(to), sha)
+
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """Which experts were asked for: by number, by task, or all (both None)."""
+
+    experts: Iterable[int] | None
+    tasks: Iterable[str | TaskSpec] | None
+
+    def of(self, manifest: Manifest) -> tuple[int, ...] | None:
+        if self.experts is None and self.tasks is None:
+            return None
+        chosen = set(self.experts or ())
+        names = [task.name for task in task_table.resolve(self.tasks or ())]
+        if names and manifest.groups is None:
+            raise StageError("the bank's tasks are not grouped yet, so no expert serves a task; pull it whole")
+        chosen |= {lookup(manifest.groups or {}, name, "task of the bank") for name in names}
+        return tuple(sorted(chosen))
+
+
+def _from_hub(repo: HubRepo, revision: str | None, selection: _Selection) -> tuple[ExpertBank, str]:
+    known = repo.cached_sha(revision)
+    if known is not None and (repo.offline or known == revision):
+        bank = _from_cache(repo, known, selection)
+        if bank is not None:
+            return bank, known
+    snapshot = repo.look(revision)
+    manifest = _remote_manifest(repo, snapshot)
+    if manifest is None:
+        held = ", ".join(sorted(snapshot.files)[:6]) or "nothing"
+        raise BankError(f"{repo} at {snapshot.sha[:12]} is not a bank: it has no {_MANIFEST}; it holds {held}")
+    chosen = selection.of(manifest)
+    wanted = (manifest if chosen is None else manifest.with_experts(chosen)).files
+    _require_there(repo, snapshot, wanted)
+    folder = repo.fetch(snapshot, wanted)
+    bank = ExpertBank.open(folder, experts=chosen)
+    repo.remember(revision, snapshot.sha)
+    return bank, snapshot.sha
+
+
+def _from_cache(repo: HubRepo, sha: str, selection: _Selection) -> ExpertBank | None:
+    """The bank as of `sha` if the cache holds it whole; a damaged one is an error if it cannot be fetched again."""
+    folder = repo.folder(sha)
+    if not repo.cached(sha, [_MANIFEST]):
+        return None
+    try:
+        manifest = Manifest.from_json((folder / _MANIFEST).read_text(), folder / _MANIFEST)
+        chosen = selection.of(manifest)
+        wanted = manifest if chosen is None else manifest.with_experts(chosen)
+        return ExpertBank.open(folder, experts=chosen) if repo.cached(sha, wanted.files) or repo.offline else None
+    except (BankError, UnicodeDecodeError):
+        if repo.offline:
+            raise
+        return None
+
+
+def _remote_manifest(repo: HubRepo, snapshot: Snapshot) -> Manifest | None:
+    if _MANIFEST not in snapshot.files:
+        return None
+    folder = repo.fetch(snapshot, [_MANIFEST])
+    where = Path(f"{repo.repo_id}@{snapshot.sha[:12]}", _MANIFEST)
+    try:
+        return Manifest.from_json((folder / _MANIFEST).read_text(), where)
+    except UnicodeDecodeError as error:
+        raise BankError(f"{where} is damaged or foreign: {error}") from error
+
+
+def _require_there(repo: HubRepo, snapshot: Snapshot, files: Mapping[str, FileRecord]) -> None:
+    """Before anything is downloaded: the repository holds what its bank.json lists, as far as the Hub's listing tells."""
+    where = f"{repo} at {snapshot.sha[:12]}"
+    if missing := sorted(set(files) - set(snapshot.files)):
+        raise BankError(f"{where} is damaged: its {_MANIFEST} lists {', '.join(missing)}, which it does not hold")
+    if wrong := [name for name, record in files.items() if not _may_be(snapshot.files[name], record)]:
+        raise BankError(f"{where} is damaged: {', '.join(sorted(wrong))} is not what its {_MANIFEST} lists")
+
+
+def _may_be(remote: RemoteFile, record: FileRecord) -> bool:
+    return remote.size == record.bytes and remote.sha256 in (None, record.sha256)
+
+
+# Pushing
+
+
+def push_bank(
+    bank: ExpertBank | str | Path,
+    name: str | Path,
+    *,
+    token: str | None = None,
+    endpoint: str | None = None,
+    private: bool | None = None,
+    rows: Sequence[EpisodeResult] = (),
+    policy: str | None = None,
+    figure: Path | None = None,
+    overwrite: bool = False,
+) -> PushedBank:
+    """Brings `name`, an id on the Hub or a folder, up to what `bank` has: one commit and one tag per stage that is new there.
+
+    What is there already and not here (others' experts) stays. The bank cannot change meanwhile. Called again after a kill or
+    an error, it does what is missing.
+
+    Args:
+        private: of a repository that is made; None: the account's default.
+        rows: evaluated episodes of this very bank, for the card. policy: which of them are the bank's own, where several could
+            be (as `model_card` takes it). figure: a PNG of them.
+        overwrite: replace what differs and remove what this bank does not have.
+
+    Raises:
+        StageError: no backbone yet. BankError: a damaged file here or there, or a repository of something else.
+        HubConflictError: another bank, or another version of a file, is there; the message names it.
+        HubError: not allowed, or a failing Hub. ConfigError: rows of another bank, or experts there that this bank has not got.
+    """
+    opened = bank if isinstance(bank, ExpertBank) else ExpertBank.open(bank)
+    if "backbone.safetensors" not in opened.manifest.files:
+        raise StageError(f"bank {opened.path} has no backbone yet: nothing to push")
+    if not is_repo_id(name):
+        return _push_to_folder(opened, Path(name), overwrite)
+    repo = HubRepo(str(name), "model", token=token, endpoint=endpoint)
+    with opened.held():
+        return _Push(repo, opened, _Evaluation(tuple(rows), policy, figure), overwrite).run(private)
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """What the card is to say of the bank's scores; nothing without rows."""
+
+    rows: tuple[EpisodeResult, ...] = ()
+    policy: str | None = None
+    figure: Path | None = None
+
+
+class _Push:
+    """One bank on its way to one repository."""
+
+    def __init__(self, repo: HubRepo, bank: ExpertBank, evaluation: _Evaluation, overwrite: bool) -> None:
+        self.repo, self.bank, self.evaluation, self.overwrite = repo, bank, evaluation, overwrite
+        self.merged = bank.manifest  # of the newest commit
+        self.files: tuple[str, ...] = ()  # of the change in hand
+
+    def run(self, private: bool | None) -> PushedBank:
+        self._model_card(self.bank.manifest, self.evaluation)
+        head = self.repo.head()
+        if head is None:
+            self.repo.create(private=private)
+            head = self.repo.look()
+        self._check_rows(head)
+        tags, commits = self.repo.tags(), 0
+        sent: tuple[str, ...] = ()
+        parts = stage_manifests(self.bank.manifest)
+        for part in parts:
+            last, before = part is parts[-1], head.sha
+            head = self.repo.commit(lambda head, part=part, last=last: self._change(head, part, last=last), head)  # type: ignore[misc]
+            if head.sha != before:
+                sent, commits = (*sent, *self.files), commits + 1
+            if head.sha != before or stage_tag(self.merged) not in tags:
+                self.repo.set_tag(stage_tag(self.merged), head.sha, tags)
+        return PushedBank(head.sha, stage_tag(self.merged), sent, commits)
+
+    def _check_rows(self, head: Snapshot) -> None:
+        """Rows of another bank than the one that will be there are refused before anything travels."""
+        there = self._there(head) if self.evaluation.rows and not self.overwrite else None
+        if there is not None and (others := set(there.files) - set(self.bank.manifest.files)):
+            raise ConfigError(
+                f"{self.repo} has {', '.join(sorted(others))} besides what this bank has, so rows of this bank are not rows of "
+                "what will be there; pull it, evaluate that, and push its rows"
+            )
+
+    def _model_card(self, manifest: Manifest, evaluation: _Evaluation) -> str:
+        figure = _FIGURE if evaluation.figure is not None else None
+        bank = ExpertBank(self.bank.path, manifest)
+        return model_card(bank, self.repo.repo_id, rows=evaluation.rows, policy=evaluation.policy, figure=figure)
+
+    def _change(self, head: Snapshot, part: Manifest, *, last: bool) -> Change:
+        """What has to be done to the head so that it holds `part` too."""
+        there = self._there(head)
+        replace = self.overwrite and last
+        merged = part if there is None or replace else merge(there, part, str(self.repo), keep_ours=self.overwrite)
+        changed = [name for name, record in merged.files.items() if not _is_there(name, record, head, there)]
+        if lost := [name for name in changed if self.bank.manifest.files.get(name) != merged.files[name]]:
+            raise BankError(
+                f"{self.repo} is damaged: its {_MANIFEST} lists {', '.join(lost)}, which neither it nor this bank holds; "
+                "overwrite=True makes it this bank"
+            )
+        operations: list[Operation] = [CommitOperationAdd(name, str(self.bank.path / name)) for name in changed]
+        if replace:
+            stale = [name for name in head.files if is_bank_file(name) and name not in merged.files]
+            operations += [CommitOperationDelete(name) for name in stale]
+        if operations or merged != there:
+            operations.append(CommitOperationAdd(_MANIFEST, merged.to_json().encode()))
+        operations += self._card(head, there, merged, last=last)
+        self.merged = merged
+        if operations:  # none: what was sent before has arrived
+            self.files = tuple(operation.path_in_repo for operation in operations)
+        return Change(f"{stage_tag(merged)}: {len(changed)} file(s)", operations)
+
+    def _there(self, head: Snapshot) -> Manifest | None:
+        there = _remote_manifest(self.repo, head)
+        if there is None and (foreign := sorted(set(head.files) - _NEUTRAL)):
+            raise BankError(
+                f"{self.repo} holds something else than a bank: {', '.join(foreign[:6])}; push to another repository"
+            )
+        return there
+
+    def _card(self, head: Snapshot, there: Manifest | None, merged: Manifest, *, last: bool) -> list[Operation]:
+        """The card: where there is none, where rows are given, where a stage was finished and nobody wrote one by hand."""
+        evaluation = self.evaluation if last else _Evaluation()
+        if not evaluation.rows and there is not None and _statuses(there) == _statuses(merged):
+            return []
+        old = (self.repo.fetch(head, [_CARD]) / _CARD).read_text(errors="replace") if _CARD in head.files else None
+        if not evaluation.rows and old is not None and MARK not in old:
+            return []
+        card = self._model_card(merged, evaluation)
+        operations: list[Operation] = [CommitOperationAdd(_CARD, card.encode())] if card != old else []
+        if evaluation.rows and evaluation.figure is not None:
+            operations.append(CommitOperationAdd(_FIGURE, str(evaluation.figure)))
+        return operations
+
+
+def _is_there(name: str, record: FileRecord, head: Snapshot, there: Manifest | None) -> bool:
+    remote = head.files.get(name)
+    if remote is None or there is None or not _may_be(remote, record):
+        return False
+    return remote.sha256 is not None or there.files.get(name) == record
+
+
+def _push_to_folder(bank: ExpertBank, folder: Path, overwrite: bool) -> PushedBank:
+    if overwrite:
+        raise ConfigError(f"overwrite=True is for the Hub; remove the folder {folder} yourself")
+    if not (folder / _MANIFEST).exists():
+        copy = bank.copy_to(folder)
+        return PushedBank(None, stage_tag(copy.manifest), tuple(copy.manifest.files), 1)
+    target = ExpertBank.open(folder)
+    merged = merge(target.manifest, bank.manifest, str(folder))
+    changed = tuple(name for name in merged.files if name not in target.manifest.files)
+    if merged != target.manifest:
+        fields: dict[str, Any] = {name: getattr(merged, name) for name in ("groups", "grouping", "stages")}
+        target.commit({name: bank.read(name) for name in changed}, **fields)
+    return PushedBank(None, stage_tag(merged), changed, int(bool(changed)))
+
+
+# Manifests
+
+
+def stage_tag(manifest: Manifest) -> str:
+    """The tag of the stage a bank has reached: stage-backbone, stage-experts-<n> of more, stage-experts, stage-router."""
+    finished = len(manifest.finished_experts)
+    if "router.safetensors" in manifest.files:
+        return "stage-router"
+    if finished and finished == manifest.model.n_experts:
+        return "stage-experts"
+    return f"stage-experts-{finished}" if finished else "stage-backbone"
+
+
+def stage_manifests(manifest: Manifest) -> list[Manifest]:
+    """What the bank was when each of its stages ended, the last being `manifest` itself."""
+    backbone = _without(manifest, "experts", "router")
+    parts = [dataclasses.replace(backbone, groups=None, grouping=None), _without(manifest, "router"), manifest]
+    reached = [bool(manifest.finished_experts), "router.safetensors" in manifest.files]
+    return [*(part for part, more in zip(parts, reached, strict=False) if more), manifest]
+
+
+def _without(manifest: Manifest, *stages: Stage) -> Manifest:
+    files = {name: record for name, record in manifest.files.items() if name.partition("/")[0].partition(".")[0] not in stages}
+    return dataclasses.replace(
+        manifest, files=files, stages={stage: record for stage, record in manifest.stages.items() if stage not in stages}
+    )
+
+
+def merge(theirs: Manifest, ours: Manifest, where: str, *, keep_ours: bool = False) -> Manifest:
+    """The bank that has the files of both; keep_ours: where two differ, ours.
+
+    Raises:
+        HubConflictError: they are not versions of one bank, or a file, the groups or a stage's settings differ.
+    """
+    problems = [f"another {what}" for what in ("model", "data", "tasks") if getattr(theirs, what) != getattr(ours, what)]
+    problems = [problem.replace("another data", "another data configuration") for problem in problems]
+    both = set(theirs.files) & set(ours.files)
+    problems += [
+        _difference(name, theirs.files[name], ours.files[name])
+        for name in sorted(both)
+        if theirs.files[name] != ours.files[name]
+    ]
+    if None not in (theirs.groups, ours.groups) and theirs.groups != ours.groups:
+        problems.append("other groups of tasks")
+    for stage in STAGES:
+        problems += _other_settings(stage, theirs.stages.get(stage), ours.stages.get(stage))
+    if problems and not keep_ours:
+        raise HubConflictError(
+            f"{where} holds {'; '.join(problems)} than this bank; pull it and train what is missing, push to another name, or "
+            "overwrite it"
+        )
+    first, second = (theirs, ours) if keep_ours else (ours, theirs)
+    return dataclasses.replace(
+        second,
+        groups=second.groups or first.groups,
+        grouping=second.grouping if second.groups else first.grouping,
+        stages=first.stages | second.stages,
+        files=first.files | second.files,
+    )
+
+
+def _difference(name: str, theirs: FileRecord, ours: FileRecord) -> str:
+    return f"another {name} ({theirs.sha256[:12]}… there, {ours.sha256[:12]}… here)"
+
+
+def _other_settings(stage: Stage, theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> list[str]:
+    if theirs is None or ours is None:
+        return []
+    there, here = theirs["config"], ours["config"]
+    differ = sorted(key for key in {*there, *here} if key not in _FREE_SETTINGS and there.get(key) != here.get(key))
+    return [f"other settings of stage {stage!r} ({', '.join(differ)})"] if differ else []
+
+
+def _statuses(manifest: Manifest) -> tuple[bool, bool, bool]:
+    experts = [expert_file(e) in manifest.files for e in range(manifest.model.n_experts)]
+    return "backbone.safetensors" in manifest.files, all(experts) and bool(experts), "router.safetensors" in manifest.files
