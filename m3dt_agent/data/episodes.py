@@ -136,27 +136,32 @@ def write_dataset(
     episodes: Iterable[Episode],
     *,
     metadata: Mapping[str, str | int | float | bool],
+    replace: bool = False,
 ) -> Path:
     """Writes `episodes` as the Minari dataset `m3dt/<task>/<source>-v0` under `root` and returns its folder.
 
-    One episode is in memory at a time. The folder appears whole, at the end, or not at all. `metadata` (`stop_after_success`,
-    `m3dt_policy`, …) is added to Minari's own, as are `m3dt_task` and `m3dt_source`. To be called by one process per dataset.
+    One episode is in memory at a time. The folder appears whole, at the end, or not at all; with `replace`, an older dataset
+    of that name stays until then. `metadata` (`stop_after_success`, `m3dt_policy`, …) is added to Minari's own, as are
+    `m3dt_task` and `m3dt_source`; it is read after the last episode, so what makes the episodes may fill in what it counted.
+    To be called by one process per dataset.
 
     Raises:
-        DatasetError: the dataset exists already, no episodes, or one that does not fit the task (episode and step named).
+        DatasetError: the dataset exists already and not `replace`, no episodes, or one that does not fit the task (episode and
+            step named).
         DiskSpaceError: the disk is full.
     """
     name, root = dataset_id(task, source), Path(root).absolute()  # Minari measures its own relative paths from themselves
     target = dataset_path(root, name)
-    if target.exists():
+    if target.exists() and not replace:
         raise DatasetError(f"{target} exists already; delete it or choose another source name")
     with disk_space_errors(target), scratch_folder(root) as scratch:
-        added = {**metadata, "m3dt_task": task.name, "m3dt_source": source}
-        _write_with_minari(scratch, name, task, _to_buffers(episodes, task, scratch), added)
+        _write_with_minari(scratch, name, task, source, _to_buffers(episodes, task, scratch), metadata)
         built = dataset_path(scratch, name)
         if problems := validate_dataset(built, task):  # h5py swallows errors met while it closes a file
             raise DatasetError(f"{target} could not be written whole: {problems[0]}")
-        _make_namespaces(root, name)
+        make_namespaces(root, name)
+        if target.exists():
+            os.rename(target, scratch / "replaced")  # gone with the scratch folder
         publish(built, target)
     return target
 
@@ -180,7 +185,9 @@ def _to_buffers(episodes: Iterable[Episode], task: TaskSpec, scratch: Path) -> I
         raise DatasetError(f"task {task.name!r}: no episodes to write")
 
 
-def _write_with_minari(scratch: Path, name: str, task: TaskSpec, buffers: Iterator[Any], metadata: Mapping[str, Any]) -> None:
+def _write_with_minari(
+    scratch: Path, name: str, task: TaskSpec, source: str, buffers: Iterator[Any], metadata: Mapping[str, Any]
+) -> None:
     import minari
 
     with _minari_root(scratch), warnings.catch_warnings():
@@ -191,10 +198,11 @@ def _write_with_minari(scratch: Path, name: str, task: TaskSpec, buffers: Iterat
             # given the env, Minari would make it, and so load its simulator; its spec is added afterwards
             observation_space=gym.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32),
             action_space=gym.spaces.Box(-1.0, 1.0, (task.act_dim,), np.float32),
-            algorithm_name=str(metadata.get("m3dt_policy", metadata["m3dt_source"])),
+            algorithm_name=str(metadata.get("m3dt_policy", source)),
             description=f"Episodes of {task.env_id} ({task.domain}), recorded by m3dt-agent.",
         )
-    dataset.storage.update_metadata({**metadata, "env_spec": gym.spec(task.env_id).to_json()})
+    ours = {"m3dt_task": task.name, "m3dt_source": source, "env_spec": gym.spec(task.env_id).to_json()}
+    dataset.storage.update_metadata({**metadata, **ours})
 
 
 @contextlib.contextmanager
@@ -211,7 +219,7 @@ def _minari_root(root: Path) -> Iterator[None]:
                 os.environ[_ROOT_VARIABLE] = before
 
 
-def _make_namespaces(root: Path, name: str) -> None:
+def make_namespaces(root: Path, name: str) -> None:
     """The files by which Minari knows `m3dt` and `m3dt/<task>` as namespaces, where they are not there yet."""
     for folder in list(Path(name).parents)[-2::-1]:  # without "."; outermost first
         file = root / folder / "namespace_metadata.json"

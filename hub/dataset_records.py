@@ -1,0 +1,152 @@
+"""What `datasets.json` knows of each dataset of a collection, and what a dataset must be to be in one.
+
+A dataset may end in anybody's Minari, whose `recover_environment` runs what its `env_spec` names, so one that names anything
+but its task's own id is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from m3dt_agent import tasks as task_table
+from m3dt_agent.bank_files import FileRecord
+from m3dt_agent.config import from_dict
+from m3dt_agent.data.episodes import dataset_id, read_episodes, read_metadata
+from m3dt_agent.data.validation import METADATA_FILE, STEPS_FILE, validate_dataset
+from m3dt_agent.errors import DatasetError, M3DTError
+from m3dt_agent.hub.cards import DatasetRow
+from m3dt_agent.hub.client import sha256_file
+from m3dt_agent.tasks import TaskSpec
+
+FORMAT_VERSION = 1
+DATASET_FILES = (METADATA_FILE.as_posix(), STEPS_FILE.as_posix())
+"""The files of a dataset, relative to its folder."""
+_OUR_CODE = "m3dt_agent."
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRecord:
+    """What `datasets.json` knows of one dataset. mean_score: normalized; None where success is not recorded. files: its two."""
+
+    task: str
+    source: str
+    episodes: int
+    steps: int
+    mean_return: float
+    mean_score: float | None
+    files: Mapping[str, FileRecord]
+
+    @property
+    def id(self) -> str:
+        """Minari's id."""
+        return dataset_id(task_table.get(self.task), self.source)
+
+    @property
+    def row(self) -> DatasetRow:
+        """Its line in the card."""
+        steps = self.files[DATASET_FILES[1]]
+        values = {
+            name: getattr(self, name) for name in ("id", "task", "source", "episodes", "steps", "mean_return", "mean_score")
+        }
+        return DatasetRow(**values, bytes=steps.bytes, sha256=steps.sha256)
+
+
+Records = dict[str, DatasetRecord]
+
+
+def describe(path: Path, task: TaskSpec) -> DatasetRecord:
+    """The record of a dataset, which is validated on the way.
+
+    Raises:
+        DatasetError: what is wrong with it.
+    """
+    require_sound(path, task)
+    returns, scores, steps = [], [], 0
+    for episode in read_episodes(path):
+        returns.append(episode.episode_return)
+        steps += episode.length
+        if task.domain != "metaworld" or episode.success is not None:
+            success = None if episode.success is None else bool(episode.success.any())
+            scores.append(task.normalized_score(episode.episode_return, success))
+    return DatasetRecord(
+        task=task.name,
+        source=path.name.removesuffix("-v0"),
+        episodes=len(returns),
+        steps=steps,
+        mean_return=float(np.mean(returns)),
+        mean_score=float(np.mean(scores)) if scores else None,
+        files={name: FileRecord(sha256_file(path / name), (path / name).stat().st_size) for name in DATASET_FILES},
+    )
+
+
+def require_sound(path: Path, task: TaskSpec) -> None:
+    """Checks that the dataset at `path` can be trained on and shared.
+
+    Raises:
+        DatasetError: what is wrong with it.
+    """
+    problems = validate_dataset(path, task)
+    if not problems:
+        problems = foreign_code(read_metadata(path), task)
+    if problems:
+        raise DatasetError(f"dataset of task {task.name!r} at {path}: {problems[0]}")
+
+
+def foreign_code(metadata: Mapping[str, Any], task: TaskSpec) -> list[str]:
+    """What a dataset's metadata would have Minari's `recover_environment` run besides our environment of `task`."""
+    problems = []
+    for key in ("env_spec", "eval_env_spec"):
+        if (text := metadata.get(key)) is None:
+            continue
+        try:
+            spec = json.loads(text)
+            runs = [spec.get("entry_point"), spec.get("vector_entry_point")]
+            ours = json.loads(gym.spec(task.env_id).to_json())
+            fine = spec.get("id") == task.env_id and spec.get("kwargs", {}) == ours["kwargs"]
+            fine = fine and not spec.get("additional_wrappers")
+            fine = fine and all(run is None or str(run).startswith(_OUR_CODE) for run in runs)
+        except (TypeError, ValueError, AttributeError):
+            fine = False
+        if not fine:
+            problems.append(f"its {key} names something else than {task.env_id}, which Minari would run: {str(text)[:80]!r}")
+    return problems
+
+
+def to_json(records: Records) -> str:
+    """The text of `datasets.json`."""
+    content = {name: dataclasses.asdict(record) for name, record in records.items()}
+    return json.dumps({"format": "m3dt-datasets", "format_version": FORMAT_VERSION, "datasets": content}, indent=1)
+
+
+def from_json(text: str, where: str) -> Records:
+    """The records in `text`, validated; `where` is named in errors.
+
+    Raises:
+        DatasetError: not such a manifest, a newer format, or content that cannot be.
+    """
+    try:
+        values = json.loads(text)
+        if values["format"] != "m3dt-datasets":
+            raise DatasetError("it is not of m3dt-datasets")
+        if values["format_version"] != FORMAT_VERSION:
+            got = values["format_version"]
+            raise DatasetError(f"format version {got!r}; this version of m3dt-agent reads {FORMAT_VERSION}")
+        return dict(_checked(name, record) for name, record in values["datasets"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, M3DTError) as error:
+        raise DatasetError(f"{where} is damaged or foreign: {error}") from error
+
+
+def _checked(name: str, values: Mapping[str, Any]) -> tuple[str, DatasetRecord]:
+    files = {file: FileRecord(**record) for file, record in values["files"].items()}
+    record = from_dict(DatasetRecord, {**values, "files": files})
+    if record.id != name or set(files) != set(DATASET_FILES):
+        raise DatasetError(f"it lists {name!r} with {', '.join(files)}; that is not a dataset's id and files")
+    return name, record
