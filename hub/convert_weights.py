@@ -1,98 +1,132 @@
-"""The authors' weights into our model.
+"""The authors' weights into a bank of ours, and back.
 
-Their names (`backbone/…`, `expert_<e>/…`, `router/…`) to ours; GPT-2's `Conv1D` weights are (in, out), `nn.Linear`'s (out, in):
+               read_published              bank_from_published
+    folder ─────────────────────► tensors ─────────────────────► ExpertBank, residual="published"
+           ◄─────────────────────         ◄─────────────────────
+              write_published                 to_published
 
-    backbone/transformer.h.<i>.attn.c_attn (D, 3D)     blocks.<i>.attention.query, .key_value
-    backbone/transformer.h.<i>.mlp.c_fc (D, 4D)        blocks.<i>.ffn.w_in
-    expert_<e>/block_<i>.c_fc.weight (D, 4D)           blocks.<i>.experts.w_in[e]
-    router/block_<i>.router.fc1, fc2, fc_new, fc3, fc4 blocks.<i>.router.layers.0 … 4, in this order
-
-Three of their tensors are never used by their model and are left out: `wte`, `predict_state`, `predict_return`.
+What lies in the folder: published_files.py. Which tensor is which: published_names.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from m3dt_agent.config import ModelConfig
-from m3dt_agent.errors import ConfigError
+from m3dt_agent import tasks as task_table
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank_files import expert_file
+from m3dt_agent.config import STAGES
+from m3dt_agent.data.disk import disk_space_errors, publish, scratch_folder
+from m3dt_agent.data.prompts import make_prompts
+from m3dt_agent.data.stats import compute_statistics
+from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.errors import BankError, ConfigError
+from m3dt_agent.hub.published_files import read_published, write_published_files
+from m3dt_agent.hub.published_names import from_published, published_config, to_published
 from m3dt_agent.model import M3DT
 
-_EMBEDDINGS = {"embed_return": "return_to_go", "embed_state": "state", "embed_action": "action"}
-_ROUTER_LAYERS = ("fc1", "fc2", "fc_new", "fc3", "fc4")
+__all__ = ["bank_from_published", "from_published", "published_config", "read_published", "to_published", "write_published"]
 
-Take = Callable[[str], Tensor]
+_GROUP = re.compile(r"expert_(\d{1,3})")
 
 
-def from_published(tensors: Mapping[str, Tensor], config: ModelConfig) -> M3DT:
-    """The model of shape `config` with the authors' weights.
+def bank_from_published(
+    folder: str | Path, path: str | Path, data: TaskDatasets, *, groups: str | Path | None = None, n_heads: int = 8
+) -> ExpertBank:
+    """A new bank at `path` with the authors' weights in `folder` and residual="published"; whole or not at all.
 
-    `config.residual` decides how blocks with experts continue; the authors' outputs are reproduced with "published". What is no
-    weight (`input/…`, `output/…`) is ignored, and so are experts and router where `config.n_experts` is 0.
+    Args:
+        data: of the tasks the weights were trained on; statistics and prompts are made from it, so as published only if it was
+            opened with `DataConfig.preset("paper")`.
+        groups: the authors' grouping, a JSON file of "expert_<e>" → published task names; None: not known.
+        n_heads: the weights do not tell; 8 in every published model (DESIGN section 5).
 
     Raises:
-        ConfigError: a weight is missing.
-        ShapeError: weights of another shape than `config` says; the message names the tensor.
+        BankError: as `read_published`, or `path` exists and is not an empty folder.
+        ConfigError: `n_heads` that does not fit, or groups that are not those of the data's tasks and the experts.
+        UnknownTaskError: groups with a task that does not exist.
+        DiskSpaceError: no room.
     """
-
-    def take(name: str) -> Tensor:
-        if name not in tensors:
-            raise ConfigError(f"published weights have no {name!r}; config: {config}")
-        return tensors[name]
-
-    ours = dict(_embeddings(take))
-    for i in range(config.n_layers):
-        ours.update(_block(take, i, config.embed_dim))
-        if config.n_experts:
-            ours.update(_experts(take, i, config.n_experts))
-            ours.update(_router(take, i))
-    model = M3DT(config)
-    model.load_tensors(ours)
-    return model
-
-
-def _embeddings(take: Take) -> Iterator[tuple[str, Tensor]]:
-    for theirs, ours in (("", "embed"), ("prompt_", "embed_prompt")):
-        yield f"{ours}.timestep.weight", take(f"backbone/{theirs}embed_timestep.weight")
-        for their_field, our_field in _EMBEDDINGS.items():
-            yield from _pair(take, f"backbone/{theirs}{their_field}", f"{ours}.{our_field}")
-    yield from _pair(take, "backbone/embed_ln", "embed_norm")
-    yield from _pair(take, "backbone/transformer.ln_f", "final_norm")
-    yield from _pair(take, "backbone/predict_action.0", "predict_action")
+    path = Path(path)
+    _require_new(path)
+    changes = {} if groups is None else {"groups": _read_groups(Path(groups))}
+    tensors = read_published(folder)
+    config = published_config(tensors, n_heads=n_heads)
+    has_router = any(name.startswith("router/") for name in tensors)
+    model = from_published(tensors, config, router=has_router)
+    files: dict[str, Mapping[str, Tensor]] = {"backbone.safetensors": model.backbone_tensors()}
+    files |= {expert_file(e): model.expert_slice(e) for e in range(config.n_experts)}
+    if has_router:
+        files["router.safetensors"] = model.router_tensors()
+    statistics, prompts = compute_statistics(data), make_prompts(data, config.prompt_length)
+    with disk_space_errors(path), scratch_folder(path.parent) as scratch:
+        ExpertBank.create(scratch, config, data.tasks, statistics, prompts, data.config).commit(files, **changes)
+        publish(scratch, path)
+    return ExpertBank.open(path)
 
 
-def _block(take: Take, i: int, embed_dim: int) -> Iterator[tuple[str, Tensor]]:
-    theirs, ours = f"backbone/transformer.h.{i}", f"blocks.{i}"
-    yield from _pair(take, f"{theirs}.ln_1", f"{ours}.ln_1")
-    yield from _pair(take, f"{theirs}.ln_2", f"{ours}.ln_2")
-    for field in ("weight", "bias"):
-        fused = _transposed(take(f"{theirs}.attn.c_attn.{field}"))  # (3D, D) or (3D,): query, key, value
-        yield f"{ours}.attention.query.{field}", fused[:embed_dim]
-        yield f"{ours}.attention.key_value.{field}", fused[embed_dim:]
-        yield f"{ours}.attention.out.{field}", _transposed(take(f"{theirs}.attn.c_proj.{field}"))
-        yield f"{ours}.ffn.w_in.{field}", _transposed(take(f"{theirs}.mlp.c_fc.{field}"))
-        yield f"{ours}.ffn.w_out.{field}", _transposed(take(f"{theirs}.mlp.c_proj.{field}"))
+def write_published(source: ExpertBank | M3DT, folder: str | Path, *, allow_standard_residual: bool = False) -> None:
+    """Writes a bank or a model to `folder` as the authors' files, which their scripts load; whole or not at all.
+
+    Of an unfinished bank what there is: no mixture without the router, and only finished experts. Iterations and seed in the
+    names of the files are those the bank's stages were trained with, 0 where it does not know. allow_standard_residual: write
+    experts that continue from x too; the authors' code, which continues from LN(x), computes something else with them.
+
+    Raises:
+        ConfigError: residual="standard" and experts, and this is not allowed; or `top_k`, which the authors' code has not got.
+        BankError: `folder` exists and is not an empty folder, or a damaged file of the bank.
+        StageError: a bank without a backbone.
+        DiskSpaceError: no room.
+    """
+    folder = Path(folder)
+    _require_new(folder)
+    bank = source if isinstance(source, ExpertBank) else None
+    model = source.model() if isinstance(source, ExpertBank) else source
+    config = model.config
+    if config.n_experts and config.residual != "published" and not allow_standard_residual:
+        raise ConfigError(
+            f"residual={config.residual!r}: with these experts the authors' code, which is residual='published', computes "
+            "something else; allow_standard_residual=True writes them all the same"
+        )
+    if config.top_k is not None:
+        raise ConfigError(f"top_k={config.top_k}: the authors' code weighs all experts, and would compute something else")
+    kept = {"backbone", "router", *(f"expert_{e}" for e in range(config.n_experts))}
+    if bank is not None and bank.default_experts != "mixture":
+        kept = {"backbone", *(f"expert_{e}" for e in bank.finished_experts)}
+    settings = {} if bank is None else {stage: record["config"] for stage, record in bank.manifest.stages.items()}
+    write_published_files(
+        folder,
+        {name: tensor for name, tensor in to_published(model).items() if name.partition("/")[0] in kept},
+        steps={stage: settings.get(stage, {}).get("steps", 0) for stage in STAGES},
+        seed=settings.get("backbone", {}).get("seed", 0),
+    )
 
 
-def _experts(take: Take, i: int, n_experts: int) -> Iterator[tuple[str, Tensor]]:
-    fields = {"w_in": "c_fc.weight", "b_in": "c_fc.bias", "w_out": "c_proj.weight", "b_out": "c_proj.bias"}
-    for ours, theirs in fields.items():
-        yield f"blocks.{i}.experts.{ours}", torch.stack([take(f"expert_{e}/block_{i}.{theirs}") for e in range(n_experts)])
+def _require_new(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise BankError(f"{path} exists and is not an empty folder; choose a new one")
 
 
-def _router(take: Take, i: int) -> Iterator[tuple[str, Tensor]]:
-    for layer, name in enumerate(_ROUTER_LAYERS):
-        yield from _pair(take, f"router/block_{i}.router.{name}", f"blocks.{i}.router.layers.{layer}")
-
-
-def _pair(take: Take, theirs: str, ours: str) -> Iterator[tuple[str, Tensor]]:
-    for field in ("weight", "bias"):
-        yield f"{ours}.{field}", take(f"{theirs}.{field}")
-
-
-def _transposed(tensor: Tensor) -> Tensor:
-    """A `Conv1D` weight (in, out) as (out, in); a bias as it is."""
-    return tensor.T if tensor.ndim == 2 else tensor
+def _read_groups(file: Path) -> dict[str, int]:
+    """Task → expert from the authors' JSON, {"expert_<e>": [published task name, …]}."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} is not a JSON file of groups: {error}") from error
+    published = {task.published_name: task.name for task in task_table.TASKS}
+    groups: dict[str, int] = {}
+    for key, names in content.items() if isinstance(content, dict) else [(content, None)]:
+        match = _GROUP.fullmatch(str(key))
+        if match is None or not isinstance(names, list):
+            raise ConfigError(f"{file} must hold 'expert_<e>' → list of tasks; got {str(key)[:40]!r}")
+        for name in names:
+            task = task_table.lookup(published, name, "published task")
+            if task in groups:
+                raise ConfigError(f"{file} gives {name!r} to experts {groups[task]} and {match[1]}")
+            groups[task] = int(match[1])
+    return groups
