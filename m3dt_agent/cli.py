@@ -3,6 +3,8 @@
     m3dt tasks                       the 160 tasks and the published sets
     m3dt collect, behavior, data     demonstrations                               (cli_data.py)
     m3dt train, eval, info           stages, evaluation, banks                    (cli_train.py)
+    m3dt convert                     published weights to a bank, and back        (cli_convert.py)
+    m3dt push, pull                  banks and datasets on the Hugging Face Hub   (cli_hub.py)
     m3dt doctor                      what this machine can do
     m3dt quickstart                  eight tasks from nothing to a trained agent
 
@@ -25,12 +27,14 @@ from rich.console import Group
 from rich.table import Table
 
 from .cli_console import AsJson, Seed, SetSeed, TaskNames, TaskSet, Workers, emit, make_table, quiet_stdout, say, size
+from .cli_convert import convert_command
 from .cli_data import behavior_app, collect_command, data_app
+from .cli_hub import data_pull_command, data_push_command, pull_command, push_command
 from .cli_train import eval_command, info_command, train_command
 from .errors import M3DTError
 from .tasks import TASKS, resolve, task_set
 
-CONTINUES = {"collect", "train", "quickstart", "behavior"}
+CONTINUES = {"collect", "train", "quickstart", "behavior", "push", "pull", "import"}
 """Commands that keep what they finished and go on from there."""
 
 app = typer.Typer(
@@ -46,6 +50,11 @@ app.add_typer(data_app, name="data")
 app.command("train")(train_command)
 app.command("eval")(eval_command)
 app.command("info")(info_command)
+app.command("convert")(convert_command)
+app.command("push")(push_command)
+app.command("pull")(pull_command)
+data_app.command("push")(data_push_command)
+data_app.command("pull")(data_pull_command)
 
 
 @app.command("tasks")
@@ -156,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _how_to_continue(arguments: Sequence[str]) -> str:
-    if arguments and arguments[0] in CONTINUES:
+    if arguments and (arguments[0] in CONTINUES or list(arguments[:2]) in (["data", verb] for verb in CONTINUES)):
         return "run the same command again to continue where it stopped"
     return "nothing was written"
 

@@ -85,6 +85,17 @@ def choose_tasks(names: Sequence[str] | None, *, all_tasks: bool, task_set: str 
     return task_table.resolve(chosen, seed=seed)
 
 
+def parse_experts(text: str) -> tuple[int, ...]:
+    """Experts' numbers from `3,7`.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise ConfigError(f"experts are numbers with commas between them, like 3,7; got {text!r}")
+    return tuple(int(part) for part in text.split(","))
+
+
 def duration(seconds: float) -> str:
     """`seconds` as a person says it: 45 s, 12 min, 3.5 h, 9.2 days."""
     for size, unit in ((86_400, "days"), (3_600, "h")):

@@ -22,12 +22,13 @@ from .cli_console import (
     choose_tasks,
     emit,
     make_table,
+    parse_experts,
     quiet_stdout,
     say,
     size,
 )
 from .config import STAGES, DataConfig, EvalConfig, ModelConfig, Stage, TrainConfig, stage_name, train_preset
-from .errors import BankError, StageError
+from .errors import BankError, ConfigError, StageError
 from .tasks import TaskSpec
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ def train_command(
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     grouping: Annotated[Literal["random", "gradient"] | None, typer.Option(help="Stage 2: how tasks are split.")] = None,
     experts_at_once: Annotated[int | None, typer.Option(help="Stage 2: experts trained together; default: all.")] = None,
+    only_experts: Annotated[
+        str | None, typer.Option(help="Stage 2: train only these, 3,7; others are trained elsewhere.")
+    ] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
     conflict_every: Annotated[int | None, typer.Option(help="Stage 1: measure gradient conflict every N steps.")] = None,
     early_stop: Annotated[bool, typer.Option("--early-stop", help="Stage 1: end when gradient conflict has peaked.")] = False,
@@ -82,6 +86,8 @@ def train_command(
         "router": {},
     }
     wanted = STAGES if stage == "all" else (stage_name(stage),)
+    if only_experts is not None and wanted != ("experts",):
+        raise ConfigError(f"--only-experts goes with --stage experts; got --stage {stage}")
     configs = {name: stage_config(preset, name, settings | for_one[name]) for name in wanted}
     existing = ExpertBank.open(bank) if is_bank(bank) else None
     tasks = _tasks_to_train(existing, names, all_tasks=all_tasks, task_set=task_set, seed=set_seed)
@@ -92,9 +98,10 @@ def train_command(
         agent = M3DTAgent(model_config, tasks, device=device)
         for name in wanted:
             if to_train(existing, name, resume=resume, alone=stage != "all"):
-                agent.fit_stage(name, data, bank=bank, config=configs[name])
+                chosen = parse_experts(only_experts) if only_experts and name == "experts" else None
+                agent.fit_stage(name, data, bank=bank, config=configs[name], experts=chosen)
     document = describe_bank(ExpertBank.open(bank))
-    emit(document, as_json=as_json, table=_bank_table(document))
+    emit(document, as_json=as_json, table=bank_table(document))
 
 
 def stage_config(preset: str | None, stage: Stage, settings: dict[str, Any]) -> TrainConfig | None:
@@ -222,7 +229,7 @@ def info_command(
     from .bank import ExpertBank
 
     document = describe_bank(ExpertBank.open(bank))
-    emit(document, as_json=as_json, table=_bank_table(document))
+    emit(document, as_json=as_json, table=bank_table(document))
 
 
 def describe_bank(bank: ExpertBank) -> dict[str, Any]:
@@ -240,7 +247,8 @@ def describe_bank(bank: ExpertBank) -> dict[str, Any]:
     }
 
 
-def _bank_table(document: dict[str, Any]) -> Table:
+def bank_table(document: dict[str, Any]) -> Table:
+    """The table of what `describe_bank` gives."""
     model, groups = document["model"], document["groups"] or {}
     table = make_table(f"Bank {document['path']}", ("", ""), [], left=2)
     table.show_header = False

@@ -57,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_lists_every_command(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("tasks", "collect", "behavior", "data", "train", "eval", "info", "doctor", "quickstart"):
+    for command in ("tasks", "collect", "behavior", "data", "train", "eval", "info", "convert", "push", "pull", "doctor"):
         assert command in out
 
 

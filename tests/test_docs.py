@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import Hub
+from huggingface_hub import constants
 
 from m3dt_agent.cli import main
+from m3dt_agent.hub import client
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/data.md", "docs/training.md", "docs/cli.md")
+PAGES = ("README.md", "docs/data.md", "docs/training.md", "docs/cli.md", "docs/hub.md")
 _SNIPPET = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 for _simulator in ("metaworld", "dm_control", "shimmy", "mujoco"):
@@ -36,6 +40,22 @@ def run_snippet(where: str, language: str, code: str, names: dict[str, Any]) -> 
             assert main(arguments) == 0, f"{where}: {line}"
 
 
+@pytest.fixture
+def _hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A loopback Hub in the place of huggingface.co, with the reader logged in as "me"."""
+    folder = tmp_path_factory.mktemp("hub")
+    with Hub(folder / "hub", tokens={"hf_me": "me"}) as hub:
+        monkeypatch.setenv("HF_TOKEN", "hf_me")
+        monkeypatch.setattr(client, "OFFICIAL_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield
+
+
+@pytest.mark.usefixtures("_hub")
 def test_every_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for page in PAGES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PROGRAMS = ("benchmarks.perf.sampler", "benchmarks.perf.model")
+PROGRAMS = ("benchmarks.perf.sampler", "benchmarks.perf.model", "benchmarks.perf.transfer")
 
 if __name__ == "__main__":
     for program in PROGRAMS:

@@ -1,0 +1,23 @@
+"""Go on training where somebody else has published: python examples/resume_from_hub.py REPO STAGE DATASETS BANK.
+
+STAGE is the last one to take over: backbone (the experts and the router are trained here) or experts (the router is). The
+datasets must be those that the bank was trained on. BANK is a new folder for the result.
+"""
+
+import sys
+
+from m3dt_agent import M3DTAgent, TaskDatasets
+from m3dt_agent.config import STAGES, train_preset
+
+
+def main(repo: str, stage: str, datasets: str, bank: str, steps: str = "200") -> None:
+    agent = M3DTAgent.from_pretrained(repo, revision=f"stage-{stage}")
+    data = TaskDatasets.open(datasets, agent.tasks)
+    for name in STAGES[STAGES.index(stage) + 1 :]:
+        agent.fit_stage(name, data, bank=bank, config=train_preset("tiny", name, steps=int(steps)))
+        print(f"{name}: {agent.bank.status(name)}")
+    print(f"acts with: {agent.experts}; content hash {agent.content_hash}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
