@@ -13,7 +13,6 @@ folder of that form as `./namespace/name`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from m3dt_agent import tasks as task_table
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.bank_files import FileRecord, Manifest, expert_file, is_bank_file
-from m3dt_agent.config import STAGES, Stage
-from m3dt_agent.errors import BankError, ConfigError, HubConflictError, StageError
+from m3dt_agent.bank_files import FileRecord, Manifest, is_bank_file
+from m3dt_agent.errors import BankError, ConfigError, StageError
+from m3dt_agent.hub.bank_stages import merge, stage_manifests, stage_tag, statuses
 from m3dt_agent.hub.cards import MARK, model_card
 from m3dt_agent.hub.client import Change, HubRepo, Operation, RemoteFile, Snapshot, is_repo_id
 from m3dt_agent.scores import EpisodeResult
@@ -34,8 +33,6 @@ from m3dt_agent.tasks import TaskSpec, lookup
 _MANIFEST, _CARD, _FIGURE = "bank.json", "README.md", "scores.png"
 _NEUTRAL = {".gitattributes", ".gitignore", "LICENSE", _CARD, _FIGURE}
 """Files that say nothing about whose repository it is."""
-_FREE_SETTINGS = ("threads", "experts_at_once", "log_every", "checkpoint_every")
-"""Training settings in which two people's experts of one bank may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +299,7 @@ class _Push:
     def _card(self, head: Snapshot, there: Manifest | None, merged: Manifest, *, last: bool) -> list[Operation]:
         """The card: where there is none, where rows are given, where a stage was finished and nobody wrote one by hand."""
         evaluation = self.evaluation if last else _Evaluation()
-        if not evaluation.rows and there is not None and _statuses(there) == _statuses(merged):
+        if not evaluation.rows and there is not None and statuses(there) == statuses(merged):
             return []
         old = (self.repo.fetch(head, [_CARD]) / _CARD).read_text(errors="replace") if _CARD in head.files else None
         if not evaluation.rows and old is not None and MARK not in old:
@@ -334,81 +331,3 @@ def _push_to_folder(bank: ExpertBank, folder: Path, overwrite: bool) -> PushedBa
         fields: dict[str, Any] = {name: getattr(merged, name) for name in ("groups", "grouping", "stages")}
         target.commit({name: bank.read(name) for name in changed}, **fields)
     return PushedBank(None, stage_tag(merged), changed, int(bool(changed)))
-
-
-# Manifests
-
-
-def stage_tag(manifest: Manifest) -> str:
-    """The tag of the stage a bank has reached: stage-backbone, stage-experts-<n> of more, stage-experts, stage-router."""
-    finished = len(manifest.finished_experts)
-    if "router.safetensors" in manifest.files:
-        return "stage-router"
-    if finished and finished == manifest.model.n_experts:
-        return "stage-experts"
-    return f"stage-experts-{finished}" if finished else "stage-backbone"
-
-
-def stage_manifests(manifest: Manifest) -> list[Manifest]:
-    """What the bank was when each of its stages ended, the last being `manifest` itself."""
-    backbone = _without(manifest, "experts", "router")
-    parts = [dataclasses.replace(backbone, groups=None, grouping=None), _without(manifest, "router"), manifest]
-    reached = [bool(manifest.finished_experts), "router.safetensors" in manifest.files]
-    return [*(part for part, more in zip(parts, reached, strict=False) if more), manifest]
-
-
-def _without(manifest: Manifest, *stages: Stage) -> Manifest:
-    files = {name: record for name, record in manifest.files.items() if name.partition("/")[0].partition(".")[0] not in stages}
-    return dataclasses.replace(
-        manifest, files=files, stages={stage: record for stage, record in manifest.stages.items() if stage not in stages}
-    )
-
-
-def merge(theirs: Manifest, ours: Manifest, where: str, *, keep_ours: bool = False) -> Manifest:
-    """The bank that has the files of both; keep_ours: where two differ, ours.
-
-    Raises:
-        HubConflictError: they are not versions of one bank, or a file, the groups or a stage's settings differ.
-    """
-    problems = [f"another {what}" for what in ("model", "data", "tasks") if getattr(theirs, what) != getattr(ours, what)]
-    problems = [problem.replace("another data", "another data configuration") for problem in problems]
-    both = set(theirs.files) & set(ours.files)
-    problems += [
-        _difference(name, theirs.files[name], ours.files[name])
-        for name in sorted(both)
-        if theirs.files[name] != ours.files[name]
-    ]
-    if None not in (theirs.groups, ours.groups) and theirs.groups != ours.groups:
-        problems.append("other groups of tasks")
-    for stage in STAGES:
-        problems += _other_settings(stage, theirs.stages.get(stage), ours.stages.get(stage))
-    if problems and not keep_ours:
-        raise HubConflictError(
-            f"{where} holds {'; '.join(problems)} than this bank; pull it and train what is missing, push to another name, or "
-            "overwrite it"
-        )
-    first, second = (theirs, ours) if keep_ours else (ours, theirs)
-    return dataclasses.replace(
-        second,
-        groups=second.groups or first.groups,
-        grouping=second.grouping if second.groups else first.grouping,
-        stages=first.stages | second.stages,
-        files=first.files | second.files,
-    )
-
-
-def _difference(name: str, theirs: FileRecord, ours: FileRecord) -> str:
-    return f"another {name} ({theirs.sha256[:12]}… there, {ours.sha256[:12]}… here)"
-
-
-def _other_settings(stage: Stage, theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> list[str]:
-    if theirs is None or ours is None:
-        return []
-    there, here = theirs["config"], ours["config"]
-    differ = sorted(key for key in {*there, *here} if key not in _FREE_SETTINGS and there.get(key) != here.get(key))
-    return [f"other settings of stage {stage!r} ({', '.join(differ)})"] if differ else []
-
-
-def _statuses(manifest: Manifest) -> tuple[bool, bool, bool]:
-    experts = [expert_file(e) in manifest.files for e in range(manifest.model.n_experts)]
-    return "backbone.safetensors" in manifest.files, all(experts) and bool(experts), "router.safetensors" in manifest.files

@@ -36,7 +36,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-from m3dt_agent.data.disk import disk_space_errors, write_file
+from m3dt_agent.data.disk import disk_space_errors, require_space, write_file
 from m3dt_agent.errors import ConfigError, HubConflictError, HubError, M3DTError
 
 RepoType = Literal["model", "dataset"]
@@ -173,6 +173,9 @@ class HubRepo:
         """
         wanted = sorted(set(names))
         self._require_listed(snapshot, wanted)
+        missing = [name for name in wanted if not self.cached(snapshot.sha, [name])]
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        require_space(self.cache_dir, sum(snapshot.files[name].size for name in missing))
         with disk_space_errors(self.cache_dir), ThreadPoolExecutor(_WORKERS) as pool:
             list(pool.map(functools.partial(self._fetch_one, snapshot), wanted))
         return self.folder(snapshot.sha)

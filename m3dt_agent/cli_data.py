@@ -249,6 +249,27 @@ def data_pack(names: TaskNames = None, root: Root = DEFAULT_ROOT, source: Source
     emit(rows, as_json=as_json, table=make_table(f"Packed under {root}", columns, cells, left=2))
 
 
+@data_app.command("import")
+def data_import(
+    format_name: Annotated[str, typer.Argument(metavar="FORMAT", help="mt160, tdmpc2, prompt-dt or minari.")],
+    path: Annotated[Path, typer.Argument(help="Folder (or one file of tdmpc2's) of the published data.")],
+    names: TaskNames = None,
+    root: Root = DEFAULT_ROOT,
+    source: Annotated[str, typer.Option(help="Name of the datasets' source, m3dt/<task>/<source>-v0.")] = "published",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace datasets that were made from other files.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Import published data, one Minari dataset per task; without TASKS, all that is there. Interrupted, it continues."""
+    from .hub.convert_data import import_datasets
+
+    with quiet_stdout():
+        summaries = import_datasets(format_name, path, root, names or None, source=source, overwrite=overwrite)
+    rows = [{**dataclasses.asdict(s), "task": s.task.name, "path": str(s.path)} for s in summaries]
+    columns = ("task", "episodes", "steps", "mean return", "clipped actions", "kept")
+    cells = ([s.task.name, s.episodes, s.steps, s.mean_return, s.clipped_actions, "yes" if s.kept else ""] for s in summaries)
+    emit(rows, as_json=as_json, table=make_table(f"m3dt/<task>/{source}-v0 under {root}", columns, cells))
+
+
 def _datasets(root: Path, names: Sequence[str] | None, source: str | None) -> list[tuple[TaskSpec, str, Path]]:
     """(task, source, path) of the datasets under `root`, of all tasks or of those named.
 

@@ -4,7 +4,8 @@
     <cache>/<task>/<source>-v0.source.json         the source's hash, and when it was taken of which files
     <cache>/<task>/<source>-v0-<sha256[:16]>/
         steps.f32              N rows, all episodes end to end:  [ observation (obs_dim) | action (act_dim) | return-to-go ]
-        episodes.safetensors   offsets, returns, success, obs_mean, obs_std (as in PackedTask), stop_after_success (1)
+        episodes.safetensors   offsets, returns, success, obs_mean, obs_std, prompt_episodes (as in PackedTask),
+                               stop_after_success (1)
         pack.json              what it was made from, and what its files must be
 
 A return-to-go is the undiscounted sum of the rewards from its step on, added up in float64. The folder is keyed by the SHA-256
@@ -34,9 +35,17 @@ from ..errors import DatasetError
 from ..tasks import TaskSpec
 from .disk import disk_space_errors, file_lock, publish, require_space, scratch_folder, write_file
 from .episodes import Episode, to_episode
-from .validation import METADATA_FILE, STEPS_FILE, count_problems, metadata_problems, read_metadata, scan_episodes
+from .validation import (
+    METADATA_FILE,
+    STEPS_FILE,
+    count_problems,
+    metadata_problems,
+    read_metadata,
+    read_prompt_episodes,
+    scan_episodes,
+)
 
-_FORMAT = 1
+_FORMAT = 2
 _STEPS, _EPISODES, _PACK = "steps.f32", "episodes.safetensors", "pack.json"
 _SHOWN_PROBLEMS = 10
 _CLOCK_SLACK_NS = 3_000_000_000  # a file touched this shortly before it was hashed is hashed again next time
@@ -54,6 +63,7 @@ class PackedTask:
     stop_after_success: int  # steps an episode went on after its first success; 0: full length
     obs_mean: NDArray[np.float64]  # (obs_dim,) over all steps
     obs_std: NDArray[np.float64]  # (obs_dim,) over all steps, population deviation
+    prompt_episodes: tuple[int, ...] | None = None  # those that the dataset names as its prompts; None: it names none
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -133,7 +143,7 @@ def _build(path: Path, task: TaskSpec, source: str, target: Path) -> None:
             for episode in _valid_episodes(path, task, metadata):
                 steps.write(_rows(episode).tobytes())
                 index.add(episode)
-        index.save(scratch / _EPISODES, metadata.get("stop_after_success", 0))
+        index.save(scratch / _EPISODES, metadata.get("stop_after_success", 0), read_prompt_episodes(metadata))
         (scratch / _PACK).write_text(json.dumps(_description(scratch, source, task)))
         if _stamp(path) != stamp:
             raise DatasetError(f"{path} changed while it was being packed; pack it again")
@@ -188,7 +198,7 @@ class _EpisodeIndex:
         self.returns.append(episode.episode_return)
         self.success.append(None if episode.success is None else bool(episode.success.any()))
 
-    def save(self, path: Path, stop_after_success: int) -> None:
+    def save(self, path: Path, stop_after_success: int, prompt_episodes: tuple[int, ...] | None) -> None:
         arrays = {
             "offsets": np.asarray(self.offsets, np.int64),
             "returns": np.asarray(self.returns, np.float64),
@@ -198,6 +208,8 @@ class _EpisodeIndex:
         }
         if None not in self.success:
             arrays["success"] = np.asarray(self.success, np.bool_)
+        if prompt_episodes is not None:
+            arrays["prompt_episodes"] = np.asarray(prompt_episodes, np.int64)
         save_file(arrays, path)
 
 
@@ -219,6 +231,7 @@ def _open(target: Path, task: TaskSpec) -> PackedTask:
         stop_after_success=int(index["stop_after_success"][0]),
         obs_mean=index["obs_mean"],
         obs_std=index["obs_std"],
+        prompt_episodes=tuple(index["prompt_episodes"].tolist()) if "prompt_episodes" in index else None,
     )
 
 

@@ -1,7 +1,8 @@
 """The packed datasets of several tasks, and which of their episodes are prompts.
 
 Each task keeps its `n_prompts` best-return episodes out of training as prompts. Where episodes were cut at success, the slowest
-success has the highest return, so there the fastest successes are the prompts (DESIGN section 4).
+success has the highest return, so there the fastest successes are the prompts (DESIGN section 4). A dataset that names its
+prompt episodes, as published ones do, gives the best of those, and trains on none of them.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ class TaskDatasets:
                 f"TaskDatasets needs one dataset per task and at least one; got {len(self.tasks)}, {len(self.packed)}"
             )
         for task, packed in zip(self.tasks, self.packed, strict=True):
-            if len(packed.returns) <= self.config.n_prompts:
+            kept = self.config.n_prompts if packed.prompt_episodes is None else len(packed.prompt_episodes)
+            if len(packed.returns) <= kept:
                 raise DatasetError(
-                    f"task {task.name!r} has {len(packed.returns)} episode(s); {self.config.n_prompts} are kept as prompts, "
-                    f"so training needs at least {self.config.n_prompts + 1}"
+                    f"task {task.name!r} has {len(packed.returns)} episode(s); {kept} are kept as prompts, "
+                    f"so training needs at least {kept + 1}"
                 )
             if packed.stop_after_success and packed.success is None:
                 raise DatasetError(
@@ -82,20 +84,23 @@ class TaskDatasets:
         return TaskDatasets(tuple(self.tasks[i] for i in chosen), tuple(self.packed[i] for i in chosen), self.config)
 
     def prompt_episodes(self, i: int) -> list[int]:
-        """The episodes of task `i` kept as prompts, best first: highest return, or fastest success in data cut at success.
+        """The episodes of task `i` that are its prompts, best first: highest return, or fastest success in data cut at success.
 
-        Ties go to the earlier episode; failures follow the successes, by return.
+        Ties go to the earlier episode; failures follow the successes, by return. Where the dataset names its prompt episodes,
+        the best of those.
         """
         packed = self.packed[i]
         order = np.argsort(-packed.returns, kind="stable")
         if packed.stop_after_success and packed.success is not None:
             steps = np.where(packed.success, packed.lengths, np.iinfo(np.int64).max)
             order = order[np.argsort(steps[order], kind="stable")]
+        if packed.prompt_episodes is not None:
+            order = order[np.isin(order, packed.prompt_episodes)]
         return [int(episode) for episode in order[: self.config.n_prompts]]
 
     def train_episodes(self, i: int) -> list[int]:
-        """All other episodes of task `i`, in order."""
-        prompts = set(self.prompt_episodes(i))
+        """The episodes of task `i` that are neither its prompts nor named as prompts by the dataset, in order."""
+        prompts = {*self.prompt_episodes(i), *(self.packed[i].prompt_episodes or ())}
         return [episode for episode in range(len(self.packed[i].returns)) if episode not in prompts]
 
 

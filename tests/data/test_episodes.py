@@ -219,6 +219,30 @@ def test_existing_dataset_is_not_overwritten(tmp_path: Path, make_dataset: MakeD
     assert [episode.length for episode in read_episodes(path)] == [3]
 
 
+def test_replaced_when_the_new_one_is_whole(tmp_path: Path, make_episode: MakeEpisode, make_dataset: MakeDataset) -> None:
+    task = tasks.get("walker-run")
+    path = make_dataset(tmp_path, task, (3,))
+    bad = make_episode(task, 6)
+    bad.rewards[2] = np.nan
+    with pytest.raises(DatasetError, match="step 2"):
+        write_dataset(tmp_path, task, "expert", [make_episode(task, 5), bad], metadata={}, replace=True)
+    assert [episode.length for episode in read_episodes(path)] == [3]
+    write_dataset(tmp_path, task, "expert", [make_episode(task, 5)], metadata={}, replace=True)
+    assert [episode.length for episode in read_episodes(path)] == [5]
+    assert left_over(tmp_path) == ["m3dt"]
+
+
+def test_metadata_may_be_counted_while_writing(tmp_path: Path, make_episode: MakeEpisode) -> None:
+    task, metadata = tasks.get("walker-run"), {"counted": 0}
+
+    def episodes() -> Iterator[Episode]:
+        for i in range(3):
+            yield make_episode(task, 4, i)
+            metadata["counted"] += 1
+
+    assert read_metadata(write_dataset(tmp_path, task, "expert", episodes(), metadata=metadata))["counted"] == 3
+
+
 @pytest.mark.parametrize("source", ["", "a/b", "../up", "-dash", "two words"])
 def test_source_names(source: str) -> None:
     with pytest.raises(DatasetError, match="source name"):

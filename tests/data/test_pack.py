@@ -82,6 +82,21 @@ def test_success_and_mark(tmp_path: Path, make_episode: MakeEpisode) -> None:
     assert unmarked.stop_after_success == 0
 
 
+def test_prompt_episodes_that_the_dataset_names(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    named = pack_dataset(make_dataset(tmp_path, TASK, LENGTHS, m3dt_prompt_episodes="[3, 0]"), TASK)
+    assert named.prompt_episodes == (3, 0)
+    assert pack_dataset(make_dataset(tmp_path, TASK, LENGTHS, "other"), TASK).prompt_episodes is None
+
+
+def test_pack_of_an_earlier_format_is_rebuilt(dataset: Path) -> None:
+    pack_dataset(dataset, TASK)
+    (folder,) = packs(dataset)
+    description = json.loads((folder / "pack.json").read_text())
+    (folder / "pack.json").write_text(json.dumps(description | {"format": 1}))
+    pack_dataset(dataset, TASK)
+    assert json.loads((folder / "pack.json").read_text()) == description
+
+
 def test_reused_while_the_source_is_the_same(dataset: Path, tmp_path: Path) -> None:
     first = pack_dataset(dataset, TASK)
     (folder,) = packs(dataset)

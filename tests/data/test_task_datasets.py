@@ -83,6 +83,19 @@ def test_prompts_are_the_best_returns(tmp_path: Path, make_episode: MakeEpisode)
     assert data.train_episodes(0) == [0, 2, 5]
 
 
+def test_prompts_that_the_dataset_names(tmp_path: Path, make_episode: MakeEpisode) -> None:
+    task = tasks.get("walker-run")
+    episodes = [make_episode(task, 4, i, reward=reward) for i, reward in enumerate((9.0, 1.0, 3.0, 2.0, 8.0))]
+    write_dataset(tmp_path, task, "published", episodes, metadata={"m3dt_prompt_episodes": "[1, 2, 3]"})
+    for n_prompts, expected in ((1, [2]), (2, [2, 3]), (4, [2, 3, 1])):
+        data = TaskDatasets.open(tmp_path, [task], config=DataConfig(n_prompts=n_prompts))
+        assert data.prompt_episodes(0) == expected  # the best of those named, not of all
+        assert data.train_episodes(0) == [0, 4]  # none of those named, used as a prompt or not
+    write_dataset(tmp_path, task, "all", episodes[:2], metadata={"m3dt_prompt_episodes": "[1, 0]"})
+    with pytest.raises(DatasetError, match=r"has 2 episode\(s\); 2 are kept as prompts, so training needs at least 3"):
+        TaskDatasets.open(tmp_path, [task], source="all")
+
+
 def test_prompts_of_data_cut_at_success_are_the_fastest(tmp_path: Path, make_episode: MakeEpisode) -> None:
     task = tasks.get("push")
     lengths, success = (40, 25, 500, 30, 25, 500), (True, True, False, True, True, False)

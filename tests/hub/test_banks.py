@@ -23,7 +23,8 @@ from m3dt_agent.bank import ExpertBank, expert_file
 from m3dt_agent.config import ModelConfig, train_preset
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, HubConflictError, HubError, StageError, UnknownTaskError
-from m3dt_agent.hub.banks import merge, pull_bank, push_bank, stage_manifests, stage_tag
+from m3dt_agent.hub.bank_stages import merge, stage_manifests, stage_tag
+from m3dt_agent.hub.banks import pull_bank, push_bank
 from m3dt_agent.scores import EpisodeResult
 
 TASKS = ("cheetah-vel-3", "reacher-easy", "ant-dir-7", "pendulum-swingup", "reach", "cheetah-vel-30", "ant-dir-9", "cup-catch")

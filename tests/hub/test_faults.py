@@ -27,7 +27,8 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import HubError, M3DTError
-from m3dt_agent.hub.banks import PulledBank, pull_bank, push_bank, stage_manifests
+from m3dt_agent.hub.bank_stages import stage_manifests
+from m3dt_agent.hub.banks import PulledBank, pull_bank, push_bank
 from m3dt_agent.hub.datasets import pull_datasets, push_datasets
 
 REPO, DATA = "alice/bank", "alice/demonstrations"

@@ -1,0 +1,153 @@
+"""Reading pickles that others made, without executing anything in them.
+
+A pickle is a program that may call whatever it names. The two loaders here give it inert stand-ins of ours for the few names
+that arrays and TensorDicts need, and refuse every other name: nothing of numpy or tensordict is called or built by the pickle.
+
+    numpy.dtype, numpy.ndarray, …multiarray._reconstruct, .scalar, …numeric._frombuffer, _codecs.encode    load_arrays
+    tensordict….TensorDict, ._reductions._make_td, .utils._StringOnlyDict, __builtin__.set                 map_tensordict
+
+The real dtype and ndarray are not safe to build: a crafted state gives a dtype false flags, and numbers pass for pointers. The
+names of TensorDicts were read off files saved by tensordict 0.1.2, 0.2.0, 0.2.1, 0.3.2, 0.5.0, 0.6.2, 0.9.1 and 0.15.3.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from m3dt_agent.errors import DatasetError
+
+_NUMBER = re.compile(r"[<>|=]?[fiub][1248]")  # as numpy writes dtypes: float, integer, unsigned, bool, and their bytes
+_REFUSED = re.compile(r"GLOBAL (\S+)")  # how torch reports a name it does not admit
+
+
+class _Dtype:
+    def __init__(self, code: object, *_: object) -> None:
+        if not isinstance(code, str) or not _NUMBER.fullmatch(code):
+            raise ValueError(f"an array of dtype {code!r}; only numbers are read")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[2:5] != (None, None, None):
+            raise ValueError("an array of structures; only numbers are read")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    values: NDArray[Any] = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, is_fortran, raw = state
+        self.values = _frombuffer(raw, dtype, shape, "F" if is_fortran else "C").values
+
+
+def _frombuffer(raw: Any, dtype: _Dtype, shape: Any, order: Any) -> _Array:
+    array = _Array()
+    array.values = np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
+    return array
+
+
+def _reconstruct(kind: type[_Array], *_: object) -> _Array:
+    return kind()
+
+
+def _scalar(dtype: _Dtype, raw: bytes) -> _Array:
+    return _frombuffer(raw, dtype, (), "C")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise ValueError(f"text encoded as {encoding!r}; numpy's pickles use latin1")
+    return text.encode("latin1")
+
+
+_ADMITTED: dict[str, Any] = {"numpy.dtype": _Dtype, "numpy.ndarray": _Array, "_codecs.encode": _encode}
+for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
+    _ADMITTED[f"{_core}.multiarray._reconstruct"] = _reconstruct
+    _ADMITTED[f"{_core}.multiarray.scalar"] = _scalar
+    _ADMITTED[f"{_core}.numeric._frombuffer"] = _frombuffer
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which arrays of numbers have no use for")
+        return _ADMITTED[f"{module}.{name}"]
+
+
+def load_arrays(path: Path) -> list[dict[str, NDArray[Any]]]:
+    """The pickled list of dictionaries at `path`, with those of their entries that are arrays of numbers.
+
+    Raises:
+        DatasetError: it names anything but arrays (the class is in the message), is cut short, or is no list of dictionaries.
+    """
+    try:
+        with path.open("rb") as file:
+            loaded = _ArrayUnpickler(file).load()
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise DatasetError(f"{path} cannot be read: {error}") from error
+    if not isinstance(loaded, list) or not all(isinstance(entry, dict) for entry in loaded):
+        raise DatasetError(f"{path} holds no list of dictionaries, but {type(loaded).__name__.lstrip('_')}")
+    return [{str(key): value.values for key, value in entry.items() if isinstance(value, _Array)} for entry in loaded]
+
+
+class _TensorDict:
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _make_td(kind: type[_TensorDict], state: Any) -> _TensorDict:
+    made = kind()
+    made.__setstate__(state)
+    return made
+
+
+_STAND_INS: list[Any] = [
+    (_TensorDict, "tensordict.tensordict.TensorDict"),  # until 0.2
+    (_TensorDict, "tensordict._td.TensorDict"),  # since 0.3
+    (_make_td, "tensordict._reductions._make_td"),  # since 0.5
+    (dict, "tensordict.utils._StringOnlyDict"),  # 0.2 to 0.4
+    (set, "__builtin__.set"),  # 0.2, for its locks
+]
+
+
+def map_tensordict(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of the TensorDict that `torch.save` wrote to `path`, mapped: their bytes are read when they are used.
+
+    What was read stays in memory as long as any of the tensors does. Needs no tensordict package.
+
+    Raises:
+        DatasetError: no such file, cut short, not a TensorDict of tensors, or it names anything else (in the message).
+    """
+    try:
+        with torch.serialization.safe_globals(_STAND_INS):
+            loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # a damaged file raises almost anything
+        refused = _REFUSED.search(str(error))  # torch goes on to recommend loading the file unsafely
+        reason = f"it names {refused[1]}, which tensors have no use for" if refused else str(error).splitlines()[0]
+        raise DatasetError(f"{path} cannot be read: {reason}") from error
+    state = loaded.state if isinstance(loaded, _TensorDict) else None
+    tensors = state.get("_tensordict") if isinstance(state, dict) else None
+    if not isinstance(tensors, dict):
+        raise DatasetError(f"{path} holds a {type(loaded).__name__.lstrip('_')}, not a TensorDict of tensors")
+    size = path.stat().st_size
+    if odd := [key for key, value in tensors.items() if not _is_plain(value, size)]:
+        raise DatasetError(f"{path}: {odd[0]!r} is not a plain tensor whose numbers are all in the file")
+    return {str(key): value.detach() for key, value in tensors.items()}
+
+
+def _is_plain(value: object, file_size: int) -> bool:
+    if type(value) is not Tensor or value.layout is not torch.strided or value.device.type != "cpu":
+        return False
+    # a small storage can pass for a large tensor, its rows lying on top of each other
+    return not (value.is_quantized or value.is_conj() or value.is_neg()) and value.nbytes <= file_size
