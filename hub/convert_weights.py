@@ -78,7 +78,8 @@ def write_published(source: ExpertBank | M3DT, folder: str | Path, *, allow_stan
     experts that continue from x too; the authors' code, which continues from LN(x), computes something else with them.
 
     Raises:
-        ConfigError: residual="standard" and experts, and this is not allowed; or `top_k`, which the authors' code has not got.
+        ConfigError: residual="standard" and experts, and this is not allowed; or `top_k` or another `ffn_multiple`
+            than 4, which the authors' code has not got.
         BankError: `folder` exists and is not an empty folder, or a damaged file of the bank.
         StageError: a bank without a backbone.
         DiskSpaceError: no room.
@@ -93,6 +94,8 @@ def write_published(source: ExpertBank | M3DT, folder: str | Path, *, allow_stan
             f"residual={config.residual!r}: with these experts the authors' code, which is residual='published', computes "
             "something else; allow_standard_residual=True writes them all the same"
         )
+    if config.ffn_multiple != 4:
+        raise ConfigError(f"ffn_multiple={config.ffn_multiple}: the authors' code has 4, and could not load the weights")
     if config.top_k is not None:
         raise ConfigError(f"top_k={config.top_k}: the authors' code weighs all experts, and would compute something else")
     kept = {"backbone", "router", *(f"expert_{e}" for e in range(config.n_experts))}

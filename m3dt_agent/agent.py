@@ -129,6 +129,33 @@ class M3DTAgent:
         return cls.from_pretrained(path, device=device)
 
     @classmethod
+    def from_model(
+        cls,
+        model: M3DT,
+        tasks: Sequence[str | TaskSpec],
+        statistics: Mapping[str, TaskStatistics],
+        prompts: Mapping[str, tuple[Prompt, ...]],
+        *,
+        experts: Experts = "none",
+        device: str | torch.device = "cpu",
+    ) -> M3DTAgent:
+        """An agent around a model that no bank holds: one of your own making with M3DT's `encode_prompt` and `act`.
+
+        experts: what acts; the model decides whether it has them.
+
+        Raises:
+            ConfigError: statistics or prompts that are not those of `tasks`.
+        """
+        agent = cls(model.config, tasks, device=device)
+        names = {task.name for task in agent.tasks}
+        for what, found in (("statistics", statistics), ("prompts", prompts)):
+            if set(found) != names:
+                raise ConfigError(f"{what} must be those of the agent's tasks; they differ in {sorted(set(found) ^ names)}")
+        agent.statistics, agent.prompts = dict(statistics), dict(prompts)
+        agent._use(model, experts)
+        return agent
+
+    @classmethod
     def _from_bank(cls, bank: ExpertBank, device: str | torch.device) -> M3DTAgent:
         agent = cls(bank.config, bank.tasks, device=device)
         agent._load(bank)

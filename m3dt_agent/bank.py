@@ -182,7 +182,7 @@ class ExpertBank:
     @property
     def content_hash(self) -> str:
         """sha256 of everything that decides what the bank's agent does: configs, tasks and files."""
-        manifest = dataclasses.asdict(self.manifest)
+        manifest = self.manifest.to_dict()
         content = {key: manifest[key] for key in ("model", "data", "tasks", "files")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -34,7 +34,7 @@ from .errors import BankError, ConfigError, M3DTError
 
 FORMAT_VERSION = 1
 _FILE_NAME = re.compile(r"(backbone|router|statistics|prompts|experts/\d{3})\.safetensors")
-_DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bool: "BOOL"}
+_DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bool: "BOOL", torch.uint8: "U8"}
 _BLOCK = 1 << 20
 
 
@@ -62,9 +62,13 @@ class Manifest:
     stages: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as they are stored and hashed."""
+        return {**dataclasses.asdict(self), "model": self.model.to_dict()}
+
     def to_json(self) -> str:
         """`bank.json`'s text."""
-        return json.dumps({"format": "m3dt-bank", "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=1)
+        return json.dumps({"format": "m3dt-bank", "format_version": FORMAT_VERSION, **self.to_dict()}, indent=1)
 
     @classmethod
     def from_json(cls, text: str, where: Path) -> Manifest:

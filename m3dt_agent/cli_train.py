@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -157,6 +158,9 @@ def eval_command(
     stop_on_success: Annotated[bool, typer.Option("--stop-on-success", help="End Meta-World episodes at success.")] = False,
     rtg_mode: Annotated[Literal["rewards", "constant"], typer.Option(help="How the return-to-go moves.")] = "rewards",
     rows: Annotated[Path | None, typer.Option(help="Write every episode as one JSON line to this file.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Record the first episode of up to 16 tasks in one .gif or .mp4; see MUJOCO_GL.")
+    ] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -170,6 +174,10 @@ def eval_command(
         choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed) if named or agent is None else agent.tasks
     )
     with quiet_stdout():
+        if video is not None:  # first, since it is what may not work here
+            from .videos import record
+
+            record(agent or who, tasks, video, config, progress=sys.stderr.isatty())
         results = evaluate(agent or who, tasks, config)
     if rows is not None:
         write_rows(rows, results)

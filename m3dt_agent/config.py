@@ -70,7 +70,7 @@ class ModelConfig:
     embed_dim D, n_layers, n_heads: the GPT-2 backbone. n_experts E: experts per block; 0 is a backbone alone. context_length T
     and prompt_length: steps (not tokens). residual: "standard" adds a block's feed-forward sum to x, "published" adds it to
     LN(x) in blocks with experts, as the authors' code does. top_k: route each token to its k heaviest experts; None is dense,
-    as in the paper.
+    as in the paper. ffn_multiple: the backbone's feed-forward layers are this many D wide inside; experts are always 4D.
     """
 
     embed_dim: int
@@ -85,12 +85,13 @@ class ModelConfig:
     dropout: float = 0.1
     residual: Literal["standard", "published"] = "standard"
     top_k: int | None = None
+    ffn_multiple: int = 4
 
     def __post_init__(self) -> None:
         _require_positive(
             self,
             *("embed_dim", "n_layers", "n_heads", "context_length", "prompt_length"),
-            *("max_timesteps", "state_dim", "act_dim"),
+            *("max_timesteps", "state_dim", "act_dim", "ffn_multiple"),
         )
         _require(isinstance(self.n_experts, int) and self.n_experts >= 0, self, "n_experts", "an integer >= 0")
         _require(self.embed_dim % self.n_heads == 0, self, "n_heads", f"a divisor of embed_dim={self.embed_dim}")
@@ -98,6 +99,12 @@ class ModelConfig:
         _require(self.residual in ("standard", "published"), self, "residual", "'standard' or 'published'")
         if self.top_k is not None:
             _require(1 <= self.top_k <= self.n_experts, self, "top_k", f"None or 1 … n_experts={self.n_experts}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as banks store and hash them: those that came after the first banks only where they are not the default,
+        so that a bank made before has the same content hash, and one made now is read by what made the first."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if _NEWER_FIELDS.get(name, _NOTHING) != value}
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> ModelConfig:
@@ -109,6 +116,9 @@ class ModelConfig:
         """
         return dataclasses.replace(lookup(_MODEL_PRESETS, name, "model preset"), **changes)
 
+
+_NOTHING = object()
+_NEWER_FIELDS: dict[str, Any] = {"ffn_multiple": 4}
 
 _MODEL_PRESETS = {
     "tiny": ModelConfig(32, 2, 2, n_experts=3, context_length=5, prompt_length=3),

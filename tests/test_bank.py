@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from m3dt_agent import tasks
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.bank_files import FileRecord, read_tensors, write_tensors
+from m3dt_agent.bank_files import FileRecord, Manifest, read_tensors, write_tensors
 from m3dt_agent.config import DataConfig, ModelConfig
 from m3dt_agent.data.prompts import Prompt
 from m3dt_agent.data.stats import TaskStatistics
@@ -86,6 +86,33 @@ def test_a_new_bank_opens_as_it_was_made(tmp_path: Path) -> None:
     assert bank.statistics["reach"].target_return == 812.5
     np.testing.assert_array_equal(bank.statistics["reach"].mean, statistics("reach").mean)
     np.testing.assert_array_equal(bank.prompts["walker-run"][0].timesteps, [498, 499])
+
+
+def test_banks_from_before_a_model_field_keep_their_manifest_and_hash(tmp_path: Path) -> None:
+    """Both were written down before `ffn_multiple` came."""
+    files = {f"{name}.safetensors": FileRecord("0" * 64, 8) for name in ("statistics", "prompts")}
+    manifest = Manifest(CONFIG, DataConfig(), TASKS, files=files)
+    bank = ExpertBank(tmp_path, manifest)
+    assert bank.content_hash == "459bd62ea66dc71717fbcf335652aaa5da003f893f8a2c13a15a91b3d292f630"
+    text = manifest.to_json()
+    fields = ["embed_dim", "n_layers", "n_heads", "n_experts", "context_length", "prompt_length", "max_timesteps"]
+    fields += ["state_dim", "act_dim", "dropout", "residual", "top_k"]
+    assert list(json.loads(text)["model"]) == fields
+    assert Manifest.from_json(text, tmp_path) == manifest
+    wide = dataclasses.replace(manifest, model=dataclasses.replace(CONFIG, ffn_multiple=12))
+    assert ExpertBank(tmp_path, wide).content_hash != bank.content_hash
+    assert Manifest.from_json(wide.to_json(), tmp_path) == wide
+
+
+def test_a_wide_model_comes_back_from_its_bank(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, n_experts=0, ffn_multiple=12)
+    model = M3DT(config)
+    new_bank(tmp_path / "bank", config).commit({"backbone.safetensors": model.backbone_tensors()})
+    found = ExpertBank.open(tmp_path / "bank").model()
+    assert found.config == config
+    assert found.backbone_tensors()["blocks.0.ffn.w_out.weight"].shape == (16, 12 * 16)
+    for name, tensor in model.backbone_tensors().items():
+        assert torch.equal(found.backbone_tensors()[name], tensor), name
 
 
 def test_the_model_is_built_as_far_as_training_has_come(tmp_path: Path) -> None:

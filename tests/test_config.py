@@ -48,6 +48,7 @@ def test_stages_answer_to_names_and_numbers(given: str | int, name: str) -> None
         lambda: ModelConfig.preset("tiny", dropout=1.0),
         lambda: ModelConfig.preset("tiny", residual="other"),
         lambda: ModelConfig.preset("tiny", top_k=4),
+        lambda: ModelConfig.preset("tiny", ffn_multiple=0),
         lambda: DataConfig(std_floor=0.0),
         lambda: DataConfig(target_return="best"),  # type: ignore[arg-type]
         lambda: RouterConfig(steps=0),
@@ -73,6 +74,15 @@ def test_unknown_presets_and_stages(call: Any) -> None:
 @pytest.mark.parametrize("config", [ModelConfig.preset("small"), DataConfig(), ExpertsConfig(steps=3), EvalConfig()])
 def test_round_trip_through_a_dict(config: Any) -> None:
     assert from_dict(type(config), dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize("multiple", [4, 8])
+def test_what_banks_store_of_a_model_names_newer_fields_only_where_they_are_set(multiple: int) -> None:
+    config = ModelConfig.preset("tiny", ffn_multiple=multiple)
+    stored = config.to_dict()
+    assert ("ffn_multiple" in stored) == (multiple != 4)
+    assert from_dict(ModelConfig, stored) == config
+    assert dataclasses.asdict(config) == {"ffn_multiple": 4} | stored
 
 
 def test_foreign_dicts_are_refused() -> None:

@@ -11,7 +11,7 @@
 A block computes outputs only for the tokens named by `queries`; all tokens serve as keys and values. `past` holds keys and
 values of tokens that came before x and need not be computed again.
 
-Shape legend: B batch, S tokens, Q query tokens, D embed_dim, H heads, F = 4D hidden width.
+Shape legend: B batch, S tokens, Q query tokens, D embed_dim, H heads, F hidden width (4D; see `ffn_multiple`).
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """D → 4D → D with ReLU."""
+    """D → F → D with ReLU."""
 
-    def __init__(self, embed_dim: int) -> None:
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.w_in = nn.Linear(embed_dim, 4 * embed_dim)
-        self.w_out = nn.Linear(4 * embed_dim, embed_dim)
+        self.w_in = nn.Linear(embed_dim, hidden_dim)
+        self.w_out = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, h: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
@@ -93,7 +93,7 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(D)
         self.attention = Attention(config)
         self.ln_2 = nn.LayerNorm(D)
-        self.ffn = FeedForward(D)
+        self.ffn = FeedForward(D, config.ffn_multiple * D)
         if E:
             self.experts = Experts(E, D)
             self.router = Router(D, E, config.top_k)

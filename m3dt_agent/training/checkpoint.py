@@ -5,7 +5,8 @@
       <run>-<step>/                  run: backbone, router, or experts-<first>-<last>
         weights.safetensors          what the run trains
         optimizer.safetensors        AdamW's two moments of each of them
-        state.json                   step, config, threads, what it builds on, sha256 of the two files and of itself
+        hooks.safetensors            what the run's hooks keep, if it has any that keep something
+        state.json                   step, config, threads, what it builds on, sha256 of the other files and of itself
 
 A checkpoint is built in a hidden scratch folder, flushed and renamed; only then is all but the newest and the one before it
 removed. No generator state is kept: randomness is derived from (seed, stage, expert, step).
@@ -65,7 +66,7 @@ class Checkpoint:
     files: dict[str, FileRecord]
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """Tensors of "weights" or "optimizer".
+        """Tensors of "weights", "optimizer" or "hooks".
 
         Raises:
             BankError: damaged since.
@@ -95,7 +96,7 @@ def write_checkpoint(bank: Path, state: RunState, tensors: Mapping[str, Mapping[
     """Writes `<run>-<step>/`, then removes the run's older checkpoints.
 
     Args:
-        tensors: "weights" and "optimizer".
+        tensors: "weights", "optimizer", and "hooks" where there are any.
 
     Raises:
         DiskSpaceError: no room; the older checkpoints are as before.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -52,7 +52,7 @@ class Job(Generic[ConfigT]):
     def built_on(self, *files: str, groups: Mapping[str, int] | None = None) -> dict[str, str]:
         """Hashes of everything besides the config that decides a run: model shape, data, groups, files of the bank."""
         manifest = self.bank.manifest
-        hashes = {"model config": _hash_json(asdict(manifest.model)), "data": data_fingerprint(self.data)}
+        hashes = {"model config": _hash_json(manifest.model.to_dict()), "data": data_fingerprint(self.data)}
         if groups is not None:
             hashes["groups"] = _hash_json(dict(groups))
         names = ("statistics.safetensors", "prompts.safetensors", *files)

@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +38,29 @@ class Sampler(Protocol):
     def sample(self, step: int) -> Batch: ...
 
 
+class StepHooks:
+    """What a run does besides, at three places of every step; as it stands, nothing. Its tensors are part of checkpoints.
+
+    What it does may depend on the step, the weights and its tensors only, or a continued run differs from an uninterrupted one.
+    """
+
+    def before_forward(self, step: int, batch: Batch) -> None:
+        """Weights are those of the step's beginning; `batch` is on the model's device."""
+
+    def before_update(self) -> None:
+        """Gradients are there, and clipped."""
+
+    def after_update(self, step: int) -> None:
+        """Weights are updated, gradients gone."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it needs to continue; the same names at every step."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continues from what `tensors` gave."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """What a stage hands to the loop.
@@ -45,7 +68,7 @@ class Run:
     name: of its checkpoints. model: holds everything, frozen parts included. parameters: what is trained. samplers: K of them,
     one per expert. experts: the bank's indices of the K experts (stage 2), else empty. choice: what `forward` is asked for.
     built_on: hashes of what must be the same to continue. public_files: what the bank gets from the trained model.
-    conflict: measures gradient conflict at a step, where the stage can.
+    conflict: measures gradient conflict at a step, where the stage can. hooks: what else is done at every step.
     """
 
     name: str
@@ -58,6 +81,7 @@ class Run:
     public_files: Callable[[], dict[str, dict[str, Tensor]]]
     experts: tuple[int, ...] = ()
     conflict: Callable[[int], float] | None = None
+    hooks: StepHooks = field(default_factory=StepHooks)
 
 
 @contextlib.contextmanager
@@ -114,10 +138,11 @@ class Trainer:
 
     def step(self) -> None:
         """One step of training."""
-        config, index = self.run.config, self.step_count
+        config, hooks, index = self.run.config, self.run.hooks, self.step_count
         started = time.perf_counter()
         batch = self._batch(index)
         seed = derive_seed(config.seed, config.stage, self.run.experts[0] if self.run.experts else 0, index, "dropout")
+        hooks.before_forward(index, batch)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
         with seeded(seed, self.device), autocast:
             actions = self.run.model(batch.window, batch.prompt, self.run.choice)
@@ -125,8 +150,10 @@ class Trainer:
         losses.sum().backward()  # type: ignore[no-untyped-call]
         norms = self._clip()
         self._set_learning_rate(index)
+        hooks.before_update()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        hooks.after_update(index)
         self._sums += torch.stack((losses.detach(), norms))
         self._summed += 1
         self.step_count += 1
@@ -165,13 +192,15 @@ class Trainer:
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds: "weights" and "optimizer"."""
+        """What a checkpoint holds: "weights", "optimizer", and "hooks" if the run's have any."""
         moments = {
             f"{name}/{moment}": self.optimizer.state[parameter][moment]
             for name, parameter in self.run.parameters.items()
             for moment in ("exp_avg", "exp_avg_sq")
         }
-        return {"weights": {name: p.detach() for name, p in self.run.parameters.items()}, "optimizer": moments}
+        weights = {name: p.detach() for name, p in self.run.parameters.items()}
+        hooks = self.run.hooks.tensors()
+        return {"weights": weights, "optimizer": moments, **({"hooks": hooks} if hooks else {})}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues from `checkpoint`; tensors keep their layout in memory, whatever the file's.
@@ -188,6 +217,8 @@ class Trainer:
                     "exp_avg": torch.empty_like(parameter).copy_(moments[f"{name}/exp_avg"]),
                     "exp_avg_sq": torch.empty_like(parameter).copy_(moments[f"{name}/exp_avg_sq"]),
                 }
+        if "hooks.safetensors" in checkpoint.files:
+            self.run.hooks.restore(checkpoint.read("hooks"))
         self.step_count, self.seconds, self.conflicts = state.step, state.seconds, list(state.conflicts)
         self._sums = torch.tensor(state.sums, dtype=self.dtype, device=self.device)
         self._summed = state.summed

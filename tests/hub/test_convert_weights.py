@@ -453,6 +453,8 @@ def test_experts_of_another_function_are_written_on_demand_only(data: TaskDatase
     assert equal(read_published(tmp_path / "same function"), to_published(backbone.model()))
     with pytest.raises(ConfigError, match="top_k=2"):
         write_published(M3DT(ModelConfig.preset("tiny", residual="published", top_k=2)), tmp_path / "top")
+    with pytest.raises(ConfigError, match="ffn_multiple=8"):
+        write_published(M3DT(ModelConfig.preset("tiny", residual="published", ffn_multiple=8)), tmp_path / "wide")
 
 
 def test_an_unfinished_bank_gives_what_it_has(data: TaskDatasets, tmp_path: Path) -> None:

@@ -48,3 +48,18 @@ def test_published_residual_continues_from_the_norm_only_with_experts(block):
     attended = x + block.attention(block.ln_1(x), mask, ALL_TOKENS, None)
     difference = block(x, mask, "mixture") - published(x, mask, "mixture")
     torch.testing.assert_close(difference, attended - block.ln_2(attended))
+
+
+def test_the_width_of_the_ffn_is_the_backbones_alone():
+    torch.manual_seed(0)
+    config = ModelConfig.preset("tiny", embed_dim=D, ffn_multiple=6)
+    wide, plain = Block(config), Block(ModelConfig.preset("tiny", embed_dim=D))
+    shapes = {name: p.shape for name, p in wide.named_parameters()}
+    differ = {name for name, p in plain.named_parameters() if p.shape != shapes[name]}
+    assert differ == {"ffn.w_in.weight", "ffn.w_in.bias", "ffn.w_out.weight"}
+    assert shapes["ffn.w_in.weight"] == (6 * D, D)
+    assert shapes["experts.w_in"] == (3, D, 4 * D)
+    x, _ = inputs()
+    ffn = wide.ffn.double()
+    expected = (x @ ffn.w_in.weight.T + ffn.w_in.bias).clamp(min=0) @ ffn.w_out.weight.T + ffn.w_out.bias
+    torch.testing.assert_close(ffn(x), expected)

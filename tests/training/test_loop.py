@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from torch import nn
 
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig
+from m3dt_agent.data.batches import Batch
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.training import LogRecord, backbone, experts, fit_stage, router
 from m3dt_agent.training.conflict import masked_losses
 from m3dt_agent.training.job import Job
-from m3dt_agent.training.loop import Run, Trainer, cpu_threads
+from m3dt_agent.training.loop import Run, StepHooks, Trainer, cpu_threads, train
 
 MakeBank = Callable[..., ExpertBank]
 SHARED = {"steps": 6, "batch_size": 4, "warmup_steps": 4, "learning_rate": 1e-2, "log_every": 2, "checkpoint_every": 3}
@@ -135,6 +137,74 @@ def test_logs_are_records_and_losses_of_every_expert(data: TaskDatasets, make_ba
     assert rows[0] == "step,expert,loss,lr,grad_norm,conflict,seconds"
     assert [row.split(",")[:2] for row in rows[1:]] == [[str(r.step), str(e)] for r in records for e in r.experts]
     assert [float(row.split(",")[2]) for row in rows[1:]] == [loss for record in records for loss in record.losses]
+
+
+class Counting(StepHooks):
+    """Notes what it sees; counts steps in a tensor of its own, and adds the count to a weight."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.seen, self.steps = run, [], torch.zeros((), dtype=torch.uint8)
+
+    @property
+    def bias(self) -> torch.Tensor:
+        return self.run.parameters["predict_action.bias"]
+
+    def before_forward(self, step: int, batch: Batch) -> None:
+        assert torch.equal(batch.window.states, self.run.samplers[0].sample(step).window.states)
+        self.seen.append(("forward", step, self.bias.grad is None, self.bias.detach().clone()))
+
+    def before_update(self) -> None:
+        norm = sum(float(p.grad.square().sum()) for p in self.run.parameters.values()) ** 0.5
+        assert norm <= self.run.config.grad_clip * 1.001
+        self.seen.append(("update", None, self.bias.grad is None, self.bias.detach().clone()))
+
+    def after_update(self, step: int) -> None:
+        self.seen.append(("after", step, self.bias.grad is None, self.bias.detach().clone()))
+        self.steps += 1
+        with torch.no_grad():
+            self.bias.add_(float(self.steps))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"steps": self.steps}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.steps.copy_(tensors["steps"])
+
+
+def with_hooks(run: Run) -> tuple[Run, Counting]:
+    hooks = Counting(run)
+    return dataclasses.replace(run, hooks=hooks), hooks
+
+
+def test_hooks_come_before_the_forward_pass_and_around_the_update(data: TaskDatasets, make_bank: MakeBank) -> None:
+    run, hooks = with_hooks(backbone_run(data, make_bank(), grad_clip=0.01))
+    trained(run, 3)
+    assert [(kind, step) for kind, step, _, _ in hooks.seen] == [
+        (kind, None if kind == "update" else step) for step in range(3) for kind in ("forward", "update", "after")
+    ]
+    assert [no_gradient for _, _, no_gradient, _ in hooks.seen] == [True, False, True] * 3
+    for forward, update, after in zip(hooks.seen[::3], hooks.seen[1::3], hooks.seen[2::3], strict=True):
+        assert torch.equal(forward[3], update[3])
+        assert not torch.equal(update[3], after[3])
+
+
+def test_hooks_are_part_of_the_checkpoint(data: TaskDatasets, make_bank: MakeBank, tmp_path: Path) -> None:
+    bank = make_bank()
+    whole, _ = with_hooks(backbone_run(data, bank))
+    train(whole, tmp_path / "whole", device="cpu", threads=1, progress=False)
+    for steps in (3, 6):
+        half, hooks = with_hooks(backbone_run(data, bank, steps=steps))
+        train(half, tmp_path / "halves", device="cpu", threads=1, progress=False)
+    assert [step for kind, step, _, _ in hooks.seen if kind == "forward"] == [3, 4, 5]
+    assert int(hooks.steps) == 6
+    for name, parameter in whole.parameters.items():
+        assert torch.equal(parameter, half.parameters[name]), name
+
+
+def test_runs_without_hooks_have_the_checkpoints_they_had(data: TaskDatasets, make_bank: MakeBank, tmp_path: Path) -> None:
+    train(backbone_run(data, make_bank()), tmp_path, device="cpu", threads=1, progress=False)
+    files = {file.name for file in (tmp_path / "resume/backbone-6").iterdir()}
+    assert files == {"weights.safetensors", "optimizer.safetensors", "state.json"}
 
 
 def test_threads_are_fixed_inside_and_given_back(data: TaskDatasets, make_bank: MakeBank) -> None:
