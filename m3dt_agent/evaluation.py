@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from .agent import Experts, M3DTAgent, RtgMode
-from .config import EvalConfig
+from .config import EvalConfig, Stage
 from .data.batches import BatchSampler
 from .data.behavior import BehaviorPolicy, behavior_policy
 from .data.task_datasets import TaskDatasets
@@ -46,6 +46,7 @@ __all__ = [
     "action_error",
     "evaluate",
     "read_rows",
+    "router_usage",
     "summarize",
     "write_rows",
 ]
@@ -265,17 +266,7 @@ def action_error(
         UnknownTaskError: a task the agent does not have. ConfigError: experts its bank does not have.
     """
     experts = agent.experts if experts is None else agent.checked_experts(experts)
-    best = {task.name: lookup(dict(agent.prompts), task.name, "task of this agent")[:1] for task in data.tasks}
-    sampler = BatchSampler(
-        data,
-        agent.statistics,
-        best,
-        agent.config,
-        batch_size=min(n_windows, _ERROR_BATCH),
-        tasks_per_batch=1,
-        seed=seed,
-        stage="backbone",
-    )
+    sampler = _best_prompt_sampler(agent, data, "backbone", min(n_windows, _ERROR_BATCH), seed)
     errors = {}
     for i, task in enumerate(data.tasks):
         total, count = 0.0, 0
@@ -287,3 +278,27 @@ def action_error(
             count += int(mask.sum())
         errors[task.name] = total / count
     return errors
+
+
+@torch.inference_mode()
+def router_usage(agent: M3DTAgent, data: TaskDatasets, *, n_windows: int = 64, seed: int = 0) -> dict[str, list[float]]:
+    """Task → (E,) weights the agent's router gives its experts on windows of `data`, mean over blocks and real steps.
+
+    Raises:
+        UnknownTaskError: a task the agent does not have.
+    """
+    sampler = _best_prompt_sampler(agent, data, "router", n_windows, seed)
+    found = {}
+    for i, task in enumerate(data.tasks):
+        batch = sampler.sample_task(i, 0).to(agent.device, agent.dtype)
+        weights = agent.model.router_weights(batch.window, batch.prompt)  # (B, T, L, E)
+        found[task.name] = weights[batch.window.mask].mean(dim=(0, 1)).tolist()
+    return found
+
+
+def _best_prompt_sampler(agent: M3DTAgent, data: TaskDatasets, stage: Stage, batch_size: int, seed: int) -> BatchSampler:
+    """Windows of one task at a time, prompted as the agent prompts itself."""
+    best = {task.name: lookup(dict(agent.prompts), task.name, "task of this agent")[:1] for task in data.tasks}
+    return BatchSampler(
+        data, agent.statistics, best, agent.config, batch_size=batch_size, tasks_per_batch=1, seed=seed, stage=stage
+    )

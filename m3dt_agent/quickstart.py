@@ -212,22 +212,9 @@ class Quickstart:
 
     def expert_weights(self) -> dict[str, list[float]]:
         """Task → (E,) router weights on held-out windows, mean over blocks and real steps."""
-        import torch
+        from .evaluation import router_usage
 
-        from .data.batches import BatchSampler
-
-        agent, data, seed = self.agent(), self.data("held-out"), self.config.seed
-        best = {name: prompts[:1] for name, prompts in agent.prompts.items()}
-        sampler = BatchSampler(
-            data, agent.statistics, best, agent.config, batch_size=64, tasks_per_batch=1, seed=seed, stage="router"
-        )
-        found = {}
-        for i, task in enumerate(data.tasks):
-            batch = sampler.sample_task(i, 0)
-            with torch.inference_mode():
-                weights = agent.model.router_weights(batch.window, batch.prompt)  # (B, T, L, E)
-            found[task.name] = weights[batch.window.mask].mean(dim=(0, 1)).tolist()
-        return found
+        return router_usage(self.agent(), self.data("held-out"), seed=self.config.seed)
 
     def draw(self, scores: Mapping[str, Mapping[str, float]], weights: Mapping[str, list[float]]) -> str:
         """The figure; returns its path."""

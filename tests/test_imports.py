@@ -19,7 +19,7 @@ LAYERS = [
     {"training", "hub"},
     {"agent", "history"},
     {"adapters", "evaluation"},
-    {"plots", "doctor"},
+    {"plots", "doctor", "videos"},
     {"quickstart", "quickstart_parts"},
     {"cli", "cli_console", "cli_convert", "cli_data", "cli_hub", "cli_train"},
 ]
