@@ -1,0 +1,262 @@
+"""What a method is given (`Work`), what it gives back (`Outcome`), and the ways to train: a bank, or one run of the loop."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from m3dt_agent.agent import M3DTAgent
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.config import ModelConfig, Stage, TrainConfig, train_preset
+from m3dt_agent.data.batches import BatchSampler, derive_seed
+from m3dt_agent.data.prompts import Prompt, make_prompts
+from m3dt_agent.data.stats import TaskStatistics, compute_statistics
+from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.errors import BankError, StageError
+from m3dt_agent.evaluation import VectorPolicy
+from m3dt_agent.model import M3DT, ExpertChoice
+from m3dt_agent.training.checkpoint import newest_checkpoint
+from m3dt_agent.training.job import data_fingerprint
+from m3dt_agent.training.logs import OnLog
+from m3dt_agent.training.loop import Run, Sampler, StepHooks, cpu_threads, seeded, train
+
+from ..records import FINAL, Cell, TaskIdUse
+from .costs import action_flop, active_parameters, count_parameters, step_flop
+
+Curve = list[tuple[int, float]]
+ONE_RUN = ("0.75", FINAL)
+"""Evaluated on the way too: whether a method was still improving in its last quarter decides what may be claimed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One cell in hand: its data, and a folder for whatever must survive a kill. progress, on_log: as for `fit_stage`."""
+
+    cell: Cell
+    data: TaskDatasets
+    folder: Path
+    device: str = "cpu"
+    progress: bool | None = None
+    on_log: OnLog | None = None
+
+    def setting(self, name: str) -> Any:
+        """A number of the cell.
+
+        Raises:
+            KeyError: the cell has none of this name.
+        """
+        return self.cell.settings[name]
+
+    def model_config(self, **changes: Any) -> ModelConfig:
+        """The model's shape, as the cell's settings give it."""
+        names = ("embed_dim", "n_layers", "n_heads", "n_experts", "context_length", "prompt_length", "dropout")
+        return ModelConfig(**{**{name: self.setting(name) for name in names}, **changes})
+
+    def train_config(self, stage: Stage, *, steps: int | None = None, **changes: Any) -> TrainConfig:
+        """The config of a stage, as the cell's settings give it."""
+        whole = self.setting(_STEPS[stage])
+        names = ("batch_size", "warmup_steps", "tasks_per_batch", "precision", "threads", "learning_rate")
+        values: dict[str, Any] = {name: self.setting(name) for name in names}
+        if stage == "router":
+            values["learning_rate"] = self.setting("router_learning_rate")
+        if stage == "experts":
+            values |= {name: self.setting(name) for name in _GROUPING if name in self.cell.settings}
+        values |= {"steps": steps or whole, "seed": self.cell.training_seed}
+        values |= {"checkpoint_every": max(50, whole // 10), "log_every": max(1, whole // 50)}
+        return train_preset("small", stage, **{**values, **changes})
+
+    def statistics(self) -> dict[str, TaskStatistics]:
+        """Of every task; the target returns are the data's times the cell's factor."""
+        factor = float(self.cell.settings.get("target_return_factor", 1.0))
+        return {
+            name: dataclasses.replace(found, target_return=found.target_return * factor)
+            for name, found in compute_statistics(self.data).items()
+        }
+
+    def prompts(self) -> dict[str, tuple[Prompt, ...]]:
+        """Of every task."""
+        return make_prompts(self.data, self.setting("prompt_length"))
+
+
+_STEPS: Mapping[Stage, str] = {"backbone": "backbone_steps", "experts": "expert_steps", "router": "router_steps"}
+_GROUPING = ("grouping_batches", "grouping_runs")
+"""What a cell may leave to the package's defaults, the published numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A trained method. policy: what acts (an agent, a policy, or a behavior policy's level). Numbers as `records.Facts`."""
+
+    policy: M3DTAgent | VectorPolicy | str
+    parameters: int = 0
+    active_parameters: int = 0
+    windows: int = 0
+    training_flop: float = 0.0
+    action_flop: float = 0.0
+    curve: Curve = dataclasses.field(default_factory=list)
+
+
+class Method(Protocol):
+    """How one method trains and acts. fractions: of its training after which it is evaluated, the last being all of it."""
+
+    @property
+    def fractions(self) -> Sequence[str]: ...
+
+    @property
+    def task_id(self) -> TaskIdUse: ...
+
+    def train(self, work: Work, fraction: str) -> Outcome:
+        """Trains as far as `fraction`, from wherever it is."""
+
+
+def steps_at(fraction: str, steps: int) -> int:
+    """How many of `steps` are done at a fraction of them."""
+    return max(1, math.ceil(float(fraction) * steps))
+
+
+def bank_of(work: Work, config: ModelConfig, statistics: Mapping[str, TaskStatistics] | None = None) -> ExpertBank:
+    """The cell's bank, made if it is not there."""
+    path = work.folder / "bank"
+    if (path / "bank.json").exists() or (path / "bank.json.next").exists():
+        return ExpertBank.open(path)
+    return ExpertBank.create(path, config, work.data.tasks, statistics or work.statistics(), work.prompts(), work.data.config)
+
+
+def train_run(
+    work: Work,
+    model: M3DT,
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    steps: int,
+    choice: ExpertChoice = "none",
+    prompts: Mapping[str, Sequence[Prompt]] | None = None,
+    name: str = "run",
+    stage: Stage = "backbone",
+    sampler: Sampler | None = None,
+    built_on: Mapping[str, str] | None = None,
+    hooks: StepHooks | None = None,
+    **changes: Any,
+) -> Curve:
+    """Trains `parameters` of `model` for `steps` with the package's loop, from its checkpoint if there is one.
+
+    Everything else of the model is frozen. What `model` holds at first must be the same at every call.
+
+    Args:
+        stage: whose config and random streams it has, `changes` of that config apart.
+        sampler: None: all tasks, with `prompts` (None: the cell's).
+        built_on: hashes of what it starts from, besides the data.
+
+    Raises:
+        BankError, StageError: as `finish_run`.
+    """
+    config = work.train_config(stage, steps=steps, **changes)
+    run = Run(
+        name=name,
+        config=config,
+        model=model,
+        parameters=parameters,
+        samplers=(sampler or run_sampler(work, model.config, config, prompts),),
+        choice=choice,
+        built_on={"data": data_fingerprint(work.data), **(built_on or {})},
+        public_files=dict,
+        hooks=hooks or StepHooks(),
+    )
+    return finish_run(work, run)
+
+
+def finish_run(work: Work, run: Run) -> Curve:
+    """Trains a run to its end, from its newest checkpoint in `<folder>/<run.name>/` if there is one.
+
+    Raises:
+        BankError: that checkpoint builds on something else. StageError: it is further than the run is to go.
+    """
+    folder, config = work.folder / run.name, run.config
+    checkpoint, _ = newest_checkpoint(folder, run.name)
+    if checkpoint is not None and checkpoint.state.built_on != dict(run.built_on):
+        raise BankError(f"{checkpoint.path} was started on {checkpoint.state.built_on}, not on {dict(run.built_on)}")
+    if checkpoint is not None and checkpoint.state.step > config.steps:
+        raise StageError(f"{checkpoint.path} has more than the {config.steps:,} steps asked for")
+    threads = config.threads or torch.get_num_threads()
+    with cpu_threads(threads):
+        train(run, folder, device=work.device, threads=threads, progress=work.progress, on_log=work.on_log)
+    run.model.eval()
+    return read_curve(folder, config)
+
+
+def read_curve(folder: Path, config: TrainConfig) -> Curve:
+    """(windows seen, mean loss over the experts) at every logged step of a stage, whichever processes trained it."""
+    with (folder / "logs" / f"{config.stage}.csv").open(newline="") as file:
+        rows = sorted((int(row["step"]), row["expert"], float(row["loss"])) for row in csv.DictReader(file))
+    losses: dict[int, list[float]] = {}
+    for step, _, loss in rows:
+        losses.setdefault(step, []).append(loss)
+    experts = len({expert for _, expert, _ in rows})
+    return [(step * config.batch_size * experts, fmean(found)) for step, found in losses.items()]
+
+
+def run_sampler(
+    work: Work, model: ModelConfig, config: TrainConfig, prompts: Mapping[str, Sequence[Prompt]] | None = None
+) -> BatchSampler:
+    """Batches of all tasks of a cell."""
+    return BatchSampler(
+        work.data,
+        work.statistics(),
+        prompts or work.prompts(),
+        model,
+        batch_size=config.batch_size,
+        tasks_per_batch=config.tasks_per_batch,
+        seed=config.seed,
+        stage=config.stage,
+    )
+
+
+def new_model(work: Work, config: ModelConfig, make: Callable[[ModelConfig], M3DT] = M3DT) -> M3DT:
+    """A model with the first weights of the cell's training seed."""
+    with seeded(derive_seed(work.cell.training_seed, "backbone", 0, 0, "init"), torch.device("cpu")):
+        return make(config)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One part of a method's training. flop: of all of it. curve: (windows seen in this part, training loss)."""
+
+    flop: float
+    curve: Curve
+
+
+def phase(
+    work: Work, model: M3DT, stage: Stage, parameters: Mapping[str, nn.Parameter], choice: ExpertChoice, curve: Curve
+) -> Phase:
+    """A part that trained `parameters` with a stage's config, over the windows that its curve says."""
+    config = work.train_config(stage)
+    per_step = step_flop(model, run_sampler(work, model.config, config), parameters, choice)
+    return Phase(curve[-1][0] / config.batch_size * per_step, curve)
+
+
+def outcome_of(
+    work: Work, policy: M3DTAgent | VectorPolicy, model: M3DT, choice: ExpertChoice, phases: Sequence[Phase]
+) -> Outcome:
+    """The numbers of a model trained in parts, one after the other."""
+    curve: Curve = []
+    seen = 0
+    for part in phases:
+        curve += [(seen + windows, loss) for windows, loss in part.curve]
+        seen = curve[-1][0]
+    return Outcome(
+        policy=policy,
+        parameters=count_parameters(model),
+        active_parameters=active_parameters(model, model.config.top_k or model.config.n_experts),
+        windows=seen,
+        training_flop=sum(part.flop for part in phases),
+        action_flop=action_flop(model, run_sampler(work, model.config, work.train_config("backbone")), choice),
+        curve=curve,
+    )
