@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test test-slow lint bench clean
+.PHONY: install quickstart test test-slow lint bench perf clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,7 +30,12 @@ lint: install
 	rm -rf build && $(BIN)/pip install --quiet --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy
 
+# Every method of the paper and its ablations, small, on ten real tasks: half an hour on two cores. Killed, it continues.
 bench: install
+	$(BIN)/python -m benchmarks run methods --scale smoke --out runs/bench
+	$(BIN)/python -m benchmarks report runs/bench --out runs/bench-report
+
+perf: install
 	$(BIN)/python -m benchmarks.perf
 
 clean:

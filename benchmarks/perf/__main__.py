@@ -1,4 +1,4 @@
-"""All of them, one after the other: `python -m benchmarks.perf`, or `make bench`. About twenty minutes on two cores."""
+"""All of them, one after the other: `python -m benchmarks.perf`, or `make perf`. About twenty minutes on two cores."""
 
 from __future__ import annotations
 

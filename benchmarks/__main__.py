@@ -1,0 +1,146 @@
+"""`python -m benchmarks`: run experiments, look how far they are, report, compare, validate others' results.
+
+list                          the experiments
+run EXPERIMENT… --scale …     every cell that is not done yet; killed, it continues when run again
+status EXPERIMENT… --scale …  what there is of every cell
+report RUN… --out FOLDER      tables, figures and one HTML page
+compare RUN… A B              one method against another, with the interval of their paired difference
+validate FOLDER               whether result rows, yours or ours, are in the format of `records`
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from m3dt_agent.cli_console import AsJson, Workers, emit, make_table, quiet_stdout, say
+from m3dt_agent.errors import ConfigError, M3DTError
+
+app = typer.Typer(name="benchmarks", help="The benchmark harness.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+Experiments = Annotated[list[str], typer.Argument(help="Experiments, as `list` names them.")]
+Scale = Annotated[str, typer.Option(help="paper, small or smoke: the same procedure in three sizes.")]
+Run = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
+
+
+@app.command("list")
+def list_command(as_json: AsJson = False) -> None:
+    """The experiments."""
+    from .experiments import EXPERIMENTS
+
+    rows = [{"name": name, "title": e.title, "source": e.source, "methods": list(e.methods)} for name, e in EXPERIMENTS.items()]
+    cells = ([row["name"], row["source"], row["title"], ", ".join(row["methods"])] for row in rows)
+    emit(rows, as_json=as_json, table=make_table("Experiments", ("name", "source", "title", "methods"), cells, left=4))
+
+
+@app.command("run")
+def run_command(
+    names: Experiments,
+    scale: Scale = "smoke",
+    out: Run = Path("runs", "benchmark"),
+    datasets: Annotated[Path | None, typer.Option(help="Minari root of the demonstrations; default: beside the run.")] = None,
+    shard: Annotated[str, typer.Option(help="I/N: every N-th cell from the I-th on, for job arrays.")] = "1/1",
+    device: Annotated[str, typer.Option(help="Where models run: cpu, cuda.")] = "cpu",
+    workers: Workers = None,
+    keep_weights: Annotated[bool, typer.Option("--keep-weights", help="Keep the weights of finished cells.")] = False,
+) -> None:
+    """Run every cell that is not done yet."""
+    from .experiments import cells
+    from .runner import run_cells
+
+    chosen = [cell for name in names for cell in cells(name, scale)]
+    root = datasets or out.parent / f"{out.name}-datasets"
+    with quiet_stdout():
+        run_cells(
+            chosen,
+            out,
+            root,
+            shard=parse_shard(shard),
+            device=device,
+            workers=workers,
+            keep_weights=keep_weights,
+            say=say,
+        )
+
+
+@app.command("status")
+def status_command(
+    names: Experiments, scale: Scale = "smoke", out: Run = Path("runs", "benchmark"), as_json: AsJson = False
+) -> None:
+    """What there is of every cell."""
+    from .experiments import cells
+    from .runner import status
+
+    rows = status([cell for name in names for cell in cells(name, scale)], out)
+    columns = ("id", "experiment", "method", "task set", "seed", "rows", "finished")
+    table_rows = (
+        [r["id"], r["experiment"], r["method"], r["task_set"], r["training_seed"], ", ".join(r["rows"]), r["finished"]]
+        for r in rows
+    )
+    title = f"{sum(r['finished'] for r in rows)} of {len(rows)} cells finished"
+    emit(rows, as_json=as_json, table=make_table(title, columns, table_rows, left=4))
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; cells of several machines are merged.")],
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs", "report"),
+) -> None:
+    """Tables, figures and one HTML page."""
+    from .report import write_report
+
+    with quiet_stdout():
+        write_report(runs, out)
+    say(f"report: {out}")
+    print((out / "report.md").read_text())
+
+
+@app.command("compare")
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    a: Annotated[str, typer.Option("--a", help="A method.")],
+    b: Annotated[str, typer.Option("--b", help="The method it is compared with.")],
+) -> None:
+    """One method against another; the answer may be "undecided"."""
+    from .report import compare
+
+    print(compare(runs, a, b))
+
+
+@app.command("validate")
+def validate_command(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Whether a folder of cells and rows is in the benchmark's format; exit code 1 if not, with what is wrong."""
+    from .records import read_run
+
+    results = read_run(folder)
+    say(f"{len(results)} cells, {sum(len(rows) for r in results for rows in r.rows.values())} episodes, all valid")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(I, N) from "I/N".
+
+    Raises:
+        ConfigError: something else.
+    """
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"a shard is I/N, like 1/4; got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def main() -> int:
+    try:
+        app(prog_name="python -m benchmarks")
+    except M3DTError as error:
+        say(f"error: {error}")
+        return 1
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

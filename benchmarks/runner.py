@@ -1,0 +1,201 @@
+"""Runs cells: data, training, episodes; killable at any moment, and nothing is done twice.
+
+for each cell of this shard that nobody has finished and nobody holds:
+    data       collected once per (tasks, condition, number), shared by all cells
+    training   as far as 75%, rows-0.75; to the end, rows-1.00                 (methods of three stages: only the end)
+    episodes   in parts of a few tasks, each kept as soon as it is there
+    facts      parameters, windows, FLOP, learning curve                       → cell.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from m3dt_agent.agent import M3DTAgent
+from m3dt_agent.config import EvalConfig
+from m3dt_agent.data.disk import write_file
+from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.errors import ConfigError
+from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, evaluate, installed_versions, read_rows, router_usage, write_rows
+
+from .data import describe_data, prepare, require_disjoint
+from .methods import Method, Outcome, Work, method
+from .records import FINAL, Cell, Facts, read_cell, write_cell, write_cell_rows
+
+TASKS_PER_PART = 4
+"""Tasks whose episodes a kill can cost."""
+COLLECTION_SEED = 0
+Say = Callable[[str], None]
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    run: Path,
+    datasets: Path,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    device: str = "cpu",
+    workers: int | None = None,
+    progress: bool | None = None,
+    keep_weights: bool = False,
+    say: Say = print,
+) -> int:
+    """Brings every cell of a shard to its end; returns how many had something left to do.
+
+    shard: (I, N), every N-th cell from the I-th on. workers: simulator processes. keep_weights: keep `work/` of finished cells.
+
+    Raises:
+        ConfigError: a shard that does not exist. Whatever collection, training and evaluation raise.
+    """
+    mine = shard_of(cells, shard)
+    done = 0
+    for number, cell in enumerate(mine, 1):
+        label = (
+            f"[{number}/{len(mine)}] {cell.experiment}: {cell.method}, {cell.task_set}, seed {cell.training_seed} ({cell.id})"
+        )
+        if is_finished(run, cell):
+            say(f"{label}: done before")
+            continue
+        with held(run / cell.id) as free:
+            if not free:
+                say(f"{label}: another process has it")
+                continue
+            began = time.monotonic()
+            say(f"{label} …")
+            _run_cell(cell, run, datasets, device, workers, progress, keep_weights)
+            say(f"{label}: {time.monotonic() - began:.0f} s")
+            done += 1
+    return done
+
+
+def shard_of(cells: Sequence[Cell], shard: tuple[int, int]) -> list[Cell]:
+    """Every N-th of the cells, from the I-th on, for `shard` (I, N); each cell once.
+
+    Raises:
+        ConfigError: not 1 <= I <= N.
+    """
+    i, n = shard
+    if not 1 <= i <= n:
+        raise ConfigError(f"a shard I/N needs 1 <= I <= N; got {i}/{n}")
+    return list({cell.id: cell for cell in cells}.values())[i - 1 :: n]
+
+
+def is_finished(run: Path, cell: Cell) -> bool:
+    """Whether a run has a cell's final episodes and facts."""
+    if not (run / cell.id / "cell.json").exists():
+        return False
+    result = read_cell(run / cell.id)
+    return result.facts is not None and bool(result.final)
+
+
+def _run_cell(
+    cell: Cell, run: Path, datasets: Path, device: str, workers: int | None, progress: bool | None, keep_weights: bool
+) -> None:
+    folder = write_cell(run, cell, None)
+    settings = cell.settings
+    episodes, stop = settings["demonstrations"], settings.get("stop_after_success")
+    require_disjoint(cell.tasks, episodes, COLLECTION_SEED, settings["eval_seed"], settings["episodes"])
+    data = prepare(datasets, cell.tasks, cell.condition, episodes, COLLECTION_SEED, workers, stop_after_success=stop)
+    work = Work(cell, data, folder / "work", device, progress)
+    work.folder.mkdir(exist_ok=True)
+    chosen = method(cell.method)
+    began = time.monotonic()
+    outcome = _train_and_evaluate(chosen, work, run, workers)
+    write_cell(run, cell, _facts(cell, chosen, outcome, data, _seconds(work.folder, time.monotonic() - began)))
+    if not keep_weights:
+        shutil.rmtree(work.folder)
+
+
+def _train_and_evaluate(chosen: Method, work: Work, run: Path, workers: int | None) -> Outcome:
+    outcome = Outcome("")
+    for fraction in chosen.fractions:
+        evaluated = (run / work.cell.id / f"rows-{fraction}.jsonl").exists()
+        if evaluated and fraction != FINAL:
+            continue  # training has gone on from there, and cannot go back
+        outcome = chosen.train(work, fraction)
+        if not evaluated:
+            write_cell_rows(run, work.cell, fraction, _episodes(outcome, work, fraction, workers))
+    if isinstance(outcome.policy, M3DTAgent) and outcome.policy.experts == "mixture" and outcome.policy.config.n_experts:
+        usage = router_usage(outcome.policy, work.data)
+        write_file(run / work.cell.id / "expert_weights.json", json.dumps(usage).encode())
+    return outcome
+
+
+def _episodes(outcome: Outcome, work: Work, fraction: str, workers: int | None) -> list[EpisodeResult]:
+    """All episodes of a cell, in parts that are kept one by one."""
+    settings, names = work.cell.settings, work.cell.tasks
+    config = EvalConfig(
+        settings["episodes"],
+        settings["eval_seed"],
+        slots=settings.get("slots", 32),
+        workers=workers,
+        stop_on_success=settings.get("stop_on_success", False),
+    )
+    policy = AgentPolicy(outcome.policy, name=work.cell.method) if isinstance(outcome.policy, M3DTAgent) else outcome.policy
+    rows: list[EpisodeResult] = []
+    for first in range(0, len(names), TASKS_PER_PART):
+        part = work.folder / f"rows-{fraction}-{first:03d}.jsonl"
+        if not part.exists():
+            write_rows(part, evaluate(policy, names[first : first + TASKS_PER_PART], config, progress=work.progress))
+        rows += read_rows(part)
+    return rows
+
+
+def _seconds(folder: Path, seconds: float) -> float:
+    """The seconds of this and of earlier, interrupted attempts that came this far."""
+    file = folder / "seconds.json"
+    total = seconds + (json.loads(file.read_text()) if file.exists() else 0.0)
+    write_file(file, json.dumps(total).encode())
+    return float(total)
+
+
+def _facts(cell: Cell, chosen: Method, outcome: Outcome, data: TaskDatasets, seconds: float) -> Facts:
+    names = ("parameters", "active_parameters", "windows", "training_flop", "action_flop", "curve")
+    return Facts(
+        **{name: getattr(outcome, name) for name in names},
+        task_id=chosen.task_id,
+        data=describe_data(data),
+        seconds=seconds,
+        threads=cell.settings["threads"],
+        precision=cell.settings["precision"],
+        machine=f"{platform.machine()}, {platform.processor() or 'unknown processor'}",
+        versions=dict(installed_versions()) | {"python": platform.python_version()},
+    )
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Whether this process now has the cell to itself; a kill gives it back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def status(cells: Sequence[Cell], run: Path) -> list[dict[str, Any]]:
+    """Per cell, what there is of it: rows of which fractions, and whether it is finished."""
+    rows = []
+    for cell in cells:
+        folder = run / cell.id
+        fractions = sorted(path.stem.removeprefix("rows-") for path in folder.glob("rows-*.jsonl"))
+        summary = {name: getattr(cell, name) for name in ("id", "experiment", "method", "task_set", "training_seed", "scale")}
+        rows.append({**summary, "rows": fractions, "finished": is_finished(run, cell)})
+    return rows
+
+
+def say_stderr(line: str) -> None:
+    """One line for the person watching."""
+    print(line, file=sys.stderr, flush=True)
