@@ -45,8 +45,8 @@ def _without(manifest: Manifest, *stages: Stage) -> Manifest:
     )
 
 
-def merge(theirs: Manifest, ours: Manifest, where: str, *, keep_ours: bool = False) -> Manifest:
-    """The bank that has the files of both; keep_ours: where two differ, ours.
+def merge(theirs: Manifest, ours: Manifest, where: str) -> Manifest:
+    """The bank that has the files of both; `where` is named in errors.
 
     Raises:
         HubConflictError: they are not versions of one bank, or a file, the groups or a stage's settings differ.
@@ -63,18 +63,17 @@ def merge(theirs: Manifest, ours: Manifest, where: str, *, keep_ours: bool = Fal
         problems.append("other groups of tasks")
     for stage in STAGES:
         problems += _other_settings(stage, theirs.stages.get(stage), ours.stages.get(stage))
-    if problems and not keep_ours:
+    if problems:
         raise HubConflictError(
             f"{where} holds {'; '.join(problems)} than this bank; pull it and train what is missing, push to another name, or "
             "overwrite it"
         )
-    first, second = (theirs, ours) if keep_ours else (ours, theirs)
     return dataclasses.replace(
-        second,
-        groups=second.groups or first.groups,
-        grouping=second.grouping if second.groups else first.grouping,
-        stages=first.stages | second.stages,
-        files=first.files | second.files,
+        theirs,
+        groups=theirs.groups or ours.groups,
+        grouping=theirs.grouping if theirs.groups else ours.grouping,
+        stages=ours.stages | theirs.stages,
+        files=ours.files | theirs.files,
     )
 
 

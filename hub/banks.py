@@ -198,7 +198,8 @@ def push_bank(
         private: of a repository that is made; None: the account's default.
         rows: evaluated episodes of this very bank, for the card. policy: which of them are the bank's own, where several could
             be (as `model_card` takes it). figure: a PNG of them.
-        overwrite: replace what differs and remove what this bank does not have.
+        overwrite: make the repository this bank, in one commit: what differs is replaced, what this bank does not have is
+            removed, and so are the tags of stages that are no longer what they were.
 
     Raises:
         StageError: no backbone yet. BankError: a damaged file here or there, or a repository of something else.
@@ -242,6 +243,9 @@ class _Push:
         tags, commits = self.repo.tags(), 0
         sent: tuple[str, ...] = ()
         parts = stage_manifests(self.bank.manifest)
+        if self.overwrite and (there := self._there(head)) is not None:
+            self._forget_replaced(there, parts, tags)
+            parts = parts[-1:]  # in one commit: new backbones must not stand beside experts of the old, not even for a moment
         for part in parts:
             last, before = part is parts[-1], head.sha
             head = self.repo.commit(lambda head, part=part, last=last: self._change(head, part, last=last), head)  # type: ignore[misc]
@@ -250,6 +254,14 @@ class _Push:
             if head.sha != before or stage_tag(self.merged) not in tags:
                 self.repo.set_tag(stage_tag(self.merged), head.sha, tags)
         return PushedBank(head.sha, stage_tag(self.merged), sent, commits)
+
+    def _forget_replaced(self, there: Manifest, parts: Sequence[Manifest], tags: dict[str, str]) -> None:
+        """Removes the tags of stages that will not be what they were."""
+        kept = {stage_tag(part) for part in parts if part.files.items() <= there.files.items()}
+        more = "stage-experts" in kept or any(tag.startswith("stage-experts-") for tag in kept)
+        for tag in [tag for tag in tags if tag.startswith("stage-") and tag not in kept]:
+            if not (more and tag.startswith("stage-experts-")):  # of fewer experts, which are the same
+                self.repo.remove_tag(tag, tags)
 
     def _check_rows(self, head: Snapshot) -> None:
         """Rows of another bank than the one that will be there are refused before anything travels."""
@@ -269,7 +281,7 @@ class _Push:
         """What has to be done to the head so that it holds `part` too."""
         there = self._there(head)
         replace = self.overwrite and last
-        merged = part if there is None or replace else merge(there, part, str(self.repo), keep_ours=self.overwrite)
+        merged = part if there is None or replace else merge(there, part, str(self.repo))
         changed = [name for name, record in merged.files.items() if not _is_there(name, record, head, there)]
         if lost := [name for name in changed if self.bank.manifest.files.get(name) != merged.files[name]]:
             raise BankError(

@@ -267,6 +267,16 @@ class HubRepo:
             )
         tags[name] = sha
 
+    def remove_tag(self, name: str, tags: dict[str, str]) -> None:
+        """Removes a tag; `tags` is what there is, and is kept up to date.
+
+        Raises:
+            HubError: refused, or the Hub cannot be reached.
+        """
+        with self._errors(f"removing tag {name!r}"):
+            _patiently(lambda: self._delete_tag(name))
+        tags.pop(name, None)
+
     def _send(self, change: Change, head: Snapshot) -> str:
         info = self._api.create_commit(
             self.repo_id,

@@ -189,6 +189,20 @@ class TestPush:
         assert pull_bank(REPO).bank.manifest.files == ExpertBank.open(young).manifest.files
         files = HfApi(endpoint=lfs_hub.endpoint).list_repo_files(REPO)
         assert not [name for name in files if name.startswith("router") or name == expert_file(1)]
+        assert pushed.commits == 1  # there is no moment with the old experts beside the new backbone
+        assert set(lfs_hub.repos["models", REPO].tags) == {"stage-experts-1"}  # the others were of the old bank
+
+    def test_overwriting_keeps_the_tags_of_stages_that_are_as_they_were(
+        self, lfs_hub: Hub, tmp_path: Path, finished: Path
+    ) -> None:
+        push_bank(part(finished, tmp_path / "two", experts=(0, 1)), REPO, token=ALICE)
+        push_bank(finished, REPO, token=ALICE)
+        tags = dict(lfs_hub.repos["models", REPO].tags)
+        assert set(tags) == {"stage-backbone", "stage-experts-2", "stage-experts", "stage-router"}
+        sha = push_bank(changed(finished, tmp_path / "other", "router.safetensors"), REPO, token=ALICE, overwrite=True).sha
+        assert lfs_hub.repos["models", REPO].tags == tags | {"stage-router": sha}
+        sha = push_bank(changed(finished, tmp_path / "third", expert_file(1)), REPO, token=ALICE, overwrite=True).sha
+        assert lfs_hub.repos["models", REPO].tags == {"stage-backbone": tags["stage-backbone"], "stage-router": sha}
 
     def test_a_bank_without_a_backbone_is_not_pushed(self, lfs_hub: Hub, tmp_path: Path, finished: Path) -> None:
         opened = ExpertBank.open(finished)
