@@ -17,40 +17,28 @@ import dataclasses
 import functools
 import hashlib
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
 from m3dt_agent.data.disk import disk_space_errors, require_space, write_file
 from m3dt_agent.errors import ConfigError, HubConflictError, HubError, M3DTError
+from m3dt_agent.hub.failures import ATTEMPTS, explain, is_transient, patiently, pause, status_of
 
 RepoType = Literal["model", "dataset"]
 Operation = CommitOperationAdd | CommitOperationDelete
-T = TypeVar("T")
 
 OFFICIAL_ENDPOINT = "https://huggingface.co"
 """The only place the login kept by `huggingface_hub` is sent to."""
-ATTEMPTS = 4
-"""Tries of a request that huggingface_hub does not repeat itself, with 1, 2 and 4 seconds between them."""
 COMMIT_ATTEMPTS = 8
 """Tries of a commit whose head has moved; each of them means that somebody else got theirs in."""
-_TRANSIENT = (408, 429, 500, 502, 503, 504)
-_LONGEST_WAIT = 60.0  # seconds a server's Retry-After is followed
 _WORKERS = 8  # files downloaded at once, huggingface_hub's own number
 _REPO_ID = re.compile(r"(?!.*(--|\.\.))[\w-][\w.-]*/[\w-][\w.-]*")  # what huggingface_hub admits, with its namespace
 _SHA = re.compile(r"[0-9a-f]{40}")
@@ -132,7 +120,7 @@ class HubRepo:
         if self.offline:
             raise HubError(f"{self}: offline (HF_HUB_OFFLINE), and revision {revision or 'main'!r} is not in the cache")
         with self._errors(f"revision {revision or 'main'!r}"):
-            info = _patiently(
+            info = patiently(
                 lambda: self._api.repo_info(self.repo_id, revision=revision, repo_type=self.repo_type, files_metadata=True)
             )
         siblings = getattr(info, "siblings", None) or ()
@@ -159,7 +147,7 @@ class HubRepo:
             HubError: as `look`.
         """
         with self._errors("its tags"):
-            refs = _patiently(lambda: self._api.list_repo_refs(self.repo_id, repo_type=self.repo_type))
+            refs = patiently(lambda: self._api.list_repo_refs(self.repo_id, repo_type=self.repo_type))
         return {tag.name: tag.target_commit for tag in refs.tags}
 
     def fetch(self, snapshot: Snapshot, names: Iterable[str]) -> Path:
@@ -222,7 +210,7 @@ class HubRepo:
             HubError: the token may not.
         """
         with self._errors("making it"):
-            _patiently(lambda: self._api.create_repo(self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True))
+            patiently(lambda: self._api.create_repo(self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True))
 
     def commit(self, make: Callable[[Snapshot], Change], head: Snapshot) -> Snapshot:
         """Commits the change that `make` makes for a head, and returns the new head; `head` itself if there is none to make.
@@ -242,10 +230,10 @@ class HubRepo:
                 with self._errors(f"committing {change.message!r}"):
                     sent = self._send(change, head)
             except HubError as error:
-                status = _status(error.__cause__)
-                if status != 412 and not (_is_transient(error.__cause__) and attempt < ATTEMPTS):
+                status = status_of(error.__cause__)
+                if status != 412 and not (is_transient(error.__cause__) and attempt < ATTEMPTS):
                     raise
-                _pause(attempt if status != 412 else -1, error.__cause__)
+                pause(attempt if status != 412 else -1, error.__cause__)
                 head = self.look()
             else:
                 return self.look(sent)
@@ -261,8 +249,8 @@ class HubRepo:
             return
         with self._errors(f"tagging {name!r}"):
             if name in tags:
-                _patiently(lambda: self._delete_tag(name))
-            _patiently(
+                patiently(lambda: self._delete_tag(name))
+            patiently(
                 lambda: self._api.create_tag(self.repo_id, tag=name, revision=sha, repo_type=self.repo_type, exist_ok=True)
             )
         tags[name] = sha
@@ -274,7 +262,7 @@ class HubRepo:
             HubError: refused, or the Hub cannot be reached.
         """
         with self._errors(f"removing tag {name!r}"):
-            _patiently(lambda: self._delete_tag(name))
+            patiently(lambda: self._delete_tag(name))
         tags.pop(name, None)
 
     def _send(self, change: Change, head: Snapshot) -> str:
@@ -312,7 +300,7 @@ class HubRepo:
         expected = snapshot.files.get(name)
         for last in (False, True):
             with self._errors(name):
-                path = Path(_patiently(lambda: self._download(snapshot.sha, name, folder)))
+                path = Path(patiently(lambda: self._download(snapshot.sha, name, folder)))
             if expected is None or _is(path, expected):
                 return
             path.resolve().unlink(missing_ok=True)  # the cache keeps the bytes in blobs/, and a link to them
@@ -342,25 +330,7 @@ class HubRepo:
         except M3DTError:
             raise
         except Exception as error:  # huggingface_hub, httpx and hf_xet raise whatever they like
-            raise HubError(f"{self}, {what}: {self._explain(error)}") from error
-
-    def _explain(self, error: Exception) -> str:
-        given = "with the token given" if self._token else "without a token"
-        if isinstance(error, GatedRepoError):
-            return f"it is gated; ask for access on its page and pass the token of an account that has it ({given})"
-        if isinstance(error, RepositoryNotFoundError):
-            return f"there is no such repository at {self.endpoint}, or it is private and cannot be seen {given}"
-        if isinstance(error, RevisionNotFoundError):
-            return "there is no such revision"
-        if isinstance(error, OfflineModeIsEnabled):
-            return "offline (HF_HUB_OFFLINE), and it is not in the cache"
-        if isinstance(error, EntryNotFoundError) and isinstance(error.__cause__, Exception):
-            return self._explain(error.__cause__)  # "not in the cache either", because of what really happened
-        if (status := _status(error)) is not None:
-            reason = {401: "the token is not valid", 403: f"not allowed {given}", 412: "somebody else has committed"}
-            said = getattr(error, "server_message", None)
-            return f"HTTP {status}" + (f", {reason[status]}" if status in reason else "") + (f": {said}" if said else "")
-        return f"{type(error).__name__}: {_without_addresses(str(error))}"
+            raise HubError(f"{self}, {what}: {explain(error, self.endpoint, self._token is not None)}") from error
 
 
 def sha256_file(path: Path) -> str:
@@ -384,40 +354,3 @@ def _is(path: Path, expected: RemoteFile) -> bool:
 def _fresh(operation: Operation) -> Operation:
     """huggingface_hub marks an operation as done even if its commit then fails."""
     return dataclasses.replace(operation) if isinstance(operation, CommitOperationAdd) else operation
-
-
-def _status(error: BaseException | None) -> int | None:
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
-
-
-def _is_transient(error: BaseException | None) -> bool:
-    """Whether trying again may help: a busy or broken server, or a connection that failed."""
-    if isinstance(error, HfHubHTTPError):
-        return _status(error) in _TRANSIENT
-    if isinstance(error, EntryNotFoundError):  # "not in the cache either"
-        return _is_transient(error.__cause__)
-    return isinstance(error, ConnectionError | TimeoutError) or any(
-        base.__name__ == "TransportError"
-        for base in type(error).__mro__  # httpx's, whichever httpx the client uses
-    )
-
-
-def _patiently(call: Callable[[], T]) -> T:
-    for attempt in range(ATTEMPTS - 1):
-        try:
-            return call()
-        except Exception as error:
-            if not _is_transient(error):
-                raise
-            _pause(attempt, error)
-    return call()
-
-
-def _pause(attempt: int, error: BaseException | None) -> None:
-    """Waits before another try: as long as the server asks for, else 1, 2, 4, … seconds; attempt -1 is half a second."""
-    asked: Any = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-    time.sleep(min(float(asked), _LONGEST_WAIT) if str(asked).isdecimal() else 2.0**attempt)
-
-
-def _without_addresses(text: str) -> str:
-    return re.sub(r"https?://\S+", "…", text)

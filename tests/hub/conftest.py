@@ -14,7 +14,7 @@ from hub_server import Hub
 from huggingface_hub import _tree_cache
 from huggingface_hub.utils import _http, _xet
 
-from m3dt_agent.hub import client
+from m3dt_agent.hub import failures
 
 TOKENS = {"hf_alice": "alice", "hf_bob": "bob"}
 
@@ -37,7 +37,7 @@ def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[fl
     patient = SimpleNamespace(**{**vars(time), "sleep": waits.append})
     monkeypatch.setattr(_http, "time", patient)
     monkeypatch.setattr(file_download, "time", patient)
-    monkeypatch.setattr(client, "time", patient)
+    monkeypatch.setattr(failures, "time", patient)
     _tree_cache._IN_MEMORY_TREE_CACHE.clear()  # both are kept per process, by paths and ports that other tests may have had
     _xet.XET_CONNECTION_INFO_CACHE.clear()
     yield
