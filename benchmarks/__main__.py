@@ -22,7 +22,7 @@ from m3dt_agent.errors import ConfigError, M3DTError
 app = typer.Typer(name="benchmarks", help="The benchmark harness.", no_args_is_help=True, pretty_exceptions_enable=False)
 
 Experiments = Annotated[list[str], typer.Argument(help="Experiments, as `list` names them.")]
-Scale = Annotated[str, typer.Option(help="paper, small or smoke: the same procedure in three sizes.")]
+Scale = Annotated[str, typer.Option(help="paper, small, laptop or smoke: the same procedure in four sizes.")]
 Run = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
 
 

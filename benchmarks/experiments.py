@@ -1,7 +1,7 @@
 """The experiments as data: what is trained on what, for each table and figure of the paper, and our own controls.
 
     Experiment = arms × task sets × seeds        Arm = a method, what differs from its published settings, its budget
-        cells(name, scale)                       every model to train, at scale paper, small or smoke (`scales`)
+        cells(name, scale)                       every model to train, at one of four scales (`scales`)
 
 A cell that several experiments share has one id and is trained once.
 

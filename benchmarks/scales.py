@@ -2,10 +2,12 @@
 
     paper    as published: months on one GPU
     small    a twentieth of the steps, of four times the windows, half the widths: hours on one GPU
+    laptop   a two-hundredth of the steps, of twice the windows, a quarter of the widths, two seeds: an hour or two on two cores
     smoke    a thousandth of the steps, tiny models, at most 13 tasks, the first seed: minutes on two cores
 
 Settings are written once, in the paper's numbers; a scale maps steps, widths, experts and the sizes of task sets, and replaces
-a few numbers more. So scales differ in sizes and steps, and in nothing else.
+a few numbers more. So scales differ in sizes and steps, and in nothing else, with one exception: at laptop scale a batch mixes
+tasks, because with so few steps of one task each, as published, every task would be met about fifty times.
 """
 
 from __future__ import annotations
@@ -94,6 +96,24 @@ SCALES: Mapping[str, Scale] = {
         share=1 / 20,
         widths=dict(zip(WIDTHS, (64, 128, 256, 512, 768), strict=True)),
         replaced={**_FASTER, "n_layers": 4, "n_heads": 4, "batch_size": 64, "demonstrations": 200, "harmo_swap_every": 100},
+    ),
+    "laptop": Scale(
+        share=1 / 200,
+        widths=dict(zip(WIDTHS, (32, 64, 128, 256, 384), strict=True)),
+        seeds=2,
+        single_tasks=16,
+        replaced={
+            **_FASTER,
+            "n_layers": 3,
+            "n_heads": 4,
+            "context_length": 8,
+            "batch_size": 32,
+            "tasks_per_batch": None,
+            "harmo_swap_every": 100,
+            "grouping_batches": 5,
+            "grouping_runs": 10,
+            "demonstrations": 40,
+        },
     ),
     "smoke": Scale(
         share=1 / 1000,
