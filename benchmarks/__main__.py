@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Group, RenderableType
 
 from m3dt_agent.cli_console import AsJson, Workers, emit, make_table, quiet_stdout, say
 from m3dt_agent.errors import ConfigError, M3DTError
@@ -88,14 +89,21 @@ def status_command(
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; cells of several machines are merged.")],
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs", "report"),
+    as_json: AsJson = False,
 ) -> None:
-    """Tables, figures and one HTML page."""
+    """Tables, figures and one HTML page; what is printed are the scores and what was to be tested."""
     from .report import write_report
+    from .report_tables import columns, document, sentence
 
     with quiet_stdout():
-        write_report(runs, out)
-    say(f"report: {out}")
-    print((out / "report.md").read_text())
+        report = write_report(runs, out)
+    shown: list[RenderableType] = []
+    for table in report.tables:
+        header, rows = columns(table)
+        shown.append(make_table(table.title, header[:9], [row[:9] for row in rows]))
+        shown += [*table.notes, *(sentence(contrast) for contrast in table.contrasts if contrast.named)]
+    shown.append(f"the whole report: {out / 'index.html'}, {out / 'report.md'}")
+    emit(document(report), as_json=as_json, table=Group(*shown))
 
 
 @app.command("compare")
