@@ -129,7 +129,7 @@ def _from_hub(repo: HubRepo, revision: str | None, selection: _Selection) -> tup
     wanted = (manifest if chosen is None else manifest.with_experts(chosen)).files
     _require_there(repo, snapshot, wanted)
     folder = repo.fetch(snapshot, wanted)
-    bank = ExpertBank.open(folder, experts=chosen)
+    bank = ExpertBank.open(folder, experts=chosen, read_only=True)
     repo.remember(revision, snapshot.sha)
     return bank, snapshot.sha
 
@@ -143,7 +143,9 @@ def _from_cache(repo: HubRepo, sha: str, selection: _Selection) -> ExpertBank | 
         manifest = Manifest.from_json((folder / _MANIFEST).read_text(), folder / _MANIFEST)
         chosen = selection.of(manifest)
         wanted = manifest if chosen is None else manifest.with_experts(chosen)
-        return ExpertBank.open(folder, experts=chosen) if repo.cached(sha, wanted.files) or repo.offline else None
+        return (
+            ExpertBank.open(folder, experts=chosen, read_only=True) if repo.cached(sha, wanted.files) or repo.offline else None
+        )
     except (BankError, UnicodeDecodeError):
         if repo.offline:
             raise

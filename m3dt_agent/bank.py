@@ -57,10 +57,13 @@ Status = Literal["absent", "partial", "done"]
 class ExpertBank:
     """A verified bank folder; make one with `create` or `open`."""
 
-    def __init__(self, path: Path, manifest: Manifest, experts: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, experts: tuple[int, ...] | None = None, *, read_only: bool = False
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self._experts = experts  # None: all that there are
+        self._read_only = read_only
 
     @classmethod
     def create(
@@ -100,17 +103,18 @@ class ExpertBank:
         return bank
 
     @classmethod
-    def open(cls, path: str | Path, *, experts: Iterable[int] | None = None) -> ExpertBank:
+    def open(cls, path: str | Path, *, experts: Iterable[int] | None = None, read_only: bool = False) -> ExpertBank:
         """The bank at `path`, every file verified; a commit that a kill cut short is finished first.
 
-        experts: open it as if it had only these; the files of others need not be there. None: all of the bank's.
+        experts: open it as if it had only these; the files of others need not be there. None: all of the bank's. read_only:
+        refuse whatever would change it.
 
         Raises:
             BankError: no bank there, or a file that is missing, damaged or foreign; the message names it.
             ConfigError: experts that the bank does not have.
         """
         path, chosen = Path(path), None if experts is None else tuple(experts)
-        return cls(path, _verified_manifest(path, chosen), chosen)
+        return cls(path, _verified_manifest(path, chosen), chosen, read_only=read_only)
 
     def refresh(self) -> None:
         """Takes over what another process has committed since, every file verified.
@@ -119,6 +123,17 @@ class ExpertBank:
             BankError: as `open`.
         """
         self.manifest = _verified_manifest(self.path, self._experts)
+
+    def require_writable(self) -> None:
+        """Checks that the bank may change.
+
+        Raises:
+            BankError: it was opened to be read, as banks in the Hub's cache are.
+        """
+        if self._read_only:
+            raise BankError(
+                f"bank {self.path} is in the Hub's cache, which must stay as it is; train in another folder (bank=…)"
+            )
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -217,9 +232,10 @@ class ExpertBank:
             changes: fields of `Manifest` (groups, grouping, stages).
 
         Raises:
-            ConfigError: a name or a field that no bank has.
+            ConfigError: a name or a field that no bank has. BankError: the bank is read-only.
             DiskSpaceError: no room; the bank is as before.
         """
+        self.require_writable()
         journal = self.path / "bank.json.next"
         with _locked(self.path, fcntl.LOCK_EX):
             if journal.exists():  # an earlier commit stands, but was interrupted in its last step

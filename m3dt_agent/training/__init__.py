@@ -66,6 +66,7 @@ def fit_stage(
         DiskSpaceError: no room for the checkpoints.
     """
     stage = stage_name(stage)
+    bank.require_writable()
     check_data(data, bank)
     with training_lock(bank.path):
         bank.refresh()
@@ -94,6 +95,7 @@ def group_tasks(
         ConfigError: more experts than tasks.
         BankError: data of other tasks than the bank's, or another process training the bank.
     """
+    bank.require_writable()
     check_data(data, bank)
     with training_lock(bank.path):
         bank.refresh()

@@ -306,6 +306,17 @@ class TestPull:
         assert push_bank(tmp_path / "copy", REPO, token=ALICE).commits == 0  # the others' experts stay
         assert pull_bank(REPO).bank.finished_experts == (0, 1, 2, 3)
 
+    def test_the_cache_is_not_trained_in(self, lfs_hub: Hub, tmp_path: Path, finished: Path, data: TaskDatasets) -> None:
+        push_bank(part(finished, tmp_path / "part"), REPO, token=ALICE)
+        agent = M3DTAgent.from_pretrained(REPO)
+        before = sorted(agent.bank.path.rglob("*"))  # type: ignore[union-attr]
+        for bank in (agent.bank, pull_bank(REPO).bank):
+            with pytest.raises(BankError, match="in the Hub's cache"):
+                agent.fit_stage("experts", data, bank=bank)  # type: ignore[arg-type]
+            with pytest.raises(BankError, match="in the Hub's cache"):
+                bank.commit({})  # type: ignore[union-attr]
+        assert sorted(agent.bank.path.rglob("*")) == before  # type: ignore[union-attr]
+
     def test_what_cannot_be_chosen(self, lfs_hub: Hub, tmp_path: Path, finished: Path) -> None:
         push_bank(part(finished, tmp_path / "part", experts=(0, 1)), REPO, token=ALICE)
         with pytest.raises(ConfigError, match=r"no experts \[7\] in the bank; it has \[0, 1\]"):
