@@ -135,6 +135,7 @@ def _row(label: str, results: Sequence[CellResult], tasks: Sequence[str]) -> Row
         episodes=sum(len(result.final) for result in results),
         gain=_gain(results, tasks),
         curves=tuple(fact.curve for fact in facts),
+        conflict=_mean_conflict([fact.conflict for fact in facts if fact.conflict]),
     )
 
 
@@ -150,6 +151,11 @@ def _task_score(scores: Scores, name: str, results: Sequence[CellResult]) -> Tas
     if task_table.get(name).domain == "metaworld" and success is not None and own.conditional:
         return TaskScore(found.value, 100 * success[1][0], 100 * success[1][1])
     return TaskScore(found.value, found.low, found.high)
+
+
+def _mean_conflict(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    modules = found[0] if found else {}
+    return {module: sum(one[module] for one in found) / len(found) for module in modules}
 
 
 def _gain(results: Sequence[CellResult], tasks: Sequence[str]) -> float | None:

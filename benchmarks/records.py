@@ -64,7 +64,8 @@ class Facts:
 
     parameters, active_parameters: of the model, and those that one action needs. windows: seen in training. training_flop,
     action_flop: counted matrix products. task_id: what the method uses the task's identity for. data: fingerprint, and per task
-    the counts of a histogram of normalized episode scores (ten bins, 0 to 100). curve: (windows seen, training loss).
+    the counts of a histogram of normalized episode scores (ten bins, 0 to 100). curve: (windows seen, training loss). conflict:
+    of the tasks' gradients, per module of the trained model (see `conflict`); empty where it cannot be measured.
     """
 
     parameters: int
@@ -80,6 +81,7 @@ class Facts:
     precision: str
     machine: str
     versions: Mapping[str, str]
+    conflict: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,10 @@ from m3dt_agent.hub.cards_markdown import count
 
 from .report_records import Contents, Table
 from .report_tables import (
+    CONFLICT_TITLE,
     Columns,
     columns,
+    conflict_columns,
     contrast_columns,
     overview_columns,
     paper_line,
@@ -86,6 +88,8 @@ def _section(name: str, table: Table, figures: Sequence[str], folder: Path) -> s
     parts += [_paragraph(line, "note") for line in [paper_line(table)] if line]
     if table.contrasts:
         parts += ["<h3>Contrasts</h3>", _table(contrast_columns(table))]
+    if conflict_columns(table)[1]:
+        parts += [f"<h3>{CONFLICT_TITLE}</h3>", _table(conflict_columns(table))]
     parts += ["<h3>Figures</h3>", _figures(figures, name, folder)]
     return "\n".join([*parts, "<h3>Scores per task</h3>", _table(task_columns(table))])
 

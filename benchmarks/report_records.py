@@ -50,7 +50,8 @@ class Row:
 
     parts: of the mean score, see `PARTS`. success: rate and Wilson's interval over all episodes, of these models. Costs are
     means over the cells. data: fingerprints of what it was trained on. gain: points won in the last quarter of the training
-    (None: not known, or no training). curves: per training seed (windows, loss).
+    (None: not known, or no training). curves: per training seed (windows, loss). conflict: module → gradient conflict, the mean
+    over the cells; empty where it was not measured.
     """
 
     label: str
@@ -72,6 +73,7 @@ class Row:
     episodes: int
     gain: float | None
     curves: tuple[Sequence[tuple[int, float]], ...]
+    conflict: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

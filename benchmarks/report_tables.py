@@ -17,11 +17,13 @@ from m3dt_agent import tasks as task_table
 from m3dt_agent.hub.cards_markdown import count, escape
 from m3dt_agent.hub.cards_markdown import table as markdown_table
 
+from .conflict import MODULES
 from .paper_numbers import best_baselines, paper_number
 from .report_records import PARTS, Contents, Contrast, Overview, Report, Row, Table
 from .statistics import Estimate
 
 DASH = "-"
+CONFLICT_TITLE = "Gradient conflict between tasks by module, 0: all gradients the same, near 1: orthogonal."
 Columns = tuple[list[str], list[list[str]]]
 """Header and rows."""
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -50,6 +52,17 @@ def contrast_columns(table: Table) -> Columns:
         cells = [f"{contrast.a} against {contrast.b}", "yes" if contrast.named else "no", difference, f"{contrast.p_value:.2g}"]
         rows.append([*cells, _interval(chance, ".2f"), str(found.seeds), contrast.verdict])
     return header, rows
+
+
+def conflict_columns(table: Table) -> Columns:
+    """Gradient conflict of the trained models, per module; no rows where none was measured."""
+    header = ["method", *MODULES, "all"]
+    rows = [row for row in ranked(table) if row.conflict]
+    return header, [[row.label, *(_conflict(row.conflict.get(name)) for name in header[1:])] for row in rows]
+
+
+def _conflict(value: float | None) -> str:
+    return DASH if value is None else f"{value:.3f}"
 
 
 def task_columns(table: Table) -> Columns:
@@ -110,6 +123,8 @@ def markdown(contents: Contents) -> str:
         sections += [escape(line) for line in [paper_line(table)] if line]
         if table.contrasts:
             sections.append(_markdown(contrast_columns(table)))
+        if conflict_columns(table)[1]:
+            sections += [CONFLICT_TITLE, _markdown(conflict_columns(table))]
         sections += [_picture(figure) for figure in contents.figures[name]]
     return "\n\n".join(sections) + "\n"
 

@@ -16,7 +16,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, evaluate, installed_versions, read_rows, router_usage, write_rows
 
+from .conflict import module_conflict
 from .data import describe_data, prepare, require_disjoint
 from .methods import Method, Outcome, Work, method
 from .records import FINAL, Cell, Facts, read_cell, write_cell, write_cell_rows
@@ -110,7 +111,10 @@ def _run_cell(
     chosen = method(cell.method)
     began = time.monotonic()
     outcome = _train_and_evaluate(chosen, work, run, workers)
-    write_cell(run, cell, _facts(cell, chosen, outcome, data, _seconds(work.folder, time.monotonic() - began)))
+    agent = outcome.policy
+    conflict = module_conflict(agent, data, work.train_config("backbone")) if isinstance(agent, M3DTAgent) else {}
+    seconds = _seconds(work.folder, time.monotonic() - began)
+    write_cell(run, cell, _facts(cell, chosen, outcome, data, seconds, conflict))
     if not keep_weights:
         shutil.rmtree(work.folder)
 
@@ -158,7 +162,9 @@ def _seconds(folder: Path, seconds: float) -> float:
     return float(total)
 
 
-def _facts(cell: Cell, chosen: Method, outcome: Outcome, data: TaskDatasets, seconds: float) -> Facts:
+def _facts(
+    cell: Cell, chosen: Method, outcome: Outcome, data: TaskDatasets, seconds: float, conflict: Mapping[str, float]
+) -> Facts:
     names = ("parameters", "active_parameters", "windows", "training_flop", "action_flop", "curve")
     return Facts(
         **{name: getattr(outcome, name) for name in names},
@@ -169,6 +175,7 @@ def _facts(cell: Cell, chosen: Method, outcome: Outcome, data: TaskDatasets, sec
         precision=cell.settings["precision"],
         machine=f"{platform.machine()}, {platform.processor() or 'unknown processor'}",
         versions=dict(installed_versions()) | {"python": platform.python_version()},
+        conflict=conflict,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import Batch, BatchSampler
-from ..model import M3DT
+from ..model import M3DT, ExpertChoice
 
 SMOOTHING = 0.8
 """Weight of the past in the exponential average of measurements; about the last five count. Ours: the paper does not say."""
@@ -32,11 +32,17 @@ def masked_losses(actions: Tensor, batch: Batch, n_losses: int) -> Tensor:
 
 
 def task_gradients(
-    model: M3DT, parameters: Mapping[str, nn.Parameter], sampler: BatchSampler, step: int, *, clip: float | None = None
+    model: M3DT,
+    parameters: Mapping[str, nn.Parameter],
+    sampler: BatchSampler,
+    step: int,
+    *,
+    clip: float | None = None,
+    experts: ExpertChoice = "none",
 ) -> Iterator[Tensor]:
-    """The gradient of each task's loss on the backbone alone, (P,) flat, in the sampler's task order.
+    """The gradient of each task's loss, (P,) flat, in the sampler's task order.
 
-    clip: scale a gradient down to this norm, as training does.
+    clip: scale a gradient down to this norm, as training does. experts: as `M3DT.forward` takes them; the backbone alone.
     """
     first = next(iter(parameters.values()))
     training = model.training
@@ -44,7 +50,7 @@ def task_gradients(
     try:
         for task in range(len(sampler.data.tasks)):
             batch = sampler.sample_task(task, step).to(first.device, first.dtype)
-            loss = masked_losses(model(batch.window, batch.prompt, "none"), batch, 1).sum()
+            loss = masked_losses(model(batch.window, batch.prompt, experts), batch, 1).sum()
             parts = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
             gradient = torch.cat([part.reshape(-1) for part in parts])
             if clip is not None:

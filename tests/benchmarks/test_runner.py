@@ -94,6 +94,7 @@ def test_a_run_holds_what_was_promised(whole: Path) -> None:
     assert facts.parameters > results["prompt-dt"].facts.parameters  # type: ignore[union-attr]
     assert facts.training_flop > 0
     assert len(facts.curve) > 3
+    assert set(facts.conflict) == {"attention", "ffn", "experts", "router", "other", "all"}
     usage = json.loads((whole / results["m3dt-random"].cell.id / "expert_weights.json").read_text())
     assert all(sum(weights) == pytest.approx(1.0, abs=1e-4) for weights in usage.values())
     assert not list(whole.glob("*/work"))
