@@ -29,6 +29,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	rm -rf build && $(BIN)/pip install --quiet --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy
+	MYPYPATH=build/typed $(BIN)/mypy --package benchmarks
 
 # Every method of the paper and its ablations, small, on ten real tasks: half an hour on two cores. Killed, it continues.
 bench: install
