@@ -31,7 +31,7 @@ lint: install
 	MYPYPATH=build/typed $(BIN)/mypy
 	MYPYPATH=build/typed $(BIN)/mypy --package benchmarks
 
-# Every method of the paper and its ablations, small, on ten real tasks: half an hour on two cores. Killed, it continues.
+# Every method of the paper and its ablations, small, on ten real tasks: a quarter of an hour on two cores. Killed, it continues.
 bench: install
 	$(BIN)/python -m benchmarks run methods --scale smoke --out runs/bench
 	$(BIN)/python -m benchmarks report runs/bench --out runs/bench-report

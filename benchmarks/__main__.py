@@ -4,7 +4,7 @@ list                          the experiments
 run EXPERIMENT… --scale …     every cell that is not done yet; killed, it continues when run again
 status EXPERIMENT… --scale …  what there is of every cell
 report RUN… --out FOLDER      tables, figures and one HTML page
-compare RUN… A B              one method against another, with the interval of their paired difference
+compare RUN… --a A --b B      one method against another, with the interval of their paired difference
 validate FOLDER               whether result rows, yours or ours, are in the format of `records`
 """
 

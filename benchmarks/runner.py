@@ -14,7 +14,6 @@ import fcntl
 import json
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -201,8 +200,3 @@ def status(cells: Sequence[Cell], run: Path) -> list[dict[str, Any]]:
         summary = {name: getattr(cell, name) for name in ("id", "experiment", "method", "task_set", "training_seed", "scale")}
         rows.append({**summary, "rows": fractions, "finished": is_finished(run, cell)})
     return rows
-
-
-def say_stderr(line: str) -> None:
-    """One line for the person watching."""
-    print(line, file=sys.stderr, flush=True)

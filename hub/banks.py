@@ -82,16 +82,17 @@ def pull_bank(
         StageError: `tasks` before they are grouped. DiskSpaceError: no room.
     """
     sha = None
+    selection = _Selection(None if experts is None else tuple(experts), None if tasks is None else tuple(tasks))
     if is_repo_id(name):
         repo = HubRepo(str(name), "model", token=token, endpoint=endpoint, cache_dir=cache_dir, offline=offline)
-        bank, sha = _from_hub(repo, revision, _Selection(experts, tasks))
+        bank, sha = _from_hub(repo, revision, selection)
     elif revision is not None:
         raise ConfigError(f"revision={revision!r}: the local bank {str(name)!r} has no revisions")
     elif not Path(name).is_dir():
         raise BankError(f"{str(name)!r} is neither a folder nor an id on the Hub (namespace/name)")
     else:
         bank = ExpertBank.open(name)
-        if (chosen := _Selection(experts, tasks).of(bank.manifest)) is not None:
+        if (chosen := selection.of(bank.manifest)) is not None:
             bank = ExpertBank.open(name, experts=chosen)
     return PulledBank(bank if to is None else bank.copy_to(to), sha)
 
@@ -100,8 +101,8 @@ def pull_bank(
 class _Selection:
     """Which experts were asked for: by number, by task, or all (both None)."""
 
-    experts: Iterable[int] | None
-    tasks: Iterable[str | TaskSpec] | None
+    experts: tuple[int, ...] | None
+    tasks: tuple[str | TaskSpec, ...] | None
 
     def of(self, manifest: Manifest) -> tuple[int, ...] | None:
         if self.experts is None and self.tasks is None:

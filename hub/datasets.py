@@ -90,6 +90,7 @@ def push_datasets(
         DatasetError: no such dataset, or one that does not validate. HubConflictError: another of the same name is there.
         HubError: not allowed, or a failing Hub.
     """
+    tasks = None if tasks is None else tuple(tasks)
     found = _local(Path(root), tasks, source)
     if not is_repo_id(name):
         pulled = pull_datasets(root, name, tasks, source=source, overwrite=overwrite, progress=progress)
@@ -175,7 +176,7 @@ def pull_datasets(
             name is under `root` and not `overwrite`.
         HubError: no such repository or revision, no access, or a failing Hub. DiskSpaceError: no room.
     """
-    root = Path(root)
+    root, tasks = Path(root), None if tasks is None else tuple(tasks)
     origin = _FolderOrigin(Path(name)) if not is_repo_id(name) else _hub_origin(str(name), revision, token, endpoint, cache_dir)
     chosen = _choose(origin.records(tasks, source), tasks, source, str(name))
     staging = root / _STAGING / origin.key

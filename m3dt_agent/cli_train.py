@@ -60,7 +60,7 @@ def train_command(
     threads: Annotated[int | None, typer.Option(help="Torch's CPU threads; part of the result.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     grouping: Annotated[Literal["random", "gradient"] | None, typer.Option(help="Stage 2: how tasks are split.")] = None,
-    experts_at_once: Annotated[int | None, typer.Option(help="Stage 2: experts trained together; default: all.")] = None,
+    experts_at_once: Annotated[int | None, typer.Option(help="Stage 2: experts trained together; default: what fits.")] = None,
     only_experts: Annotated[
         str | None, typer.Option(help="Stage 2: train only these, 3,7; others are trained elsewhere.")
     ] = None,

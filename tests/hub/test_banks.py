@@ -293,6 +293,8 @@ class TestPull:
         assert bank.default_experts == "none"
         assert not hub.count(r"experts/000|experts/002|router\.safetensors")
         assert pull_bank(REPO, tasks=["ant-dir-7"]).bank.finished_experts == (2,)
+        sha = pull_bank(REPO, experts=[1]).sha  # of which the cache now lacks expert 0, so it is chosen twice
+        assert pull_bank(REPO, sha, experts=iter([0])).bank.finished_experts == (0,)
         agent = M3DTAgent.from_pretrained(REPO, tasks=["ant-dir-7", "reacher-easy"])
         agent.experts = 2
         with pytest.raises(ConfigError, match="must be one of 'none', 1, 2"):

@@ -156,7 +156,7 @@ def write_one_episode(root: Path, name: str) -> None:
 
 
 def test_folders(root: Path, tmp_path: Path) -> None:
-    pulled = pull_datasets(root, tmp_path / "copy", ["reach"])
+    pulled = pull_datasets(root, tmp_path / "copy", iter(["reach"]))
     assert (pulled.sha, pulled.new) == (None, ("m3dt/reach/random-v0",))
     others = {"m3dt/cheetah-vel-3/random-v0", "m3dt/reacher-easy/random-v0"}
     assert set(push_datasets(root, tmp_path / "copy").datasets) == others
