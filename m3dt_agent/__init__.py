@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .agent import M3DTAgent
     from .bank import ExpertBank
     from .data.task_datasets import TaskDatasets
+    from .model import Routing
 
 __version__ = version("m3dt-agent")
 
@@ -32,13 +33,14 @@ __all__ = [
     "M3DTError",
     "ModelConfig",
     "RouterConfig",
+    "Routing",
     "TaskDatasets",
     "__version__",
     "tasks",
     "train_preset",
 ]
 
-_LAZY = {"M3DTAgent": ".agent", "ExpertBank": ".bank", "TaskDatasets": ".data.task_datasets"}
+_LAZY = {"M3DTAgent": ".agent", "ExpertBank": ".bank", "Routing": ".model", "TaskDatasets": ".data.task_datasets"}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,13 +37,16 @@ from .data.stats import TaskStatistics, compute_statistics
 from .data.task_datasets import TaskDatasets
 from .errors import ConfigError, InvalidValueError, ShapeError, StageError
 from .history import Condition, History, Rows
-from .hub.banks import PushedBank, pull_bank, push_bank
-from .model import M3DT, PromptCache
+from .model import M3DT, PromptCache, Routing, RoutingUsage, faster_precision
 from .scores import EpisodeResult
 from .tasks import TaskSpec, lookup, resolve
 from .training.logs import OnLog
 
-Experts = Literal["none", "mixture"] | int
+if TYPE_CHECKING:
+    from .hub.banks import PushedBank
+
+Experts = Literal["none", "mixture"] | Routing | int
+Precision = Literal["float32", "bfloat16", "auto"]
 RtgMode = Literal["rewards", "constant"]
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -53,14 +56,28 @@ class M3DTAgent:
     """An M3DT model with the prompts, statistics and target returns of its tasks.
 
     config, tasks: the shape of the model and the tasks it is for; `tasks` takes what `tasks.resolve` takes. device: where the
-    model runs. Attributes: `model`, `bank` (None before a stage is fitted or a bank loaded), `statistics`, `prompts` by task.
+    model runs. precision: of the products while acting; "auto" measures which of float32 and bfloat16 is faster here.
+    Attributes: `model`, `bank` (None before a stage is fitted or a bank loaded), `statistics`, `prompts` by task, `precision`.
     In float64 (`agent.model.double()`) actions do not depend on which slots act beside one, to the last bit of float32.
+
+    Raises:
+        ConfigError: an unknown precision.
     """
 
-    def __init__(self, config: ModelConfig, tasks: Sequence[str | TaskSpec], *, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        tasks: Sequence[str | TaskSpec],
+        *,
+        device: str | torch.device = "cpu",
+        precision: Precision = "float32",
+    ) -> None:
+        if precision not in ("float32", "bfloat16", "auto"):
+            raise ConfigError(f"precision must be 'float32', 'bfloat16' or 'auto'; got {precision!r}")
         self.config = config
         self.tasks = resolve(tasks)
         self.device = torch.device(device)
+        self.precision = faster_precision(config.n_tokens, config.embed_dim, device) if precision == "auto" else precision
         self.bank: ExpertBank | None = None
         self.statistics: Mapping[str, TaskStatistics] = {}
         self.prompts: Mapping[str, tuple[Prompt, ...]] = {}
@@ -77,6 +94,7 @@ class M3DTAgent:
         experts: Sequence[int] | None = None,
         tasks: Sequence[str | TaskSpec] | None = None,
         device: str | torch.device = "cpu",
+        precision: Precision = "float32",
         token: str | None = None,
         endpoint: str | None = None,
         cache_dir: str | Path | None = None,
@@ -86,15 +104,26 @@ class M3DTAgent:
         Args:
             revision: on the Hub, a branch, a tag (`stage-backbone`, `stage-router`, …) or a sha; None: main.
             experts, tasks: bring only these experts, or those that serve these tasks; no router then, unless they are all.
-            token, endpoint, cache_dir: as `hub.client.HubRepo` takes them.
+            device, precision: as the agent takes them. token, endpoint, cache_dir: as `hub.client.HubRepo` takes them.
 
         Raises:
             HubError: no such repository or revision, no access, or a failing Hub.
             BankError: no bank, or a file of it is missing, damaged or foreign.
             ConfigError: a folder with a `revision`, or experts that the bank does not have. Else as `hub.banks.pull_bank`.
         """
-        pulled = pull_bank(path, revision, experts=experts, tasks=tasks, token=token, endpoint=endpoint, cache_dir=cache_dir)
-        return cls._from_bank(pulled.bank, device)
+        from .hub.banks import pull_bank  # brings the Hub's client, which acting on a bank at hand does not need
+
+        pulled = pull_bank(
+            path,
+            revision,
+            experts=experts,
+            tasks=tasks,
+            token=token,
+            endpoint=endpoint,
+            cache_dir=cache_dir,
+            check_folder="sizes",  # all its files are read now, and reading verifies
+        )
+        return cls._from_bank(pulled.bank, device, precision)
 
     def push_to_hub(
         self,
@@ -113,6 +142,8 @@ class M3DTAgent:
         Raises:
             StageError: there is no bank, because no stage was fitted.
         """
+        from .hub.banks import push_bank
+
         return push_bank(
             self._require_bank("push"),
             repo_id,
@@ -124,9 +155,9 @@ class M3DTAgent:
         )
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> M3DTAgent:
+    def load(cls, path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "float32") -> M3DTAgent:
         """`from_pretrained` of a local folder."""
-        return cls.from_pretrained(path, device=device)
+        return cls.from_pretrained(path, device=device, precision=precision)
 
     @classmethod
     def from_model(
@@ -156,8 +187,8 @@ class M3DTAgent:
         return agent
 
     @classmethod
-    def _from_bank(cls, bank: ExpertBank, device: str | torch.device) -> M3DTAgent:
-        agent = cls(bank.config, bank.tasks, device=device)
+    def _from_bank(cls, bank: ExpertBank, device: str | torch.device, precision: Precision) -> M3DTAgent:
+        agent = cls(bank.config, bank.tasks, device=device, precision=precision)
         agent._load(bank)
         return agent
 
@@ -238,6 +269,8 @@ class M3DTAgent:
 
     def _use(self, model: M3DT, experts: Experts) -> None:
         self.model = model.to(self.device).eval()
+        if self.precision == "bfloat16":
+            self.model.requires_grad_(False).lower_frozen(torch.bfloat16)
         self._experts = experts
         self._conditions: tuple[Condition, ...] = ()  # distinct ones; empty before reset
         self._slots: npt.NDArray[np.int64] | None = None  # (N,) a slot's condition; None: one task, any number of slots
@@ -247,7 +280,8 @@ class M3DTAgent:
 
     @property
     def experts(self) -> Experts:
-        """Which experts act: "mixture" (routed; the default of a complete bank), "none" (backbone) or one expert's index."""
+        """Which experts act: "mixture" (routed; the default of a complete bank), a `Routing` (each slot's heaviest of them),
+        "none" (backbone) or one expert's index."""
         return self._experts
 
     @experts.setter
@@ -267,9 +301,19 @@ class M3DTAgent:
         if self.bank is not None:
             valid += ["mixture"] if self.bank.default_experts == "mixture" else []
             valid += self.bank.finished_experts
-        if isinstance(experts, bool) or experts not in valid:
-            raise ConfigError(f"experts must be one of {', '.join(map(repr, valid))} for this bank; got {experts!r}")
+        sought = "mixture" if isinstance(experts, Routing) else experts
+        if isinstance(experts, bool) or sought not in valid:
+            shown = [*map(repr, valid), *(["a Routing"] if "mixture" in valid else [])]
+            raise ConfigError(f"experts must be one of {', '.join(shown)} for this bank; got {experts!r}")
         return experts
+
+    def routing_usage(self) -> RoutingUsage:
+        """How many experts each slot that acted last used in each block, and the share of router weight left out, (L, n) each.
+
+        Raises:
+            StageError: `experts` is not a `Routing`, or nothing acted yet.
+        """
+        return self.model.routing_usage()
 
     @property
     def content_hash(self) -> str:
@@ -377,7 +421,8 @@ class M3DTAgent:
             torch.from_numpy(rewards).to(self.device),
             torch.from_numpy(starts).to(self.device),
         )
-        actions = self.model.act(window, self._prompt_cache(history, rows), self._experts)
+        with self.model.autocast():
+            actions = self.model.act(window, self._prompt_cache(history, rows), self._experts)
         return history.record(rows, actions).cpu().numpy()
 
     # What acting needs
@@ -405,12 +450,14 @@ class M3DTAgent:
     @torch.inference_mode()
     def _encode(self, conditions: Sequence[Condition]) -> PromptCache:
         window = prompt_window([c.prompt for c in conditions], [c.statistics for c in conditions], self.config)
-        return self.model.encode_prompt(window.to(self.device, self.dtype), self._experts)
+        dense: Experts = "mixture" if isinstance(self._experts, Routing) else self._experts  # once per reset: exact
+        with self.model.autocast():
+            return self.model.encode_prompt(window.to(self.device, self.dtype), dense)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the model's parameters; windows and prompts are given to it in this precision."""
-        return next(self.model.parameters()).dtype
+        """Of windows and prompts as the model takes them: float64 where its parameters are, else float32."""
+        return torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
 
     def _slot_conditions(self, N: int) -> npt.NDArray[np.int64]:
         return np.zeros(N, np.int64) if self._slots is None else self._slots

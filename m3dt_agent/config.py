@@ -100,6 +100,11 @@ class ModelConfig:
         if self.top_k is not None:
             _require(1 <= self.top_k <= self.n_experts, self, "top_k", f"None or 1 … n_experts={self.n_experts}")
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of a prompt and a window; the last action is left out."""
+        return 3 * (self.prompt_length + self.context_length) - 1
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as banks store and hash them: those that came after the first banks only where they are not the default,
         so that a bank made before has the same content hash, and one made now is read by what made the first."""
@@ -167,8 +172,8 @@ class TrainConfig:
 
     batch_size: windows per step (per expert in stage 2). tasks_per_batch: tasks mixed in one batch; 1 is the published
     schedule, None is as many as there are windows. threads: torch CPU threads, recorded with the run because results depend on
-    it; None is what torch has when the run starts. precision: "float32", "bfloat16" (autocast, float32 masters) or "float64"
-    (proofs).
+    it; None is what torch has when the run starts. precision: "float32", "bfloat16" (autocast, float32 masters), "float64"
+    (proofs), or "auto": whichever of the first two is faster here, measured when the stage starts.
     """
 
     stage: ClassVar[Stage]
@@ -181,7 +186,7 @@ class TrainConfig:
     grad_clip: float = 0.25
     warmup_steps: int = 10_000
     seed: int = 0
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    precision: Literal["float32", "bfloat16", "float64", "auto"] = "float32"
     threads: int | None = None
     checkpoint_every: int = 1_000
     log_every: int = 100
@@ -196,7 +201,8 @@ class TrainConfig:
             _require(getattr(self, field) > 0, self, field, "> 0")
         for field in ("weight_decay", "warmup_steps", "seed"):
             _require(getattr(self, field) >= 0, self, field, ">= 0")
-        _require(self.precision in ("float32", "bfloat16", "float64"), self, "precision", "'float32', 'bfloat16' or 'float64'")
+        precisions = ("float32", "bfloat16", "float64", "auto")
+        _require(self.precision in precisions, self, "precision", f"one of {', '.join(map(repr, precisions))}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +246,22 @@ class ExpertsConfig(TrainConfig):
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig(TrainConfig):
-    """Stage 3. Nothing of its own."""
+    """Stage 3. skip_below: a window's experts whose router weight is smaller at each of its tokens are left out of a block, in
+    that step only, and the others' weights renormalised (0: none are). concentrate: from `concentrate_after` of the steps on,
+    this times the entropy of each window's mean router weights (nats, mean over windows and blocks) is added to the loss, so
+    that acting needs fewer experts (0: as published)."""
 
     stage: ClassVar[Stage] = "router"
+
+    skip_below: float = 0.0
+    concentrate: float = 0.0
+    concentrate_after: float = 0.5
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        _require(0.0 <= self.skip_below < 1.0, self, "skip_below", "in [0, 1)")
+        _require(self.concentrate >= 0.0, self, "concentrate", ">= 0")
+        _require(0.0 <= self.concentrate_after <= 1.0, self, "concentrate_after", "in [0, 1]")
 
 
 _STAGE_CONFIGS: dict[str, type[BackboneConfig] | type[ExpertsConfig] | type[RouterConfig]] = {
@@ -278,17 +297,22 @@ def train_preset(name: str, stage: str | int, **changes: Any) -> TrainConfig:
 class EvalConfig:
     """Evaluation: `episodes` per task, with seeds `seed`, `seed` + 1, …, fixed before anything runs.
 
-    slots: environments stepped together. workers: processes they run in (0: this process; None: one per core).
-    stop_on_success: end Meta-World episodes at success. rtg_mode: "rewards" lowers the return-to-go by each reward,
-    "constant" does not.
+    slots: environments that run at once; one of a Meta-World task takes 10 to 30 MB. workers: processes they run in (0: this
+    process; None: one per core). stop_on_success: end Meta-World episodes at success. rtg_mode: "rewards" lowers the
+    return-to-go by each reward, "constant" does not. overlap: let the workers step one half of the slots while the policy acts
+    for the other; None: for behavior policies, and agents on a GPU (one on the CPU needs the same cores). deterministic: torch
+    has two CPU threads, whatever it had. What acts together never depends on time, so rows are then the same to the last bit on
+    machines of one type, for any number of workers, as long as tasks, episodes, `slots` and `overlap` are the same.
     """
 
     episodes: int = 10
     seed: int = 10_000
-    slots: int = 16
+    slots: int = 32
     workers: int | None = None
     stop_on_success: bool = False
     rtg_mode: Literal["rewards", "constant"] = "rewards"
+    overlap: bool | None = None
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         _require_positive(self, "episodes", "slots")

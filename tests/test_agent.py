@@ -19,6 +19,7 @@ from m3dt_agent.config import DataConfig, ModelConfig, TrainConfig, train_preset
 from m3dt_agent.data.prompts import Prompt, prompt_window
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, ShapeError, StageError, UnknownTaskError
+from m3dt_agent.model import Routing
 
 NAMES = ("reach", "walker-run", "ant-dir-3", "cheetah-vel-25")
 CONFIG = ModelConfig.preset("tiny", max_timesteps=15)
@@ -196,8 +197,56 @@ def test_experts_choose_what_acts_even_within_an_episode(bank: ExpertBank) -> No
     np.testing.assert_array_equal(agent.act(obs[0]), first["none"])
     assert len({actions.tobytes() for actions in first.values()}) == len(first)
     for wrong in ("all", 3, -1, True):
-        with pytest.raises(ConfigError, match="'none', 'mixture', 0, 1, 2"):
+        with pytest.raises(ConfigError, match="'none', 'mixture', 0, 1, 2, a Routing"):
             agent.experts = wrong  # type: ignore[assignment]
+
+
+def test_a_routed_agent_uses_the_heaviest_experts_and_says_how_many(bank: ExpertBank) -> None:
+    agent, task = M3DTAgent.from_pretrained(bank.path), "walker-run"
+    agent.model.double()
+    obs = np.random.default_rng(0).normal(size=(9, 5, 24)).astype(np.float32)
+
+    def play(experts: Any) -> list[Any]:
+        agent.experts = experts
+        agent.reset(task=task)
+        return [agent.act(one) for one in obs]
+
+    dense = play("mixture")
+    with pytest.raises(StageError, match="no pass was routed"):
+        agent.routing_usage()
+    for ours, theirs in zip(play(Routing()), dense, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert (agent.routing_usage().kept == CONFIG.n_experts).all()
+    routed = play(Routing(max_experts=1))
+    usage = agent.routing_usage()
+    assert usage.kept.shape == (CONFIG.n_layers, 5)
+    assert (usage.kept == 1).all()
+    assert ((usage.dropped > 0) & (usage.dropped <= 1 - 1 / CONFIG.n_experts + 1e-6)).all()
+    assert max(np.abs(a - b).max() for a, b in zip(routed, dense, strict=True)) > 1e-4
+    agent.reset(task=task)
+    alone = [agent.act(one[2]) for one in obs]
+    np.testing.assert_allclose(alone, [actions[2] for actions in routed], atol=1e-6)
+
+
+def test_a_backbone_cannot_be_routed(backbone_bank: ExpertBank) -> None:
+    with pytest.raises(ConfigError, match=r"must be one of 'none' for this bank; got Routing"):
+        M3DTAgent.from_pretrained(backbone_bank.path).experts = Routing(max_experts=1)
+
+
+def test_bfloat16_acts_nearly_as_float32_and_trains_as_ever(bank: ExpertBank, data: TaskDatasets, tmp_path: Path) -> None:
+    full, lower = (M3DTAgent.load(bank.path, precision=precision) for precision in ("float32", "bfloat16"))
+    obs = np.random.default_rng(1).normal(size=(6, 24)).astype(np.float32)
+    for agent in (full, lower):
+        agent.reset(task="walker-run")
+    pairs = [(full.act(one), lower.act(one)) for one in obs]
+    assert all(b.dtype == np.float32 for _, b in pairs)
+    largest = max(float(np.abs(a - b).max()) for a, b in pairs)
+    assert 0 < largest < 0.2  # this model's weights are ten times as large as trained ones
+    lower.save(tmp_path / "copy")
+    assert ExpertBank.open(tmp_path / "copy").content_hash == bank.content_hash  # what it acts with is not what it saves
+    assert M3DTAgent.load(bank.path, precision="auto").precision in ("float32", "bfloat16")
+    with pytest.raises(ConfigError, match="precision must be 'float32', 'bfloat16' or 'auto'; got 'int8'"):
+        M3DTAgent.load(bank.path, precision="int8")  # type: ignore[arg-type]
 
 
 def test_a_bank_without_router_acts_with_its_backbone(backbone_bank: ExpertBank) -> None:

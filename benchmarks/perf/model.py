@@ -1,142 +1,79 @@
-"""Training steps per second of each stage and latency of `act`, ours against `baseline.py`, alternating in one process.
+"""Training steps of each stage, ours in float32 and bfloat16 against `baseline.py` in both, alternating in one process.
 
-    python -m benchmarks.perf.model [--json] [--stage backbone|experts|router|act|all] [--experts 8 48] [--quick]
+    python -m benchmarks.perf.model [--json [FILE]] [--quick] [--stage backbone experts router] [--experts 8 48] [--device cuda]
 
-A training step is forward, backward, gradient clipping and a fused AdamW step on one synthetic batch at the paper preset (16
-windows of 20 steps and prompts of 5 = 75 tokens, D 256, 6 layers); in stage 2 it is one step of every expert, 16 windows each,
-in the stacks that training makes of them on this device. `act` is one decision for 1 and for 32 slots with full windows, routed
-through all experts. Rows hold medians, the ratio of times (above 1: ours is faster), each side's GFLOP/s from counted matrix
-products, and the ceiling: the fastest of three matrix sizes, measured right before. Peak memory is what the process grew by
-during a step: activations and new gradients.
+A step is one of the training loop's own (`training.loop.Trainer`: batch to device, forward, backward, clipping, AdamW) on a
+synthetic batch at the paper preset (16 windows of 20 steps and prompts of 5 = 75 tokens, D 256, 6 layers). The baseline does
+the same with plain modules: a loop over experts, softmax attention, torch's dropout, frozen parts without gradients; in
+bfloat16 under autocast. In stage 2 a step is one of every expert, 16 windows each: ours in the stacks that training makes of
+them on this device, the baseline one after the other. Rows hold medians, the ratio of the float32 baseline's time to each,
+GFLOP/s from counted matrix products beside the ceiling (the fastest of three products, measured right before), and peak memory:
+what the process grew by during a step.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
-import json
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
-from m3dt_agent.config import ExpertsConfig, ModelConfig
-from m3dt_agent.data.batches import Window
-from m3dt_agent.model import M3DT
+from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, Stage, TrainConfig
+from m3dt_agent.data.batches import Batch, Window
+from m3dt_agent.model import M3DT, ExpertChoice
 from m3dt_agent.training.experts import with_stacking
+from m3dt_agent.training.loop import Run as TrainingRun
+from m3dt_agent.training.loop import Trainer
 
 from .baseline import BaselineM3DT
+from .frame import Run, add_options, begin, finish, table_wanted
+from .setting import PRECISIONS, Row, Setting, compare, setting, table_line
 
-CLIP, WINDOWS, SLOTS = 0.25, 16, (1, 32)
-SCALES = {  # model, windows per step, repetitions, seconds after which a measurement ends early
-    "paper": (ModelConfig.preset("paper"), WINDOWS, 15, 60.0),
-    "quick": (ModelConfig(64, 2, 4, 8, context_length=20, prompt_length=5), 4, 3, 5.0),
-}
-
-Run = Callable[[], object]
+_CONFIGS: dict[Stage, type[TrainConfig]] = {"backbone": BackboneConfig, "experts": ExpertsConfig, "router": RouterConfig}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measurement: median seconds, counted GFLOP/s and peak MB of ours and of the baseline."""
+class _SameBatch:
+    batch: Batch
 
-    what: str
-    experts: int
-    ours_seconds: float
-    baseline_seconds: float
-    ratio: float
-    ours_gflops: float
-    baseline_gflops: float
-    ceiling_gflops: float
-    ours_peak_mb: float | None
-    baseline_peak_mb: float | None
-    rounds: int
+    def sample(self, step: int) -> Batch:
+        return self.batch
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What all measurements share."""
-
-    config: ModelConfig
-    windows: int
-    rounds: int
-    limit_seconds: float
-    device: str
-    precision: str
-
-    def autocast(self) -> contextlib.AbstractContextManager[object]:
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16")
-
-    def models(self, n_experts: int) -> tuple[M3DT, BaselineM3DT]:
-        """Ours and the baseline with equal weights; refuses to go on if they don't compute the same."""
-        torch.manual_seed(0)
-        model = M3DT(self.config_with(n_experts)).to(self.device)
-        with torch.no_grad():
-            for parameter in model.expert_tensors().values():
-                parameter.normal_(std=0.02)
-        baseline = BaselineM3DT(model).to(self.device)
-        window, prompt = self.batch(2)
-        for choice in ("none", *((0, "mixture") if n_experts else ())):
-            with torch.no_grad():
-                ours, theirs = model.eval()(window, prompt, choice), baseline.eval()(window, prompt, choice)
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-        return model.train(), baseline.train()
-
-    def config_with(self, n_experts: int) -> ModelConfig:
-        return ModelConfig(**{**asdict(self.config), "n_experts": n_experts})
-
-    def batch(self, n_windows: int) -> tuple[Window, Window]:
-        g = torch.Generator().manual_seed(1)
-
-        def window(T: int) -> Window:
-            shape, config = (n_windows, T), self.config
-            return Window(
-                torch.randn(*shape, config.state_dim, generator=g),
-                torch.rand(*shape, config.act_dim, generator=g) * 2 - 1,
-                torch.rand(*shape, 1, generator=g),
-                torch.randint(0, config.max_timesteps, shape, generator=g),
-                torch.ones(shape, dtype=torch.bool),
-            ).to(self.device)
-
-        return window(self.config.context_length), window(self.config.prompt_length)
-
-
-def adamw(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4, fused=True)
-
-
-def train_step(
-    bench: Bench, model: nn.Module, parameters: list[nn.Parameter], choice: str | int, batch: tuple[Window, Window]
+def our_step(
+    at: Setting, stage: Stage, precision: str, model: M3DT, choice: ExpertChoice, experts: tuple[int, ...] = ()
 ) -> Run:
-    """One step on `parameters`, the only ones that need gradients."""
-    model.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = adamw(parameters)
+    """A step of the training loop on `model`, all of whose `stage` parameters are trained."""
+    parameters = {
+        "backbone": model.backbone_tensors,
+        "experts": model.expert_tensors,
+        "router": model.router_tensors,
+    }[stage]()
+    window, prompt = at.batch(at.windows)
+    action_mask = torch.ones_like(window.actions, dtype=torch.bool)
+    sampler = _SameBatch(Batch(torch.zeros(at.windows, dtype=torch.int64), window, prompt, action_mask))
+    run = TrainingRun(
+        name="perf",
+        config=_CONFIGS[stage](steps=1, batch_size=at.windows, precision=precision),  # type: ignore[arg-type]
+        model=model,
+        parameters=parameters,
+        samplers=[sampler] * max(len(experts), 1),
+        choice=choice,
+        built_on={},
+        public_files=dict,
+        experts=experts,
+    )
+    return Trainer(run, at.device).step
 
-    def step() -> None:
-        optimizer.zero_grad()
-        with bench.autocast():
-            actions = model(*batch, choice)
-        nn.functional.mse_loss(actions.float(), batch[0].actions).backward()
-        nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
 
-    return step
-
-
-def stacked_step(bench: Bench, n_experts: int) -> Run:
-    """One step of every expert, in the stacks that training makes of them here."""
-    config = bench.config_with(n_experts)
-    size = with_stacking(ExpertsConfig(steps=1, batch_size=bench.windows), config, bench.device).experts_at_once or n_experts
+def our_expert_steps(at: Setting, precision: str, n_experts: int) -> Run:
+    """A step of every expert, in the stacks that training makes of them here."""
+    config = at.model(n_experts).config
+    size = with_stacking(ExpertsConfig(steps=1, batch_size=at.windows), config, at.device).experts_at_once or n_experts
     sizes = [min(size, n_experts - first) for first in range(0, n_experts, size)]
-    steps = [one_stack_step(bench, M3DT(bench.config_with(k)).to(bench.device).train(), k) for k in sizes]
+    steps = [our_step(at, "experts", precision, at.model(k), tuple(range(k)), tuple(range(k))) for k in sizes]
 
     def step() -> None:
         for one in steps:
@@ -145,185 +82,79 @@ def stacked_step(bench: Bench, n_experts: int) -> Run:
     return step
 
 
-def one_stack_step(bench: Bench, model: M3DT, n_experts: int) -> Run:
-    """One step of all of the model's experts; the gradient norm is clipped per expert, the loss is a sum of their means."""
-    batch = bench.batch(bench.windows * n_experts)
-    model.requires_grad_(False)
-    parameters = list(model.expert_tensors().values())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = adamw(parameters)
+def baseline_step(at: Setting, precision: str, model: BaselineM3DT, parameters: list[nn.Parameter], choice: str | int) -> Run:
+    """A step on `parameters`, the only ones that have gradients meanwhile."""
+    batch: tuple[Window, Window] = at.batch(at.windows)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4, fused=True)
 
     def step() -> None:
-        optimizer.zero_grad()
-        with bench.autocast():
-            actions = model(*batch, range(n_experts))
-        (nn.functional.mse_loss(actions.float(), batch[0].actions) * n_experts).backward()
-        grads = [p.grad for p in parameters if p.grad is not None]
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in grads]).norm(dim=0)  # (E,)
-        for g in grads:
-            g.mul_((CLIP / (norms + 1e-6)).clamp(max=1).view(-1, *[1] * (g.ndim - 1)))
+        model.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        with at.autocast(precision):
+            actions = model(*batch, choice)
+        nn.functional.mse_loss(actions.float(), batch[0].actions).backward()
+        nn.utils.clip_grad_norm_(parameters, 0.25)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def one_by_one_step(bench: Bench, model: BaselineM3DT, batch: tuple[Window, Window], n_experts: int) -> Run:
-    """One step of every expert, one after the other, each with its own optimizer."""
-    steps, own = [], [list(parts) for parts in zip(*(list(block.experts) for block in model.blocks), strict=True)]
-    for e in range(n_experts):
-        group = [p for expert in own[e] for p in expert.parameters()]
-        steps.append((group, train_step(bench, model, group, e, batch)))
-
-    model.requires_grad_(False)
+def baseline_steps(at: Setting, stage: Stage, precision: str, model: BaselineM3DT, n_experts: int) -> Run:
+    """The baseline's step of `stage`; of all experts, one after the other, in stage 2."""
+    if stage == "backbone":
+        return baseline_step(at, precision, model, list(model.parameters()), "none")
+    if stage == "router":
+        return baseline_step(at, precision, model, [p for b in model.blocks for p in b.router.parameters()], "mixture")
+    own = [[p for block in model.blocks for p in block.experts[e].parameters()] for e in range(n_experts)]
+    steps = [baseline_step(at, precision, model, parameters, e) for e, parameters in enumerate(own)]
 
     def step() -> None:
-        for group, one in steps:
-            for parameter in group:
-                parameter.requires_grad_(True)
+        for one in steps:
             one()
-            for parameter in group:
-                parameter.requires_grad_(False)
 
     return step
 
 
-def stage_runs(bench: Bench, stage: str, n_experts: int) -> tuple[Run, Run]:
-    """A training step of `stage`, ours and the baseline's."""
-    model, baseline = bench.models(n_experts)
-    if stage == "experts":
-        return stacked_step(bench, n_experts), one_by_one_step(bench, baseline, bench.batch(bench.windows), n_experts)
-    batch = bench.batch(bench.windows)
-    if stage == "backbone":
-        return (
-            train_step(bench, model, list(model.backbone_tensors().values()), "none", batch),
-            train_step(bench, baseline, list(baseline.parameters()), "none", batch),
-        )
-    routers = [p for block in baseline.blocks for p in block.router.parameters()]
-    return (
-        train_step(bench, model, list(model.router_tensors().values()), "mixture", batch),
-        train_step(bench, baseline, routers, "mixture", batch),
-    )
+def stage_rows(at: Setting, stage: Stage, n_experts: int) -> list[Row]:
+    """The four ways of one stage's step."""
+    baseline = at.baseline(at.model(n_experts))
+    ways = {f"baseline {p}": (p, baseline_steps(at, stage, p, baseline, n_experts)) for p in PRECISIONS}
+    for precision in PRECISIONS:
+        if stage == "experts":
+            step = our_expert_steps(at, precision, n_experts)
+        else:
+            step = our_step(at, stage, precision, at.model(n_experts), "mixture" if stage == "router" else "none")
+        ways[f"ours {precision}"] = (precision, step)
+    return compare(at, f"{stage} step, E={n_experts}", ways)
 
 
-def act_runs(bench: Bench, n_slots: int, n_experts: int) -> tuple[Run, Run]:
-    """One decision for every slot, ours (prompts encoded before) and the baseline's."""
-    model, baseline = bench.models(n_experts)
-    window, prompt = bench.batch(n_slots)
-    model.eval(), baseline.eval()
-    with torch.inference_mode(), bench.autocast():
-        cache = model.encode_prompt(prompt, "mixture")
-
-    def decide(function: Callable[..., Tensor], *inputs: object) -> Run:
-        def run() -> None:
-            with torch.inference_mode(), bench.autocast():
-                function(*inputs, "mixture")
-
-        return run
-
-    return decide(model.act, window, cache), decide(baseline.act, window, prompt)
-
-
-def measure(bench: Bench, what: str, n_experts: int, runs: tuple[Run, Run]) -> Row:
-    """Times both runs in turns until `rounds` or the time limit, at least three times each."""
-    flops, peaks = [count_flops(run) for run in runs], [peak_mb(bench, run) for run in runs]
-    ceiling = matmul_ceiling(bench)
-    times: tuple[list[float], list[float]] = ([], [])
-    deadline = time.perf_counter() + bench.limit_seconds
-    while len(times[0]) < 3 or (len(times[0]) < bench.rounds and time.perf_counter() < deadline):
-        for run, taken in zip(runs, times, strict=True):
-            taken.append(seconds(bench, run))
-    ours, theirs = (statistics.median(t) for t in times)
-    gflops = [f / t / 1e9 for f, t in zip(flops, (ours, theirs), strict=True)]
-    return Row(what, n_experts, ours, theirs, theirs / ours, *gflops, ceiling, *peaks, len(times[0]))
-
-
-def seconds(bench: Bench, run: Run) -> float:
-    start = time.perf_counter()
-    run()
-    if bench.device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def count_flops(run: Run) -> int:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-def peak_mb(bench: Bench, run: Run) -> float | None:
-    """Memory a run adds at its peak; None where the system does not tell."""
-    if bench.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed would hide what this one needs
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size (proc(5))
-    except (OSError, AttributeError):
-        return None
-    before_kb = _status_kb("VmRSS")
-    run()
-    return (_status_kb("VmHWM") - before_kb) / 1e3
-
-
-def _status_kb(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1])
-
-
-def matmul_ceiling(bench: Bench) -> float:
-    """The best GFLOP/s of a single product, over three sizes and five repetitions each."""
-    dtype = torch.bfloat16 if bench.precision == "bfloat16" else torch.float32
-    best = 0.0
-    for n, k, m in ((2048, 2048, 2048), (1200, 256, 1024), (1200, 1024, 256)):
-        a, b = torch.randn(n, k, device=bench.device).to(dtype), torch.randn(k, m, device=bench.device).to(dtype)
-        best = max(best, *(2 * n * k * m / seconds(bench, lambda a=a, b=b: a @ b) / 1e9 for _ in range(5)))
-    return best
-
-
-def rows(bench: Bench, stages: list[str], expert_counts: list[int]) -> Iterator[Row]:
+def rows(at: Setting, stages: list[Stage], expert_counts: list[int]) -> Iterator[Row]:
     """All measurements asked for."""
     if "backbone" in stages:
-        yield measure(bench, "backbone step", 0, stage_runs(bench, "backbone", 0))
+        yield from stage_rows(at, "backbone", 0)
     for n_experts in expert_counts:
-        for stage in ("experts", "router"):
-            if stage in stages:
-                yield measure(bench, f"{stage} step", n_experts, stage_runs(bench, stage, n_experts))
-        if "act" in stages:
-            for n_slots in SLOTS:
-                yield measure(bench, f"act, {n_slots} slots", n_experts, act_runs(bench, n_slots, n_experts))
-
-
-def table_line(row: Row) -> str:
-    per_second = f"{1 / row.ours_seconds:8.3f}/s {1 / row.baseline_seconds:8.3f}/s  ratio {row.ratio:5.2f}"
-    gflops = f"GFLOP/s {row.ours_gflops:6.1f} {row.baseline_gflops:6.1f} of {row.ceiling_gflops:6.1f}"
-    peaks = " ".join("   ?" if mb is None else f"{mb:6.0f}" for mb in (row.ours_peak_mb, row.baseline_peak_mb))
-    return f"{row.what:15s} E={row.experts:<3d} {per_second}  {gflops}  peak MB {peaks}  ({row.rounds} rounds)"
+        for stage in stages:
+            if stage != "backbone":
+                yield from stage_rows(at, stage, n_experts)
 
 
 def main() -> None:
+    """Parses the command line, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--stage", choices=["backbone", "experts", "router", "act", "all"], default="all")
+    add_options(parser)
+    parser.add_argument("--stage", nargs="+", choices=list(_CONFIGS), default=list(_CONFIGS))
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 48])
-    parser.add_argument("--quick", action="store_true", help="a small model and few repetitions: does it run?")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
-    bench = Bench(*SCALES["quick" if args.quick else "paper"], args.device, args.precision)
-    stages = ["backbone", "experts", "router", "act"] if args.stage == "all" else [args.stage]
+    record = begin("model", device=args.device, quick=args.quick)
     found = []
-    for row in rows(bench, stages, args.experts):
+    for row in rows(setting(args.quick, args.device), args.stage, args.experts):
         found.append(row)
-        if not args.json:
+        if table_wanted(args.json):
             print(table_line(row), flush=True)
-    if args.json:
-        setting = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": args.device}
-        setting |= {"precision": args.precision, "quick": args.quick}
-        print(json.dumps({**setting, "rows": [asdict(row) for row in found]}, indent=2))
+    finish(record, found, json_path=args.json)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,15 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..data.batches import Window
-from ..errors import ConfigError, ShapeError
-from .moe import INIT_STD
+from ..errors import ConfigError, ShapeError, StageError
+from .dropout import Dropout
+from .moe import INIT_STD, Experts
+from .routing import Routing, RoutingUsage
 from .transformer import Block, Choice, KeyValues
 
-ExpertChoice = Literal["none", "mixture"] | int | Sequence[int]
+ExpertChoice = Literal["none", "mixture"] | Routing | int | Sequence[int]
 """none: backbone only. e: expert e with weight 1. K experts: the batch is K equal groups of windows, group k goes through the
-k-th of them only. mixture: all experts, routed."""
+k-th of them only. mixture: all experts, routed. Routing: each window's heaviest experts, routed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class M3DT(nn.Module):
         self.embed = TokenEmbedding(config)
         self.embed_norm = nn.LayerNorm(config.embed_dim)
         self.embed_prompt = TokenEmbedding(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_norm = nn.LayerNorm(config.embed_dim)
         self.predict_action = nn.Linear(config.embed_dim, config.act_dim)
@@ -186,6 +188,38 @@ class M3DT(nn.Module):
         first = 3 * prompt.mask.shape[1] + 1
         return torch.stack([*(w[:, first::3] for w in weights[:-1]), weights[-1]], dim=2)
 
+    def routing_usage(self) -> RoutingUsage:
+        """What the last `forward`, `act` or `encode_prompt` under a `Routing` used in each block it passed through.
+
+        Raises:
+            StageError: there was none.
+        """
+        found = [block.usage for block in self._layers if block.usage is not None]
+        if not found:
+            raise StageError("no pass was routed by a Routing yet")
+        kept, dropped = zip(*found, strict=True)
+        return RoutingUsage(torch.stack(kept), torch.stack(dropped))
+
+    def lower_frozen(self, dtype: torch.dtype) -> None:
+        """Stores what the blocks' products read, and nobody trains, in `dtype`; passes then belong under `autocast`."""
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear | Experts):
+                for parameter in module.parameters(recurse=False):
+                    if not parameter.requires_grad:
+                        parameter.data = parameter.data.to(dtype)
+
+    def lay_out_for_training(self) -> None:
+        """Stores frozen experts the way that a training step reads them fastest; values and shapes stay."""
+        for block in self._layers:
+            if self.config.n_experts:
+                block.experts.lay_out_for_training()
+
+    def autocast(self) -> torch.autocast:
+        """The context for a pass: products in bfloat16 if any of the blocks' parameters are stored so, else as they are."""
+        parameter = next(self.blocks.parameters())
+        lowered = any(p.dtype == torch.bfloat16 for p in self.blocks.parameters())
+        return torch.autocast(parameter.device.type, torch.bfloat16, enabled=lowered)
+
     def backbone_tensors(self) -> dict[str, nn.Parameter]:
         """Name to live parameter of all that stage 1 trains."""
         return {name: p for name, p in self.named_parameters() if ".experts." not in name and ".router." not in name}
@@ -205,7 +239,8 @@ class M3DT(nn.Module):
             ConfigError: no such expert.
         """
         self._choose(expert, 1)
-        return {name: p.detach()[expert].clone() for name, p in self.expert_tensors().items()}
+        tensors = self.expert_tensors().items()
+        return {name: p.detach()[expert].clone(memory_format=torch.contiguous_format) for name, p in tensors}
 
     def load_expert(self, expert: int, tensors: Mapping[str, Tensor]) -> None:
         """Overwrites one expert by what `expert_slice` gave.
@@ -249,6 +284,12 @@ class M3DT(nn.Module):
                 return "mixture"
             valid = f"'none', 'mixture', or experts 0 … {E - 1}" if E else "'none': this model has no experts"
             raise ConfigError(f"experts must be {valid}; got {experts!r}")
+        if isinstance(experts, Routing):
+            if not E:
+                raise ConfigError(f"experts must be 'none': this model has no experts; got {experts!r}")
+            for block in self._layers:
+                block.usage = None
+            return experts
         chosen = (experts,) if isinstance(experts, int) else tuple(experts)
         if not chosen or not all(0 <= e < E for e in chosen):
             raise ConfigError(f"experts must be among the model's {E} (numbered from 0); got {experts!r}")
@@ -277,8 +318,8 @@ def _causal_mask(prompt: Tensor, window: Tensor, n_tokens: int) -> Tensor:
     `prompt` (B, P) and `window` (B, T) are the masks of steps.
     """
     real = torch.cat((prompt, window), dim=1).repeat_interleave(3, dim=1)[:, :n_tokens]  # (B, S)
-    earlier = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=real.device).tril(-1)  # (S, S)
-    itself = torch.eye(n_tokens, dtype=torch.bool, device=real.device)
+    position = torch.arange(n_tokens, device=real.device)
+    earlier, itself = position < position[:, None], position == position[:, None]  # (S, S)
     return ((earlier & real[:, None]) | itself)[:, None]
 
 

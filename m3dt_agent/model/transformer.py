@@ -4,7 +4,7 @@
     h = LN₂(x)
     x = base + FFN(h)                          backbone
     x = base + FFN(h) + Eₑ(h)                  one expert, weight 1 (stage 2)
-    x = base + FFN(h) + Σₑ wₑ(h) · Eₑ(h)        mixture (stage 3)
+    x = base + FFN(h) + Σₑ wₑ(h) · Eₑ(h)        mixture (stage 3), of all experts or of those that `Routing` keeps
 
 `base` is x; with `residual="published"`, blocks that use experts continue from h, as the authors' code does.
 
@@ -23,12 +23,16 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from .dropout import Dropout
 from .moe import Experts, Router
+from .routing import Routing, block_usage
 
-Choice = Literal["none", "mixture"] | tuple[int, ...]
-"""Which experts a block adds: none, all of them routed, or expert k alone on the k-th of K equal groups of rows."""
+Choice = Literal["none", "mixture"] | Routing | tuple[int, ...]
+"""Which experts a block adds: none, all of them or a row's heaviest routed, or expert k alone on the k-th of K equal groups."""
 
 ALL_TOKENS = slice(None)
+_LEAST_MASS = 1e-6
+"""A token whose kept experts weigh less in all is not scaled up further."""
 
 
 class KeyValues(NamedTuple):
@@ -44,7 +48,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_heads = config.n_heads
-        self.dropout = config.dropout
+        self.dropout = Dropout(config.dropout)
         self.query = nn.Linear(config.embed_dim, config.embed_dim)
         self.key_value = nn.Linear(config.embed_dim, 2 * config.embed_dim)
         self.out = nn.Linear(config.embed_dim, config.embed_dim)
@@ -61,10 +65,17 @@ class Attention(nn.Module):
         if past is not None:
             k = torch.cat((past.keys.to(k.dtype), k), dim=2)  # (B, H, past + S, D/H)
             v = torch.cat((past.values.to(v.dtype), v), dim=2)
-        rate = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)  # (B, H, Q, D/H)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, Q, D)
+        out: Tensor = self.out(self._attend(q, k, v, mask).transpose(1, 2).flatten(2))  # (B, Q, D)
         return out
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Values mixed for every query, (B, H, Q, D/H)."""
+        if q.device.type == "cpu" and self.dropout.is_active:  # torch has no fused kernel for this, and its masks are slow
+            bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+            scores = (q * q.shape[-1] ** -0.5) @ k.mT + bias  # (B, H, Q, past + S)
+            return torch.matmul(self.dropout(scores.softmax(-1)), v)
+        rate = self.dropout.rate if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.n_heads, -1).transpose(1, 2)  # (B, S, D) to (B, H, S, D/H)
@@ -97,8 +108,9 @@ class Block(nn.Module):
         if E:
             self.experts = Experts(E, D)
             self.router = Router(D, E, config.top_k)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.continues_from_norm = config.residual == "published"
+        self.usage: tuple[Tensor, Tensor] | None = None  # of the last pass under a `Routing`, as `block_usage` gives it
 
     def keys_values(self, x: Tensor) -> KeyValues:
         """The keys and values that this block's attention makes of tokens x (B, S, D)."""
@@ -108,10 +120,23 @@ class Block(nn.Module):
         self, x: Tensor, mask: Tensor, choice: Choice, queries: slice = ALL_TOKENS, past: KeyValues | None = None
     ) -> Tensor:
         """(B, S, D) to (B, Q, D); `mask` (B, 1, Q, past + S) is True where a query may look."""
+        real = mask[:, 0, -1, -x.shape[1] :][:, queries]  # (B, Q): what the last query may look at, and itself
         x = x[:, queries] + self.dropout(self.attention(self.ln_1(x), mask, queries, past))  # (B, Q, D)
         h: Tensor = self.ln_2(x)  # (B, Q, D)
         base, update = x, self.ffn(h)
         if choice != "none":
             base = h if self.continues_from_norm else x
-            update = update + (self.experts(h, self.router(h)) if choice == "mixture" else self.experts.grouped(h, choice))
+            update = update + (self.experts.grouped(h, choice) if isinstance(choice, tuple) else self._mix(h, choice, real))
         return torch.add(base, self.dropout(update))
+
+    def _mix(self, h: Tensor, choice: Literal["mixture"] | Routing, real: Tensor) -> Tensor:
+        """The routed experts' part of tokens h (B, Q, D), of which `real` (B, Q) are not padding."""
+        weights = self.router(h)  # (B, Q, E)
+        if choice == "mixture":
+            dense: Tensor = self.experts(h, weights)
+            return dense
+        kept = choice.kept(weights, real)  # (B, E)
+        self.usage = block_usage(weights, kept, real)
+        weights = weights * kept[:, None]
+        mixed: Tensor = self.experts(h, weights / weights.sum(-1, keepdim=True).clamp(min=_LEAST_MASS), kept)
+        return mixed

@@ -27,6 +27,7 @@ from .grouping import make_groups
 from .job import Job, data_fingerprint
 from .logs import LogRecord, OnLog, announce
 from .loop import Run, cpu_threads, train
+from .precision import with_precision
 from .resume import Settings, check_continuable, preset_of, recorded_settings, settle
 
 __all__ = ["Estimate", "LogRecord", "estimate", "fit_stage", "group_tasks"]
@@ -99,7 +100,7 @@ def group_tasks(
     check_data(data, bank)
     with training_lock(bank.path):
         bank.refresh()
-        settled = config or train_preset(preset_of(bank.config), "experts")
+        settled = with_precision(config or train_preset(preset_of(bank.config), "experts"), bank.config, "cpu")
         if not isinstance(settled, ExpertsConfig):
             raise ConfigError(f"grouping takes an ExpertsConfig; got {type(settled).__name__}")
         with cpu_threads(settled.threads or torch.get_num_threads()):

@@ -41,8 +41,8 @@ class RunState:
     """All of a run but its tensors.
 
     config: the run's TrainConfig as a dict. built_on: what must be the same to continue (data, groups, frozen weights).
-    conflicts: gradient conflict, as measured so far. sums: of loss and gradient norm, (2, K), over the `summed` steps since the
-    last log row.
+    conflicts: gradient conflict, as measured so far. sums: of loss, gradient norm and share of experts kept, (3, K), over the
+    `summed` steps since the last log row.
     """
 
     stage: Stage

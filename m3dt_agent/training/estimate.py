@@ -22,6 +22,7 @@ from ..model import M3DT
 from .checkpoint import KEPT
 from .experts import with_stacking
 from .loop import Run, Trainer, cpu_threads
+from .precision import with_precision
 
 MEASURED_STEPS = 2
 _LONG_STEP = 2.0  # seconds; what the first step spends on allocating does not matter beside it, so it is measurement enough
@@ -61,7 +62,8 @@ def estimate(
         UnknownTaskError: no such stage.
         ConfigError: stage 2 or 3 of a model without experts.
     """
-    stage, config = stage_name(stage), with_stacking(config, model_config, device)
+    stage = stage_name(stage)
+    config = with_precision(with_stacking(config, model_config, device), model_config, device)
     threads = config.threads or torch.get_num_threads()
     per_run, runs = _experts_per_run(config, model_config)
     with cpu_threads(threads):

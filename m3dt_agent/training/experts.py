@@ -36,8 +36,7 @@ def with_stacking(config: C, model: ModelConfig, device: str | torch.device) -> 
     """
     if not isinstance(config, ExpertsConfig) or config.experts_at_once is not None or model.n_experts == 0:
         return config
-    n_tokens = config.batch_size * (3 * (model.prompt_length + model.context_length) - 1)
-    size = tile_size(model.n_experts, n_tokens, 4 * model.embed_dim, torch.device(device))
+    size = tile_size(model.n_experts, config.batch_size * model.n_tokens, 4 * model.embed_dim, torch.device(device))
     return dataclasses.replace(config, experts_at_once=size)
 
 

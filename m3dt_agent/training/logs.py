@@ -1,6 +1,6 @@
 """What a run reports: CSV always, TensorBoard where it is installed, a progress bar on a terminal, and the caller's `on_log`.
 
-    <bank>/logs/<stage>.csv              step,expert,loss,lr,grad_norm,conflict,seconds
+    <bank>/logs/<stage>.csv              step,expert,loss,lr,grad_norm,conflict,experts_kept,seconds
     <bank>/logs/tensorboard/<run>/
 
 Stage 2 writes one row per expert (its index in the bank) and logged step; in stages 1 and 3 `expert` is empty. A resumed run
@@ -27,7 +27,7 @@ from ..bank_files import write_text
 from ..config import Stage
 from ..data.disk import disk_space_errors
 
-COLUMNS = ("step", "expert", "loss", "lr", "grad_norm", "conflict", "seconds")
+COLUMNS = ("step", "expert", "loss", "lr", "grad_norm", "conflict", "experts_kept", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class LogRecord:
 
     losses, grad_norms: (K,), one per expert in `experts` (stage 2), or K = 1 with `experts` empty. conflict: smoothed gradient
     conflict as last measured, or None. seconds: spent in training steps, earlier processes of a resumed run included.
+    experts_kept: the share of experts that windows used in a block, None where all use all.
     """
 
     stage: Stage
@@ -47,6 +48,7 @@ class LogRecord:
     learning_rate: float
     conflict: float | None
     seconds: float
+    experts_kept: float | None = None
 
     @property
     def loss(self) -> float:
@@ -102,9 +104,9 @@ class RunLog:
 
     def write(self, record: LogRecord) -> None:
         """Writes a report everywhere."""
-        conflict = "" if record.conflict is None else repr(record.conflict)
+        conflict, kept = ("" if value is None else repr(value) for value in (record.conflict, record.experts_kept))
         rows = [
-            (record.step, expert, repr(loss), repr(record.learning_rate), repr(norm), conflict, f"{record.seconds:.3f}")
+            (record.step, expert, repr(loss), repr(record.learning_rate), repr(norm), conflict, kept, f"{record.seconds:.3f}")
             for expert, loss, norm in zip(self._experts, record.losses, record.grad_norms, strict=True)
         ]
         with disk_space_errors(self._path):
@@ -122,6 +124,8 @@ class RunLog:
         values = {"loss": record.loss, "grad_norm": record.grad_norm, "learning_rate": record.learning_rate}
         if record.conflict is not None:
             values["conflict"] = record.conflict
+        if record.experts_kept is not None:
+            values["experts_kept"] = record.experts_kept
         if record.experts:
             values |= {f"loss/expert_{e:03d}": loss for e, loss in zip(record.experts, record.losses, strict=True)}
         for name, value in values.items():

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..config import BackboneConfig, TrainConfig
 from ..data.batches import Batch, Window, derive_seed
-from ..model import M3DT, ExpertChoice
+from ..model import M3DT, ExpertChoice, Routing
 from .checkpoint import Checkpoint, RunState, newest_checkpoint, write_checkpoint
 from .conflict import has_peaked, masked_losses, smoothed
 from .logs import LogRecord, OnLog, RunLog, announce
@@ -46,6 +46,10 @@ class StepHooks:
 
     def before_forward(self, step: int, batch: Batch) -> None:
         """Weights are those of the step's beginning; `batch` is on the model's device."""
+
+    def extra_loss(self) -> Tensor | float:
+        """What is added to the sum of the losses; the forward pass is done."""
+        return 0.0
 
     def before_update(self) -> None:
         """Gradients are there, and clipped."""
@@ -107,7 +111,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 class Trainer:
     """A run in progress: model and optimizer on their device, and how far they have come.
 
-    Frozen parameters are marked so (`requires_grad` False): their gradients are not computed.
+    Frozen parameters are marked so (`requires_grad` False): their gradients are not computed. In bfloat16 those of the blocks
+    are stored so too; what is trained stays float32.
     """
 
     def __init__(self, run: Run, device: str | torch.device) -> None:
@@ -119,6 +124,9 @@ class Trainer:
         self.parameters = list(run.parameters.values())
         for parameter in self.parameters:
             parameter.requires_grad_(True)
+        if config.precision == "bfloat16":
+            run.model.lower_frozen(torch.bfloat16)
+        run.model.lay_out_for_training()
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -147,14 +155,14 @@ class Trainer:
         with seeded(seed, self.device), autocast:
             actions = self.run.model(batch.window, batch.prompt, self.run.choice)
         losses = masked_losses(actions, batch, len(self.run.samplers))  # (K,)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        (losses.sum() + hooks.extra_loss()).backward()  # type: ignore[no-untyped-call]
         norms = self._clip()
         self._set_learning_rate(index)
         hooks.before_update()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         hooks.after_update(index)
-        self._sums += torch.stack((losses.detach(), norms))
+        self._sums += torch.stack((losses.detach(), norms, self._experts_kept().expand_as(norms)))
         self._summed += 1
         self.step_count += 1
         self._measure_conflict()
@@ -162,7 +170,7 @@ class Trainer:
 
     def report(self) -> LogRecord:
         """Means since the last report; the only place where the device is waited for."""
-        losses, norms = (self._sums / self._summed).tolist()
+        losses, norms, kept = (self._sums / self._summed).tolist()
         self._reset_sums()
         return LogRecord(
             stage=self.run.config.stage,
@@ -174,6 +182,7 @@ class Trainer:
             learning_rate=self.optimizer.param_groups[0]["lr"],
             conflict=smoothed(self.conflicts)[-1] if self.conflicts else None,
             seconds=self.seconds,
+            experts_kept=kept[0] if isinstance(self.run.choice, Routing) else None,
         )
 
     def state(self, threads: int) -> RunState:
@@ -238,6 +247,12 @@ class Trainer:
             grad.mul_(scales.view(-1, *[1] * (grad.ndim - 1)) if self.run.experts else scales[0])
         return norms
 
+    def _experts_kept(self) -> Tensor:
+        """The share of experts that windows used in a block, in the step's forward pass."""
+        if not isinstance(self.run.choice, Routing):
+            return torch.ones((), dtype=self.dtype, device=self.device)
+        return self.run.model.routing_usage().kept.to(self.dtype).mean() / self.run.model.config.n_experts
+
     def _set_learning_rate(self, index: int) -> None:
         config = self.run.config
         rate = (
@@ -253,7 +268,7 @@ class Trainer:
             self.conflicts.append(self.run.conflict(self.step_count))
 
     def _reset_sums(self) -> None:
-        self._sums = torch.zeros(2, len(self.run.samplers), dtype=self.dtype, device=self.device)
+        self._sums = torch.zeros(3, len(self.run.samplers), dtype=self.dtype, device=self.device)
         self._summed = 0
 
 

@@ -2,7 +2,7 @@
 
 A run's settings are in its checkpoints until it ends, then in `bank.json`. Called again, a stage must be asked for the same
 thing: any other field is an error that names it, except that `steps` may grow, and `log_every` and `checkpoint_every` are free,
-since they change no weight. `threads=None` and `experts_at_once=None` mean what is recorded.
+since they change no weight. `threads=None`, `experts_at_once=None` and `precision="auto"` mean what is recorded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..config import ExpertsConfig, ModelConfig, Stage, TrainConfig, from_dict, 
 from ..errors import BankError, ConfigError, StageError
 from .checkpoint import newest_checkpoint, started_runs
 from .experts import with_stacking
+from .precision import with_precision
 
 FREE_FIELDS = ("log_every", "checkpoint_every")
 
@@ -63,13 +64,16 @@ def settle(
     if config is not None and getattr(type(config), "stage", None) != stage:
         raise ConfigError(f"stage {stage!r} takes its own config; got {type(config).__name__}")
     if recorded is None:
-        config = with_stacking(config or train_preset(preset_of(bank.config), stage), bank.config, device)
+        asked = config or train_preset(preset_of(bank.config), stage)
+        config = with_precision(with_stacking(asked, bank.config, device), bank.config, device)
         return config, config.threads or torch.get_num_threads()
     before = from_dict(type(train_preset("tiny", stage)), recorded.config)
     if config is None:
         return before, recorded.threads
     if isinstance(config, ExpertsConfig) and isinstance(before, ExpertsConfig) and config.experts_at_once is None:
         config = dataclasses.replace(config, experts_at_once=before.experts_at_once)
+    if config.precision == "auto":
+        config = dataclasses.replace(config, precision=before.precision)
     _check_unchanged(config, before, recorded.threads, f"stage {stage!r} of bank {bank.path}")
     return config, recorded.threads
 

@@ -1,15 +1,24 @@
-"""Stage 3: the routers alone, on all tasks mixed; backbone and experts are frozen."""
+"""Stage 3: the routers alone, on all tasks mixed; backbone and experts are frozen.
+
+Two options, both off as published: experts that a window hardly uses are skipped while training (`skip_below`), and the routers
+are asked to use few experts per window (`concentrate`):
+
+    loss = masked MSE + concentrate · mean over windows and blocks of H(mean over tokens of w)          H: entropy in nats
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+from torch import Tensor, nn
+
 from ..bank_files import expert_file
 from ..config import RouterConfig
-from ..data.batches import derive_seed
-from ..model import M3DT
+from ..data.batches import Batch, derive_seed
+from ..model import M3DT, Routing
 from .job import Job
-from .loop import Run, seeded
+from .loop import Run, StepHooks, seeded
 
 
 def runs(job: Job[RouterConfig]) -> Iterator[Run]:
@@ -27,7 +36,32 @@ def runs(job: Job[RouterConfig]) -> Iterator[Run]:
         model=model,
         parameters=parameters,
         samplers=(job.sampler(job.data),),
-        choice="mixture",
+        choice=Routing(min_weight=config.skip_below) if config.skip_below else "mixture",
         built_on=job.built_on("backbone.safetensors", *map(expert_file, bank.finished_experts)),
         public_files=lambda: {"router.safetensors": job.public(parameters)},
+        hooks=Concentration(model, config) if config.concentrate else StepHooks(),
     )
+
+
+class Concentration(StepHooks):
+    """Adds the entropy of each window's mean router weights to the loss, in the last part of a run."""
+
+    def __init__(self, model: M3DT, config: RouterConfig) -> None:
+        self._share, self._first_step = config.concentrate, config.concentrate_after * config.steps
+        self._weights: list[Tensor] = []
+        for block in model.blocks:
+            block.get_submodule("router").register_forward_hook(self._keep)
+        self._step = 0
+
+    def before_forward(self, step: int, batch: Batch) -> None:
+        self._step = step
+        self._weights.clear()
+
+    def extra_loss(self) -> Tensor | float:
+        if self._step < self._first_step:
+            return 0.0
+        entropies = [torch.special.entr(weights.mean(1)).sum(-1).mean() for weights in self._weights]
+        return self._share * torch.stack(entropies).mean()
+
+    def _keep(self, _router: nn.Module, _inputs: tuple[Tensor, ...], weights: Tensor) -> None:
+        self._weights.append(weights)

@@ -58,8 +58,8 @@ def test_mixture_gives_gradients_only_to_what_trains(frozen):
 def test_tiles_of_any_size_give_the_same_result(monkeypatch, tile):
     experts = make_experts(5, 4)
     h, weights = torch.randn(6, 4, dtype=torch.float64), torch.rand(6, 5, dtype=torch.float64)
-    monkeypatch.setattr(moe, "TILE_ELEMENTS", tile * 6 * 16)
-    assert experts._tile_size(6) == tile
+    monkeypatch.setattr(moe, "TILE_BYTES", tile * 6 * 16 * 8)
+    assert experts._tile_size(torch.zeros(6, 4)) == tile
     torch.testing.assert_close(experts(h, weights), loop_over_experts(experts, h, weights), rtol=0, atol=1e-10)
     h = torch.randn(10, 3, 4, dtype=torch.float64)
     one_hot = torch.eye(5, dtype=torch.float64).flip(0).repeat_interleave(2, 0)[:, None].expand(-1, 3, -1)

@@ -18,7 +18,7 @@ from m3dt_agent.config import BackboneConfig, DataConfig, ExpertsConfig, RouterC
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, DiskSpaceError, StageError
 from m3dt_agent.model import moe
-from m3dt_agent.training import LogRecord, fit_stage, group_tasks
+from m3dt_agent.training import LogRecord, fit_stage, group_tasks, precision
 from m3dt_agent.training.checkpoint import training_lock
 
 MakeBank = Callable[..., ExpertBank]
@@ -189,7 +189,7 @@ def test_experts_can_be_trained_in_different_places(data: TaskDatasets, make_ban
 def test_the_size_of_stacks_is_settled_once_and_kept(
     data: TaskDatasets, make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moe, "TILE_ELEMENTS", 1)  # a CPU with no cache to speak of: stacks of two
+    monkeypatch.setattr(moe, "TILE_BYTES", 1)  # a CPU with no cache to speak of: stacks of two
     bank, asked = make_bank(), dataclasses.replace(EXPERTS, experts_at_once=None)
     fit(1, data, bank, BACKBONE)
     with pytest.raises(StoppedError):
@@ -200,6 +200,20 @@ def test_the_size_of_stacks_is_settled_once_and_kept(
     whole = make_bank("whole")
     fit(1, data, whole, BACKBONE)
     fit(2, data, whole, EXPERTS)
+    assert files(bank) == files(whole)
+
+
+def test_the_faster_precision_is_settled_once_and_kept(
+    data: TaskDatasets, make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, whole, asked = make_bank(), make_bank("whole"), dataclasses.replace(BACKBONE, precision="auto")
+    monkeypatch.setattr(precision, "faster_precision", lambda *_: "bfloat16")
+    with pytest.raises(StoppedError):
+        fit(1, data, bank, asked, on_log=stop_at(4))
+    monkeypatch.setattr(precision, "faster_precision", lambda *_: "float32")  # another machine
+    fit(1, data, bank, asked)
+    assert bank.manifest.stages["backbone"]["config"]["precision"] == "bfloat16"
+    fit(1, data, whole, dataclasses.replace(BACKBONE, precision="bfloat16"))
     assert files(bank) == files(whole)
 
 

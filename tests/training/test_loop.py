@@ -134,7 +134,7 @@ def test_logs_are_records_and_losses_of_every_expert(data: TaskDatasets, make_ba
     with pytest.raises(dataclasses.FrozenInstanceError):
         records[0].step = 1  # type: ignore[misc]
     rows = (bank.path / "logs/experts.csv").read_text().splitlines()
-    assert rows[0] == "step,expert,loss,lr,grad_norm,conflict,seconds"
+    assert rows[0] == "step,expert,loss,lr,grad_norm,conflict,experts_kept,seconds"
     assert [row.split(",")[:2] for row in rows[1:]] == [[str(r.step), str(e)] for r in records for e in r.experts]
     assert [float(row.split(",")[2]) for row in rows[1:]] == [loss for record in records for loss in record.losses]
 

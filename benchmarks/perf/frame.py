@@ -1,0 +1,223 @@
+"""What all performance programs share: timing in turns, peak memory, the ceiling of matrix products, and one JSON record.
+
+    add_options(parser)                          --json [FILE] and --quick, which every program takes
+    begin(program, **settings)                   date, machine and its load, before anything is measured
+    alternate([ours, baseline])                  medians of two or more callables, timed in turns
+    peak_mb(run)                                 what the process (or the GPU) grows by while it runs
+    matmul_ceilings(shapes)                      the best GFLOP/s of single products, float32 and bfloat16
+    finish(record, rows, json_path=args.json)    writes the record; tables are the programs' own
+
+A record is {"program", "date", "machine", "settings", "rows": [...]}. With `--json` alone it goes to standard output, where
+nothing else may then be printed; with `--json FILE` to the file, and the table is printed as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+Run = Callable[[], object]
+Shape = tuple[int, int, int]
+
+SQUARE: Shape = (2048, 2048, 2048)
+PAPER_SHAPES: tuple[Shape, ...] = (SQUARE, (1200, 256, 1024), (1200, 1024, 256))
+"""Products n x k by k x m: a large one, and the two of a feed-forward layer on 16 windows of the paper preset."""
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "sha_ni")
+STANDARD_OUTPUT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a measurement was made."""
+
+    cpu: str
+    flags: list[str]  # those of FLAGS that the CPU has
+    cores: int  # usable by this process
+    threads: int  # torch's
+    memory_gb: float
+    gpu: str | None
+    system: str
+    python: str
+    torch: str
+    numpy: str
+    load_average: float  # of the last minute, when the program began
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a program found, as it is written."""
+
+    program: str
+    date: str
+    machine: Machine
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Median seconds of every callable, in their order, over `rounds` rounds."""
+
+    medians: tuple[float, ...]
+    rounds: int
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that every program takes."""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=STANDARD_OUTPUT,
+        type=_writable,
+        metavar="FILE",
+        help="write the record to FILE; without FILE print it instead of the table",
+    )
+    parser.add_argument("--quick", action="store_true", help="small and few repetitions: does it run?")
+
+
+def _writable(json_path: str) -> str:
+    """Refuses a file that could not be written after half an hour of measuring."""
+    if not Path(json_path).parent.is_dir() or Path(json_path).is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{json_path} cannot be written: there is no folder {Path(json_path).parent}, or it is one"
+        )
+    return json_path
+
+
+def table_wanted(json_path: str | None) -> bool:
+    """Whether a program should print its table."""
+    return json_path != STANDARD_OUTPUT
+
+
+def begin(program: str, **settings: Any) -> Record:
+    """A record without rows yet; call it first, so that the load average is not the program's own."""
+    return Record(program, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), describe_machine(), settings)
+
+
+def finish(record: Record, rows: Iterable[Any], *, json_path: str | None) -> None:
+    """Writes the record with its rows (dataclasses or dicts) where `--json` said, if it was given."""
+    if json_path is None:
+        return
+    found = [row if isinstance(row, dict) else dataclasses.asdict(row) for row in rows]
+    write_json(dataclasses.asdict(dataclasses.replace(record, rows=found)), json_path)
+
+
+def write_json(content: dict[str, Any], json_path: str) -> None:
+    """Writes `content` to the file, or to standard output for "-"."""
+    text = json.dumps(content, indent=1) + "\n"
+    if json_path == STANDARD_OUTPUT:
+        sys.stdout.write(text)
+    else:
+        Path(json_path).write_text(text)
+
+
+def alternate(runs: Sequence[Run], *, rounds: int = 15, limit_seconds: float = 60.0, device: str = "cpu") -> Timing:
+    """Times all of `runs` in turns until `rounds` or the time limit (not before the third); warm them up before."""
+    taken: list[list[float]] = [[] for _ in runs]
+    deadline = time.perf_counter() + limit_seconds
+    while len(taken[0]) < min(rounds, 3) or (len(taken[0]) < rounds and time.perf_counter() < deadline):
+        for run, times in zip(runs, taken, strict=True):
+            times.append(seconds(run, device))
+    return Timing(tuple(map(statistics.median, taken)), len(taken[0]))
+
+
+def seconds(run: Run, device: str = "cpu") -> float:
+    """Wall-clock seconds of one run, work it left on the GPU included, freeing what it returns left out."""
+    start = time.perf_counter()
+    kept = run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elapsed = time.perf_counter() - start
+    del kept
+    return elapsed
+
+
+def peak_mb(run: Run, device: str = "cpu") -> float | None:
+    """Megabytes that memory (the GPU's for "cuda") grows by at the run's peak; None where the system does not tell."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed would hide what this one needs
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size (proc(5))
+    except (OSError, AttributeError):
+        return None
+    before_mb = status_mb("VmRSS")
+    run()
+    return status_mb("VmHWM") - before_mb
+
+
+def status_mb(name: str) -> float:
+    """A size in /proc/self/status in MB: VmRSS, VmHWM (its peak), RssAnon, RssFile, …"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024 / 1e6
+
+
+def matmul_ceilings(
+    shapes: Iterable[Shape] = PAPER_SHAPES,
+    precisions: Iterable[str] = ("float32", "bfloat16"),
+    device: str = "cpu",
+    budget_seconds: float = 0.5,
+) -> dict[str, dict[str, float]]:
+    """The best GFLOP/s of a single product, precision → "n x k x m" → GFLOP/s, each for about `budget_seconds`."""
+    return {
+        precision: {" x ".join(map(str, shape)): _best_gflops(shape, precision, device, budget_seconds) for shape in shapes}
+        for precision in precisions
+    }
+
+
+def _best_gflops(shape: Shape, precision: str, device: str, budget_seconds: float) -> float:
+    n, k, m = shape
+    a, b = (torch.randn(*size, device=device).to(getattr(torch, precision)) for size in ((n, k), (k, m)))
+    product = lambda: a @ b  # noqa: E731
+    best, deadline = seconds(product, device), time.perf_counter() + budget_seconds
+    for _ in range(3):
+        best = min(best, seconds(product, device))
+    while time.perf_counter() < deadline:
+        best = min(best, seconds(product, device))
+    return 2 * n * k * m / best / 1e9
+
+
+def describe_machine() -> Machine:
+    """This machine and what runs on it."""
+    info = _cpu_info()
+    has = set(info.get("flags", "").split())
+    return Machine(
+        cpu=info.get("model name") or platform.processor() or platform.machine(),
+        flags=[flag for flag in FLAGS if flag in has],
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        system=platform.platform(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        numpy=np.__version__,
+        load_average=os.getloadavg()[0],
+    )
+
+
+def _cpu_info() -> dict[str, str]:
+    """/proc/cpuinfo of the first core; empty where there is none."""
+    with contextlib.suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    return {}

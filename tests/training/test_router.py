@@ -1,0 +1,94 @@
+"""Stage 3's options: skipping hardly used experts, and asking the router to use few."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig
+from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.training import LogRecord, fit_stage, router
+from m3dt_agent.training.job import Job
+from m3dt_agent.training.loop import Run, Trainer
+
+MakeBank = Callable[..., ExpertBank]
+SHARED = {"batch_size": 8, "warmup_steps": 0, "learning_rate": 3e-3, "log_every": 10}
+
+
+@pytest.fixture
+def bank(data: TaskDatasets, make_bank: MakeBank) -> ExpertBank:
+    """Three experts, and no router yet."""
+    made = make_bank(dropout=0.0)
+    fit_stage("backbone", data, made, BackboneConfig(steps=20, **SHARED), progress=False)  # type: ignore[arg-type]
+    fit_stage("experts", data, made, ExpertsConfig(steps=30, **SHARED), progress=False)  # type: ignore[arg-type]
+    return made
+
+
+def router_run(data: TaskDatasets, bank: ExpertBank, **changes: object) -> Run:
+    return next(router.runs(Job(data, bank, RouterConfig(**SHARED | {"steps": 60} | changes))))  # type: ignore[arg-type]
+
+
+def entropy(run: Run, data: TaskDatasets) -> float:
+    """Mean over windows and blocks of the entropy of a window's mean router weights."""
+    batch = run.samplers[0].sample(10_000)
+    found = []
+    hooks = [
+        block.get_submodule("router").register_forward_hook(
+            lambda _m, _i, w: found.append(torch.special.entr(w.mean(1)).sum(-1))
+        )
+        for block in run.model.blocks
+    ]
+    with torch.no_grad():
+        run.model.eval()(batch.window, batch.prompt, "mixture")
+    for hook in hooks:
+        hook.remove()
+    return float(torch.stack(found).mean())
+
+
+def trained(run: Run, steps: int) -> Run:
+    trainer = Trainer(run, "cpu")
+    for _ in range(steps):
+        trainer.step()
+    return run
+
+
+def test_a_concentrated_router_uses_fewer_experts(data: TaskDatasets, bank: ExpertBank) -> None:
+    plain, concentrated = (entropy(trained(router_run(data, bank, concentrate=c), 60), data) for c in (0.0, 0.5))
+    assert concentrated < 0.8 * plain
+
+
+def test_concentration_begins_when_it_should(data: TaskDatasets, bank: ExpertBank) -> None:
+    def weights(steps: int, **changes: object) -> list[torch.Tensor]:
+        return [p.detach().clone() for p in trained(router_run(data, bank, **changes), steps).parameters.values()]
+
+    plain, late = weights(30), weights(30, concentrate=0.5, concentrate_after=0.5)
+    assert all(torch.equal(a, b) for a, b in zip(plain, late, strict=True))
+    further = weights(31), weights(31, concentrate=0.5, concentrate_after=0.5)
+    assert not all(torch.equal(a, b) for a, b in zip(*further, strict=True))
+
+
+def test_skipping_is_logged_and_changes_nothing_where_nothing_is_skipped(
+    data: TaskDatasets, bank: ExpertBank, tmp_path: Path
+) -> None:
+    hashes, kept = {}, {}
+    for skip_below in (0.0, 1e-9, 0.5):
+        own = bank.copy_to(tmp_path / str(skip_below))
+        records: list[LogRecord] = []
+        config = RouterConfig(steps=30, skip_below=skip_below, **SHARED)  # type: ignore[arg-type]
+        fit_stage("router", data, own, config, progress=False, on_log=records.append)
+        hashes[skip_below] = own.read("router.safetensors")
+        kept[skip_below] = [record.experts_kept for record in records]
+        with (own.path / "logs/router.csv").open() as file:
+            logged = [row["experts_kept"] for row in csv.DictReader(file)]
+        assert logged == ["" if share is None else repr(share) for share in kept[skip_below]]
+    assert kept[0.0] == [None] * 3
+    assert kept[1e-9] == [1.0] * 3
+    assert all(share is not None and 0.333 < share < 0.7 for share in kept[0.5])  # at most one expert has half of the weight
+    for name, tensor in hashes[0.0].items():
+        torch.testing.assert_close(hashes[1e-9][name], tensor, rtol=0, atol=1e-5)
+    assert any(not torch.equal(hashes[0.5][name], tensor) for name, tensor in hashes[0.0].items())
