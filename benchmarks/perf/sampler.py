@@ -1,21 +1,27 @@
-"""Windows per second of the batch sampler and of plain Minari iteration, in one run, and resident memory with a large pack.
+"""Windows per second of the batch sampler and of plain Minari iteration, in one run, and what a large pack adds to memory.
 
-    python -m benchmarks.perf.sampler [--gigabytes 5] [--seconds 10] [--batch-size 16] [--folder DIR] [--json]
+    python -m benchmarks.perf.sampler [--gigabytes 5] [--seconds 10] [--folder DIR] [--json [FILE]] [--quick]
 
-Eight tasks of all four domains share packs of synthetic steps of the given size. "cold" is measured with their pages dropped
-from the page cache, "warm" after all of them have been read once. The baseline is what one writes with Minari alone: sample an
-episode, add up its returns-to-go, cut a window, pad and clip it; it reads a dataset of 200 episodes of one task, all cached.
-Resident memory is split into the process's own (anonymous) and mapped pages of the packs, which the kernel takes back at will.
+Eight tasks of all four domains share packs of synthetic steps of the given size; windows and prompts are the paper preset's,
+whose batch is 16 windows of one task. "cold" draws batches that were never drawn, from packs that the page cache does not hold;
+"warm" draws the same 20,000 windows (160 MB of pages) again and again, so that it does not depend on how much of the pack fits
+into memory. The warm ones take turns with the baseline; their figures are medians over the turns. The baseline is what one
+writes with Minari alone: sample an episode, add up its returns-to-go, cut a window, pad and clip it; it reads a dataset of 200
+episodes of one task, all cached.
+
+Resident memory is anonymous and mapped (RssAnon + RssFile), before the sampler is made and after all cold draws. Choose a pack
+larger than the memory available, and more seconds, to see that it stays what it is: `--gigabytes 30 --seconds 60`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +30,45 @@ from m3dt_agent import tasks
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.data.batches import BatchSampler
 from m3dt_agent.data.episodes import Episode, write_dataset
-from m3dt_agent.data.pack import PackedTask, map_steps
+from m3dt_agent.data.pack import PackedTask, StepsFile
 from m3dt_agent.data.prompts import make_prompts
 from m3dt_agent.data.stats import compute_statistics
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.tasks import TaskSpec
 
+from .frame import Run, add_options, alternate, begin, finish, status_mb, table_wanted
+
 TASKS = ("reach", "push", "pick-place", "door-open", "walker-run", "cheetah-run", "ant-dir-3", "cheetah-vel-20")
-BASELINE_EPISODES, BASELINE_BATCH = 200, 16
+SETTINGS = {
+    "16 of one task": (16, 1),
+    "16 of all tasks": (16, None),
+    "768 of all tasks": (768, None),
+}  # windows, tasks_per_batch
+WARM_WINDOWS, TURN_WINDOWS, TURNS = 20_000, 15_360, 25
+BASELINE_EPISODES, BASELINE_WINDOWS, BASELINE_BATCHES = 200, 16, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How fast one kind of batch is drawn."""
+
+    what: str
+    windows: int  # per batch
+    windows_per_second: float
+    milliseconds: float  # per batch
+    over_baseline: float | None  # in windows per second; None for the cold draws
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What drawing `windows` windows of a pack did to resident memory (anonymous and mapped)."""
+
+    pack_mb: float
+    available_mb: float  # MemAvailable, before the first draw
+    windows: int
+    before_mb: float
+    after_mb: float
+    growth_mb: float
 
 
 def write_steps(path: Path, task: TaskSpec, n_bytes: int) -> int:
@@ -49,7 +86,7 @@ def write_steps(path: Path, task: TaskSpec, n_bytes: int) -> int:
 
 
 def synthetic_datasets(folder: Path, n_bytes: int) -> TaskDatasets:
-    """The eight tasks' packs, freshly written and mapped; none of their pages is in memory."""
+    """The eight tasks' packs, freshly written and opened; none of their pages is in memory."""
     specs = tasks.resolve(TASKS)
     packed = []
     for task in specs:
@@ -57,36 +94,29 @@ def synthetic_datasets(folder: Path, n_bytes: int) -> TaskDatasets:
         episodes = write_steps(path, task, n_bytes // len(specs))
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        steps = StepsFile(path, task.obs_dim + task.act_dim + 1)
         packed.append(
             PackedTask(
                 task=task,
-                steps=map_steps(path, task),
+                steps=steps.map(),
                 offsets=np.arange(episodes + 1) * task.max_episode_steps,
                 returns=np.arange(episodes, dtype=np.float64),
                 success=None,
                 stop_after_success=0,
                 obs_mean=np.zeros(task.obs_dim),
                 obs_std=np.ones(task.obs_dim),
+                file=steps,
             )
         )
     return TaskDatasets(specs, tuple(packed))
 
 
-def rate(draw: Callable[[int], int], seconds: float) -> float:
-    """Windows per second of `draw(step)`, which returns how many it drew, over about `seconds`."""
-    begin, step, windows = time.perf_counter(), 0, 0
-    while (elapsed := time.perf_counter() - begin) < seconds:
-        windows += draw(step)
-        step += 1
-    return windows / elapsed
-
-
-def minari_rate(folder: Path, config: ModelConfig, seconds: float) -> float:
-    """The baseline's windows per second."""
+def minari_draw(folder: Path, config: ModelConfig) -> Callable[[], object]:
+    """The baseline: draws one batch."""
     import minari
 
     task = tasks.get("reach")
-    L = task.max_episode_steps
+    L, T, B = task.max_episode_steps, config.context_length, BASELINE_WINDOWS
     rng, last = np.random.default_rng(0), np.arange(L) == L - 1
 
     def episode() -> Episode:
@@ -97,84 +127,119 @@ def minari_rate(folder: Path, config: ModelConfig, seconds: float) -> float:
     dataset = minari.MinariDataset(path / "data")
     dataset.set_seed(0)
 
-    def draw(_: int) -> int:
-        T = config.context_length
-        states = np.zeros((BASELINE_BATCH, T, config.state_dim), np.float32)
-        actions = np.zeros((BASELINE_BATCH, T, config.act_dim), np.float32)
-        returns_to_go = np.zeros((BASELINE_BATCH, T, 1), np.float32)
-        for b, found in enumerate(dataset.sample_episodes(BASELINE_BATCH)):
+    def draw() -> object:
+        states = np.zeros((B, T, config.state_dim), np.float32)
+        actions = np.zeros((B, T, config.act_dim), np.float32)
+        returns_to_go = np.zeros((B, T, 1), np.float32)
+        for b, found in enumerate(dataset.sample_episodes(B)):
             to_go = np.cumsum(found.rewards[::-1])[::-1]
             start = int(rng.integers(len(found.rewards)))
             real = min(T, len(found.rewards) - start)
             states[b, T - real :, : task.obs_dim] = np.clip(found.observations[start : start + real], -10, 10)
             actions[b, T - real :, : task.act_dim] = found.actions[start : start + real]
             returns_to_go[b, T - real :, 0] = to_go[start : start + real] / task.return_scale
-        return BASELINE_BATCH
+        return states, actions, returns_to_go
 
-    return rate(draw, seconds)
-
-
-def resident_megabytes() -> dict[str, float]:
-    """Anonymous and file-backed resident memory of this process (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    values = {
-        key: int(value.split()[0]) / 1e3 for key, _, value in (line.partition(":") for line in lines) if key.startswith("Rss")
-    }
-    return {"anonymous": values["RssAnon"], "mapped": values["RssFile"]}
+    return draw
 
 
-def measure(folder: Path, gigabytes: float, seconds: float, batch_size: int) -> dict[str, object]:
+def several(draw: Callable[[], object], times: int) -> Run:
+    """Draws `times` batches; one alone is too short to be timed."""
+
+    def run() -> None:
+        for _ in range(times):
+            draw()
+
+    return run
+
+
+def warm_draw(sampler: BatchSampler) -> Callable[[], object]:
+    """Draws the next of the sampler's first batches, WARM_WINDOWS windows, round and round; all of them are drawn once here."""
+    steps = range(-(-WARM_WINDOWS // sampler.batch_size))
+    for step in steps:
+        sampler.sample(step)
+    endless = itertools.cycle(steps)
+    return lambda: sampler.sample(next(endless))
+
+
+def measure_cold(sampler: BatchSampler, seconds: float) -> Row:
+    """Batches that nothing else draws, for `seconds`."""
+    start, drawn = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < seconds:
+        sampler.sample(10_000_000 + drawn)
+        drawn += 1
+    B = sampler.batch_size
+    return Row(f"cold, {next(iter(SETTINGS))}", B, B * drawn / elapsed, 1e3 * elapsed / drawn, None)
+
+
+def measure_warm(samplers: dict[str, BatchSampler], baseline: Callable[[], object], seconds: float) -> list[Row]:
+    """The baseline and all samplers, in turns."""
+    sizes = [BASELINE_WINDOWS, *(sampler.batch_size for sampler in samplers.values())]
+    batches = [BASELINE_BATCHES, *(TURN_WINDOWS // sampler.batch_size for sampler in samplers.values())]
+    draws = [baseline, *map(warm_draw, samplers.values())]
+    runs = [several(draw, times) for draw, times in zip(draws, batches, strict=True)]
+    medians = alternate(runs, rounds=TURNS, limit_seconds=seconds).medians
+    rates = [size * times / median for size, times, median in zip(sizes, batches, medians, strict=True)]
+    names = ["Minari", *(f"warm, {name}" for name in samplers)]
+    return [
+        Row(name, size, rate, 1e3 * size / rate, rate / rates[0]) for name, size, rate in zip(names, sizes, rates, strict=True)
+    ]
+
+
+def available_mb() -> float:
+    """What could be allocated without swapping (MemAvailable)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024 / 1e6
+
+
+def resident_mb() -> float:
+    return status_mb("RssAnon") + status_mb("RssFile")
+
+
+def measure(folder: Path, gigabytes: float, seconds: float) -> tuple[list[Row], Memory]:
     """All figures of one run."""
     config = ModelConfig.preset("paper")
     data = synthetic_datasets(folder, int(gigabytes * 1e9))
-    before = resident_megabytes()
-    sampler = BatchSampler(
-        data,
-        compute_statistics(data),
-        make_prompts(data, config.prompt_length),
-        config,
-        batch_size=batch_size,
-        tasks_per_batch=None,
-        seed=0,
-        stage="backbone",
-    )
-
-    def draw(step: int) -> int:
-        return len(sampler.sample(step).tasks)
-
-    cold = rate(draw, seconds)
-    for packed in data.packed:
-        (folder / f"{packed.task.name}.f32").read_bytes()
-    warm = rate(lambda step: draw(step + 10_000_000), seconds)
-    after = resident_megabytes()
-    minari = minari_rate(folder / "minari", config, seconds)
-    return {
-        "pack_gigabytes": sum(packed.steps.nbytes for packed in data.packed) / 1e9,
-        "batch_size": batch_size,
-        "windows_per_second": {"cold": cold, "warm": warm, "minari": minari},
-        "warm_over_minari": warm / minari,
-        "resident_megabytes": {"before": before, "after": after},
+    available, before = available_mb(), resident_mb()
+    statistics, prompts = compute_statistics(data), make_prompts(data, config.prompt_length)
+    samplers = {
+        name: BatchSampler(data, statistics, prompts, config, batch_size=B, tasks_per_batch=n, seed=0, stage="backbone")
+        for name, (B, n) in SETTINGS.items()
     }
+    cold = measure_cold(next(iter(samplers.values())), seconds)
+    after, drawn = resident_mb(), round(cold.windows_per_second * seconds)
+    pack = sum(packed.steps.nbytes for packed in data.packed) / 1e6
+    warm = measure_warm(samplers, minari_draw(folder / "minari", config), seconds)
+    return [cold, *warm], Memory(pack, available, drawn, before, after, after - before)
+
+
+def table(rows: list[Row], memory: Memory) -> str:
+    """What is printed."""
+    lines = [
+        f"{row.what:24s} {row.windows_per_second:10,.0f} windows/s {row.milliseconds:8.3f} ms a batch"
+        + ("" if row.over_baseline is None else f" {row.over_baseline:8.1f} x Minari")
+        for row in rows
+    ]
+    packs = f"packs of {memory.pack_mb:,.0f} MB, {memory.available_mb:,.0f} MB available"
+    resident = f"resident {memory.before_mb:,.0f} MB, after {memory.windows:,} cold windows {memory.after_mb:,.0f} MB"
+    return "\n".join([*lines, f"{packs}; {resident}: {memory.growth_mb:+,.0f} MB"])
 
 
 def main() -> None:
     """Parses the command line, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
     parser.add_argument("--gigabytes", type=float, default=5.0)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument(
-        "--folder", type=Path, default=None, help="where the pack is written and deleted again (default: the system's)"
-    )
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        figures = measure(Path(folder), arguments.gigabytes, arguments.seconds, arguments.batch_size)
-    if arguments.json:
-        print(json.dumps(figures, indent=2))
-    else:
-        for name, value in figures.items():
-            print(f"{name:22} {value}")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of the cold draws, and at most of the warm ones")
+    parser.add_argument("--folder", type=Path, help="where the packs are written and deleted again; default: the system's")
+    args = parser.parse_args()
+    gigabytes, seconds = (0.2, 1.0) if args.quick else (args.gigabytes, args.seconds)
+    record = begin("sampler", gigabytes=gigabytes, seconds=seconds, quick=args.quick)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        rows, memory = measure(Path(folder), gigabytes, seconds)
+    if table_wanted(args.json):
+        print(table(rows, memory))
+    finish(record, [*rows, memory], json_path=args.json)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def _cut(data: TaskDatasets, i: int, episode: int, prompt_length: int) -> Prompt
     packed = data.packed[i]
     begin, end = (int(offset) for offset in packed.offsets[episode : episode + 2])
     first = max(begin, end - prompt_length)
-    rows = packed.steps[first:end]
+    rows = np.frombuffer(packed.read(first, end - first, end - first), np.float32).reshape(end - first, -1)
     obs_dim = packed.task.obs_dim
     return Prompt(
         rows[:, :obs_dim].copy(),

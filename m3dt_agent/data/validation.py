@@ -16,14 +16,16 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DatasetError
 from ..tasks import TaskSpec
+
+if TYPE_CHECKING:
+    import h5py  # a tenth of torch's own import time, so functions that need it import it
 
 METADATA_FILE = Path("data", "metadata.json")
 STEPS_FILE = Path("data", "main_data.hdf5")
@@ -164,6 +166,8 @@ def scan_episodes(path: Path, task: TaskSpec | None) -> Iterator[ScannedEpisode]
     Raises:
         DatasetError: an HDF5 file that cannot be opened or is cut short, or whose episodes are not numbered 0, 1, ….
     """
+    import h5py
+
     file_path = path / STEPS_FILE
     try:
         file = h5py.File(file_path, "r")
@@ -212,6 +216,8 @@ def _scan(file: h5py.File, index: int, task: TaskSpec | None) -> ScannedEpisode:
 
 def _structure_problem(group: Any, task: TaskSpec | None) -> str | None:
     """What forbids reading the arrays at all: a missing field, a type that is not numeric, more steps than the task has."""
+    import h5py
+
     if not isinstance(group, h5py.Group):
         return "is not a group"
     for name in (*_FLOATS, *_FLAGS):

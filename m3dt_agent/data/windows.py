@@ -39,6 +39,16 @@ class Window:
             self.mask.to(device),
         )
 
+    def to_arrays(self) -> WindowArrays:
+        """The same memory as arrays; for windows of float32 on the CPU."""
+        return WindowArrays(
+            self.states.numpy(),
+            self.actions.numpy(),
+            self.returns_to_go.numpy(),
+            self.timesteps.numpy(),
+            self.mask.numpy(),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -58,13 +68,23 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowArrays:
-    """A window while it is being filled, in NumPy; shapes as in `Window`, floats are float32."""
+    """A window in NumPy, while it is being filled or to copy rows from; shapes as in `Window`, floats are float32."""
 
     states: NDArray[np.float32]
     actions: NDArray[np.float32]
     returns_to_go: NDArray[np.float32]
     timesteps: NDArray[np.int64]
     mask: NDArray[np.bool_]
+
+    def take(self, rows: NDArray[np.int64]) -> WindowArrays:
+        """A copy of the given rows, (B,); for few rows this is much quicker than indexing a `Window`'s tensors."""
+        return WindowArrays(
+            self.states.take(rows, axis=0),
+            self.actions.take(rows, axis=0),
+            self.returns_to_go.take(rows, axis=0),
+            self.timesteps.take(rows, axis=0),
+            self.mask.take(rows, axis=0),
+        )
 
     def to_window(self) -> Window:
         """The same memory as tensors."""

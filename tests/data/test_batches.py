@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -68,8 +69,10 @@ def slow_window(episode: Episode, start: int, length: int, statistics: TaskStati
 class Oracle:
     """All windows and prompts that may be drawn, by task, from the episodes themselves."""
 
-    def __init__(self, root: Path, data: TaskDatasets, config: ModelConfig) -> None:
-        statistics = compute_statistics(data)
+    def __init__(
+        self, root: Path, data: TaskDatasets, config: ModelConfig, statistics: dict[str, TaskStatistics] | None = None
+    ) -> None:
+        statistics = statistics or compute_statistics(data)
         self.windows: list[dict[tuple[int, int], dict[str, np.ndarray]]] = []
         self.prompts: list[list[dict[str, np.ndarray]]] = []
         for task in data.tasks:
@@ -169,6 +172,60 @@ def test_every_row_is_a_window_the_oracle_knows(
                 for position, real in enumerate(batch.window.mask[row].tolist()):
                     assert batch.action_mask[row, position].tolist() == [real and j < width for j in range(8)]
         assert set(batch.tasks.tolist()) == {one_task}
+
+
+def slow_rows(
+    oracle: Oracle, rng: np.random.Generator, of_row: list[int]
+) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Window and prompt of each row, given its task: first a training step per row, then a prompt per row, one at a time."""
+    windows = [list(oracle.windows[task].values()) for task in of_row]  # in the order of a task's training steps
+    drawn = [of_task[int(rng.integers(len(of_task)))] for of_task in windows]
+    prompts = [oracle.prompts[task] for task in of_row]
+    return [(window, of_task[int(rng.integers(len(of_task)))]) for window, of_task in zip(drawn, prompts, strict=True)]
+
+
+@pytest.mark.parametrize(("batch_size", "tasks_per_batch"), [(16, None), (16, 1), (7, 3), (1, 1)])
+@pytest.mark.parametrize("clip", [None, 0.5, 10.0])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_batches_stay_what_they_are(
+    root: Path, data: TaskDatasets, batch_size: int, tasks_per_batch: int | None, clip: float | None, in_memory: bool
+) -> None:
+    """Bit for bit, from the rules alone: any other draw, or another order of draws, would make a resumed run another run."""
+    data = dataclasses.replace(data, config=DataConfig(state_clip=clip))
+    oracle, wanted = Oracle(root, data, CONFIG), tasks_per_batch or batch_size
+    if in_memory:
+        packed = tuple(dataclasses.replace(p, steps=np.array(p.steps), file=None) for p in data.packed)
+        data = dataclasses.replace(data, packed=packed)
+    sampler = make_sampler(data, CONFIG, batch_size=batch_size, tasks_per_batch=tasks_per_batch, seed=3, expert=2)
+    for step in range(8):
+        rng = np.random.default_rng(derive_seed(3, "backbone", 2, step, "batch"))
+        drawn: list[int] = []
+        while len(drawn) < wanted:
+            drawn += rng.permutation(4).tolist()
+        of_row = [drawn[row * wanted // batch_size] for row in range(batch_size)]
+        check_bits(sampler.sample(step), of_row, slow_rows(oracle, rng, of_row))
+        rng = np.random.default_rng(derive_seed(3, "backbone", 2, step, f"task {NAMES[step % 4]}"))
+        check_bits(
+            sampler.sample_task(step % 4, step), [step % 4] * batch_size, slow_rows(oracle, rng, [step % 4] * batch_size)
+        )
+
+
+def check_bits(batch: Batch, of_row: list[int], rows: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]) -> None:
+    assert batch.tasks.tolist() == of_row
+    for row, expected in enumerate(rows):
+        for window, fields in zip((batch.window, batch.prompt), expected, strict=True):
+            assert all(getattr(window, field)[row].numpy().tobytes() == fields[field].tobytes() for field in FIELDS)
+
+
+def test_tasks_clipped_differently_share_a_batch(root: Path, data: TaskDatasets) -> None:
+    statistics, limits = compute_statistics(data), (None, 0.5, 10.0, 0.25)
+    statistics = {
+        name: dataclasses.replace(statistics[name], state_clip=limit) for name, limit in zip(NAMES, limits, strict=True)
+    }
+    oracle = Oracle(root, data, CONFIG, statistics)
+    settings: dict[str, Any] = {"batch_size": 16, "tasks_per_batch": None, "seed": 0, "stage": "backbone"}
+    batch = BatchSampler(data, statistics, make_prompts(data, 3), CONFIG, **settings).sample(0)
+    assert {oracle.find(batch, row)[0] for row in range(16)} == {0, 1, 2, 3}
 
 
 def test_shapes_and_types(data: TaskDatasets) -> None:

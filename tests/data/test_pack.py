@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -144,6 +145,35 @@ def test_changed_source_is_packed_again(dataset: Path) -> None:
     assert len(packs(dataset)) == 1
     assert packs(dataset) != old
     assert not np.isnan(before.steps).any()  # whoever had the old one mapped still reads it
+    assert before.read(0, 48, 48) == before.steps.tobytes()  # either way
+
+
+def test_rows_are_read_as_they_are_mapped(dataset: Path) -> None:
+    packed = pack_dataset(dataset, TASK)
+    width = TASK.obs_dim + TASK.act_dim + 1
+    in_memory = dataclasses.replace(packed, steps=np.array(packed.steps), file=None)
+    for first, count, length in ((0, 1, 1), (7, 20, 20), (47, 1, 6), (36, 12, 13)):
+        expected = np.zeros((length, width), np.float32)
+        expected[length - count :] = packed.steps[first : first + count]
+        assert packed.read(first, count, length) == in_memory.read(first, count, length) == expected.tobytes()
+
+
+def test_pack_cut_while_in_use(dataset: Path) -> None:
+    packed = pack_dataset(dataset, TASK)
+    (folder,) = packs(dataset)
+    os.truncate(folder / "steps.f32", 40 * packed.steps[0].nbytes)
+    packed.read(20, 20, 20)
+    with pytest.raises(DatasetError, match=r"steps\.f32 was cut while in use: rows 21 … 40 of the 40 left"):
+        packed.read(21, 20, 20)
+
+
+def test_open_files_come_back(dataset: Path) -> None:
+    pack_dataset(dataset, TASK)
+    before = len(os.listdir("/proc/self/fd"))
+    opened = [pack_dataset(dataset, TASK) for _ in range(5)]
+    assert len(os.listdir("/proc/self/fd")) > before
+    del opened
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_change_that_hides_its_time_is_noticed(dataset: Path) -> None:
