@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -64,6 +64,7 @@ def pull_bank(
     endpoint: str | None = None,
     cache_dir: str | Path | None = None,
     offline: bool | None = None,
+    check_folder: Literal["contents", "sizes"] = "contents",
 ) -> PulledBank:
     """The bank called `name`: an id on the Hub, brought into the cache, or a folder; every file verified.
 
@@ -74,6 +75,7 @@ def pull_bank(
         experts, tasks: only these experts, or those that serve these tasks; no router then, unless they are all.
         to: a new folder for a copy to work in; the cache's own files must stay as they are.
         token, endpoint, cache_dir, offline: as `HubRepo` takes them.
+        check_folder: what of a folder's files is looked at now, as `ExpertBank.open` has it; those from the Hub are verified.
 
     Raises:
         HubError: no such repository or revision, no access, or a failing Hub.
@@ -91,9 +93,9 @@ def pull_bank(
     elif not Path(name).is_dir():
         raise BankError(f"{str(name)!r} is neither a folder nor an id on the Hub (namespace/name)")
     else:
-        bank = ExpertBank.open(name)
+        bank = ExpertBank.open(name, check=check_folder)
         if (chosen := selection.of(bank.manifest)) is not None:
-            bank = ExpertBank.open(name, experts=chosen)
+            bank = ExpertBank.open(name, experts=chosen, check=check_folder)
     return PulledBank(bank if to is None else bank.copy_to(to), sha)
 
 

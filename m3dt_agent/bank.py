@@ -25,19 +25,25 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from . import tasks as task_table
 from .bank_files import (
+    FileRecord,
     Manifest,
     expert_file,
-    read_bytes,
+    expert_index,
+    for_each_file,
+    read_content,
     read_tensors,
     verify,
+    verify_size,
     write_tensors,
     write_text,
 )
@@ -103,18 +109,28 @@ class ExpertBank:
         return bank
 
     @classmethod
-    def open(cls, path: str | Path, *, experts: Iterable[int] | None = None, read_only: bool = False) -> ExpertBank:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        experts: Iterable[int] | None = None,
+        read_only: bool = False,
+        check: Literal["contents", "sizes"] = "contents",
+    ) -> ExpertBank:
         """The bank at `path`, every file verified; a commit that a kill cut short is finished first.
 
-        experts: open it as if it had only these; the files of others need not be there. None: all of the bank's. read_only:
-        refuse whatever would change it.
+        Args:
+            experts: open it as if it had only these; the files of others need not be there. None: all of the bank's.
+            read_only: refuse whatever would change it.
+            check: "sizes" looks only whether every file is there and as long as it should be; for who is about to use them:
+                `read`, `model` and `copy_to` verify whatever they read in any case, and hashing costs more than reading.
 
         Raises:
             BankError: no bank there, or a file that is missing, damaged or foreign; the message names it.
             ConfigError: experts that the bank does not have.
         """
         path, chosen = Path(path), None if experts is None else tuple(experts)
-        return cls(path, _verified_manifest(path, chosen), chosen, read_only=read_only)
+        return cls(path, _verified_manifest(path, chosen, check), chosen, read_only=read_only)
 
     def refresh(self) -> None:
         """Takes over what another process has committed since, every file verified.
@@ -266,7 +282,7 @@ class ExpertBank:
         with disk_space_errors(path), scratch_folder(path.parent) as scratch:
             for name in self.manifest.files:
                 (scratch / name).parent.mkdir(exist_ok=True)
-                (scratch / name).write_bytes(read_bytes(self.path / name, self.manifest.files[name]))
+                (scratch / name).write_bytes(read_content(self.path / name, self.manifest.files[name]).data)
             (scratch / "bank.json").write_text(self.manifest.to_json())
             publish(scratch, path)
         return ExpertBank.open(path)
@@ -287,13 +303,12 @@ class ExpertBank:
             raise StageError(f"bank {self.path} has no backbone yet; run fit_stage('backbone', ...) first")
         n_experts = self.config.n_experts if self.finished_experts else 0
         changes: dict[str, Any] = {} if n_experts else {"n_experts": 0, "top_k": None}
-        model = M3DT(dataclasses.replace(self.config, **changes))
-        self.load_backbone(model)
-        for e in self.finished_experts:
-            self.load_expert(model, e, slot=e)
-        if n_experts and self.status("router") == "done":
-            with self._fitting("router.safetensors"):
-                model.load_tensors(self.read("router.safetensors"))
+        config = dataclasses.replace(self.config, **changes)
+        complete = not n_experts or self.default_experts == "mixture"
+        model = _empty_model(config) if complete else M3DT(config)
+        router = ["router.safetensors"] if n_experts and self.status("router") == "done" else []
+        names = [*router, "backbone.safetensors", *map(expert_file, self.finished_experts)]  # the largest first
+        for_each_file(lambda name: self._load_file(model, name), names)
         return model.eval()
 
     def load_backbone(self, model: M3DT) -> None:
@@ -302,8 +317,7 @@ class ExpertBank:
         Raises:
             BankError: damaged, or it does not fit.
         """
-        with self._fitting("backbone.safetensors"):
-            model.load_tensors(self.read("backbone.safetensors"))
+        self._load_file(model, "backbone.safetensors")
 
     def load_expert(self, model: M3DT, expert: int, *, slot: int) -> None:
         """Copies expert `expert` of the bank into place `slot` of `model`.
@@ -311,9 +325,16 @@ class ExpertBank:
         Raises:
             BankError: not finished, damaged, or it does not fit.
         """
-        name = expert_file(expert)
+        self._load_file(model, expert_file(expert), slot)
+
+    def _load_file(self, model: M3DT, name: str, slot: int | None = None) -> None:
+        """Copies one file into `model`, an expert to place `slot` (None: its own)."""
+        tensors = self.read(name)
         with self._fitting(name):
-            model.load_expert(slot, self.read(name))
+            if name.startswith("experts/"):
+                model.load_expert(expert_index(name) if slot is None else slot, tensors)
+            else:
+                model.load_tensors(tensors)
 
     @contextlib.contextmanager
     def _fitting(self, name: str) -> Iterator[None]:
@@ -327,6 +348,27 @@ class ExpertBank:
             differ = sorted(set(found) ^ set(self.manifest.tasks))
             raise BankError(f"{self.path / what}.safetensors and bank.json disagree about tasks {differ}")
         return self.manifest.tasks
+
+
+def _empty_model(config: ModelConfig) -> M3DT:
+    """A model of arbitrary weights, all of which must be overwritten: drawing 174M initial ones takes 2 s on two cores."""
+    from .model import M3DT
+
+    with torch.device("meta"):
+        model = M3DT(config)
+    model.load_state_dict({name: _empty_like(parameter) for name, parameter in model.named_parameters()}, assign=True)
+    return model
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    """Uninitialised float32 memory for a dense tensor of this shape and these strides, aligned to 64 bytes like torch's own.
+
+    It comes from numpy, which asks the kernel for huge pages where it is large: a third of what loading a bank takes is faults
+    of small ones.
+    """
+    memory = np.empty(tensor.numel() + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return torch.from_numpy(memory)[start:].as_strided(tensor.shape, tensor.stride(), start)
 
 
 @contextlib.contextmanager
@@ -343,20 +385,25 @@ def _locked(path: Path, kind: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _verified_manifest(path: Path, experts: tuple[int, ...] | None = None) -> Manifest:
+def _verified_manifest(
+    path: Path, experts: tuple[int, ...] | None = None, check: Literal["contents", "sizes"] = "contents"
+) -> Manifest:
     journal = path / "bank.json.next"
     while True:
         with _locked(path, fcntl.LOCK_SH):
             if not journal.exists():
                 whole = _read_manifest(path / "bank.json")
                 manifest = whole if experts is None else whole.with_experts(experts)
-                for name, record in manifest.files.items():
-                    verify(path / name, record)
+                _verify_all(path, manifest.files, verify if check == "contents" else verify_size)
                 _refuse_strangers(path, whole)
                 return manifest
         with _locked(path, fcntl.LOCK_EX):
             if journal.exists():
                 _roll_forward(path)
+
+
+def _verify_all(path: Path, files: Mapping[str, FileRecord], verify_file: Callable[[Path, FileRecord], None]) -> None:
+    for_each_file(lambda name: verify_file(path / name, files[name]), files)
 
 
 def _read_manifest(file: Path) -> Manifest:

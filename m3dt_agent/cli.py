@@ -6,6 +6,7 @@
     m3dt convert                     published weights to a bank, and back        (cli_convert.py)
     m3dt push, pull                  banks and datasets on the Hugging Face Hub   (cli_hub.py)
     m3dt doctor                      what this machine can do
+    m3dt bench                       how fast it is, from a checkout              (cli_bench.py)
     m3dt quickstart                  eight tasks from nothing to a trained agent
 
 Exit codes: 0 done; 1 an error this package names, one line on stderr (M3DT_DEBUG=1 adds the traceback); 2 wrong usage; 130
@@ -26,6 +27,7 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
+from .cli_bench import bench_command
 from .cli_console import AsJson, Seed, SetSeed, TaskNames, TaskSet, Workers, emit, make_table, quiet_stdout, say, size
 from .cli_convert import convert_command
 from .cli_data import behavior_app, collect_command, data_app
@@ -51,6 +53,7 @@ app.command("train")(train_command)
 app.command("eval")(eval_command)
 app.command("info")(info_command)
 app.command("convert")(convert_command)
+app.command("bench")(bench_command)
 app.command("push")(push_command)
 app.command("pull")(pull_command)
 data_app.command("push")(data_push_command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -19,8 +20,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file
 
+from m3dt_agent import bank as bank_module
 from m3dt_agent import tasks
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.bank_files import FileRecord, Manifest, read_tensors, write_tensors
@@ -131,6 +134,48 @@ def test_the_model_is_built_as_far_as_training_has_come(tmp_path: Path) -> None:
     bank.commit({name: files[name] for name in ("experts/000.safetensors", "router.safetensors")})
     assert (bank.status("experts"), bank.status("router"), bank.default_experts) == ("done", "done", "mixture")
     torch.testing.assert_close(dict(ExpertBank.open(bank.path).model().state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+
+
+def test_every_weight_of_a_whole_bank_comes_from_its_files(full_bank: ExpertBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole banks are loaded into memory that nobody initialised; here it holds NaN instead of whatever was there."""
+    empty_like, asked = bank_module._empty_like, []
+
+    def poisoned(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append(tensor)
+        return empty_like(tensor).fill_(torch.nan)
+
+    monkeypatch.setattr(bank_module, "_empty_like", poisoned)
+    torch.manual_seed(5)
+    found, expected = full_bank.model(), random_model()
+    assert len(asked) == len(dict(found.named_parameters())) == len(found.state_dict())
+    assert not list(found.buffers()), "an empty model's buffers would be empty too: _empty_model has to make them"
+    assert not any(parameter.is_meta for parameter in found.parameters())
+    torch.testing.assert_close(dict(found.state_dict()), dict(expected.state_dict()), rtol=0, atol=0)
+    for name, parameter in expected.named_parameters():
+        assert found.get_parameter(name).stride() == parameter.stride(), name
+        assert found.get_parameter(name).data_ptr() % 64 == 0, name
+
+
+def test_a_bank_opened_by_its_sizes_is_verified_when_it_is_read(full_bank: ExpertBank, tmp_path: Path) -> None:
+    for name in full_bank.manifest.files:
+        file = full_bank.path / name
+        kept = file.read_bytes()
+        flip_bit(file)
+        bank = ExpertBank.open(full_bank.path, check="sizes")
+        uses: list[Callable[[], object]] = [lambda bank=bank, name=name: bank.read(name), bank.refresh]
+        uses.append(lambda bank=bank: (bank.model(), bank.statistics, bank.prompts))
+        uses.append(lambda bank=bank: bank.copy_to(tmp_path / "copy"))
+        for use in uses:
+            with pytest.raises(BankError, match=f"{name} is damaged or foreign"):
+                use()
+        for damage in (truncate, remove):
+            damage(file)
+            with pytest.raises(BankError, match=f"{name} is (missing|damaged or foreign)"):
+                ExpertBank.open(full_bank.path, check="sizes")
+        file.write_bytes(kept)
+    whole = ExpertBank.open(full_bank.path, check="sizes")
+    assert whole.content_hash == full_bank.content_hash
+    torch.testing.assert_close(dict(whole.model().state_dict()), dict(random_model().state_dict()), rtol=0, atol=0)
 
 
 def test_some_experts_alone(full_bank: ExpertBank, tmp_path: Path) -> None:
@@ -429,6 +474,67 @@ def test_safetensors_reads_what_is_written(tmp_path_factory: pytest.TempPathFact
         assert {name: t.dtype for name, t in read.items()} == {name: t.dtype for name, t in tensors.items()}
     with pytest.raises(BankError, match="damaged or foreign"):
         read_tensors(path, FileRecord("0" * 64, record.bytes))
+
+
+def raw_file(header: bytes, data: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header + data
+
+
+def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_files_are_read_or_refused_as_safetensors_itself_does(tmp_path_factory: pytest.TempPathFactory, draw: Any) -> None:
+    """One number of a whole file is changed, or its length."""
+    number = st.integers(-3, 40)
+    header = {"a": entry("BOOL", [3], 0, 3), "b": entry("F32", [2, 2], 3, 19), "c": entry("BF16", [0, 4], 19, 19)}
+    header["d"] = entry("I64", [], 19, 27)
+    field = draw.draw(st.sampled_from(["shape", "data_offsets", "dtype", "nothing"]))
+    changed = header[draw.draw(st.sampled_from("abcd"))]
+    if field == "dtype":
+        changed["dtype"] = draw.draw(st.sampled_from(["F32", "I32", "F16", "U8", "F99", None]))
+    elif field != "nothing" and changed[field]:
+        changed[field][draw.draw(st.integers(0, len(changed[field]) - 1))] = draw.draw(number)
+    if draw.draw(st.booleans()):
+        header["__metadata__"] = {"made": "here"}
+    text = json.dumps(header).encode()
+    content = raw_file(text, bytes(range(1, 28))[: draw.draw(st.sampled_from([27, 27, 27, 26]))])
+    path = tmp_path_factory.mktemp("files") / "x.safetensors"
+    path.write_bytes(content)
+    record = FileRecord(hashlib.sha256(content).hexdigest(), len(content))
+    try:
+        expected = load(content)
+    except (SafetensorError, AssertionError):
+        with pytest.raises(BankError, match="not a safetensors file"):
+            read_tensors(path, record)
+    else:
+        found = read_tensors(path, record)
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\1", raw_file(b"[1]", b""), raw_file(b"nothing", b""), (1 << 62).to_bytes(8, "little"), raw_file(b"\xff", b"")],
+)
+def test_what_is_no_safetensors_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(BankError, match="x is not a safetensors file"):
+        read_tensors(tmp_path / "x", FileRecord(hashlib.sha256(content).hexdigest(), len(content)))
+
+
+def test_tensors_of_one_file_can_be_changed_apart(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(5.0), "b": torch.arange(7)}
+    record = write_tensors(tmp_path / "x", tensors)
+    first, second = read_tensors(tmp_path / "x", record), read_tensors(tmp_path / "x", record)
+    first["a"].zero_()
+    assert torch.equal(first["b"], tensors["b"])
+    assert equal(second, tensors)
+    assert equal(read_tensors(tmp_path / "x", record), tensors)
 
 
 def test_transposed_tensors_are_written_in_their_logical_order(tmp_path: Path) -> None:

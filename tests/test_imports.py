@@ -21,7 +21,7 @@ LAYERS = [
     {"adapters", "evaluation"},
     {"plots", "doctor", "videos"},
     {"quickstart", "quickstart_parts"},
-    {"cli", "cli_console", "cli_convert", "cli_data", "cli_hub", "cli_train"},
+    {"cli", "cli_bench", "cli_console", "cli_convert", "cli_data", "cli_hub", "cli_train"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FORBIDDEN = {"data": {"envs"}, "model": {"envs"}, "hub": {"training", "agent", "envs"}}
@@ -71,11 +71,33 @@ def test_no_file_names_benchmarks_or_the_source_folder_hub() -> None:
             assert not any(name.split(".")[0] in ("benchmarks", "hub") for name in names), path
 
 
-def test_importing_the_package_loads_no_simulator_and_no_plotting() -> None:
-    heavy = "mujoco metaworld dm_control shimmy minari sklearn matplotlib tensorboard stable_baselines3 jax pandas"
-    code = f"import m3dt_agent, sys; print(sorted(set('{heavy}'.split()) & set(sys.modules)))"
+SIMULATORS = "mujoco metaworld dm_control shimmy minari sklearn matplotlib tensorboard stable_baselines3 jax pandas"
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import m3dt_agent", f"{SIMULATORS} torch h5py huggingface_hub safetensors typer rich"),
+        ("from m3dt_agent import M3DTAgent, ExpertBank, TaskDatasets", f"{SIMULATORS} h5py typer rich"),
+        ("from m3dt_agent.cli import main; main(['--help'])", f"{SIMULATORS} torch h5py huggingface_hub safetensors"),
+    ],
+)
+def test_what_starting_up_does_not_load(code: str, heavy: str) -> None:
+    code += f"; import sys; print(sorted(set('{heavy}'.split()) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_names_that_load_late_are_there_all_the_same() -> None:
+    import m3dt_agent
+    from m3dt_agent import bank
+
+    assert set(m3dt_agent.__all__) <= set(dir(m3dt_agent))
+    assert m3dt_agent.ExpertBank is bank.ExpertBank
+    for name in m3dt_agent.__all__:
+        assert getattr(m3dt_agent, name) is not None
+    with pytest.raises(ImportError, match="M3DTAgents"):
+        exec("from m3dt_agent import M3DTAgents")
 
 
 def test_all_160_ids_are_registered() -> None:

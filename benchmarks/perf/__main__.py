@@ -1,13 +1,72 @@
-"""All of them, one after the other: `python -m benchmarks.perf`, or `make perf`. About twenty minutes on two cores."""
+"""The performance programs, one after the other: `python -m benchmarks.perf`, `m3dt bench` or `make perf`.
+
+    python -m benchmarks.perf [PROGRAM…] [--quick] [--json [FILE]]
+
+Without PROGRAM all of them: about half an hour on two cores; `--quick` shows within minutes whether they run, and measures
+nothing worth keeping. Each is a process of its own and prints its table. With `--json` their records are gathered as
+{"records": […]}, in FILE, or on standard output while the tables go to standard error.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from typing import Any
 
-PROGRAMS = ("benchmarks.perf.sampler", "benchmarks.perf.model", "benchmarks.perf.transfer")
+from .frame import STANDARD_OUTPUT, add_options, write_json
+
+PROGRAMS = ("model", "acting", "sampler", "startup", "bank", "transfer", "evaluation")
+"""One module of this folder each; they take --quick and --json FILE."""
+
+
+def run_program(name: str, *, quick: bool, json_file: Path | None, tables_aside: bool) -> dict[str, Any] | None:
+    """Runs one program; its record if `json_file` was given, in which it writes it.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    command = [sys.executable, "-m", f"benchmarks.perf.{name}", *(["--quick"] if quick else [])]
+    if json_file is not None:
+        command += ["--json", str(json_file)]
+    subprocess.run(command, check=True, stdout=sys.stderr if tables_aside else None)
+    return None if json_file is None else json.loads(json_file.read_text())
+
+
+def run_all(names: list[str], *, quick: bool, json_path: str | None) -> list[str]:
+    """Runs the programs and returns those that failed."""
+    tables_aside, records, failed = json_path == STANDARD_OUTPUT, [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            print(f"\n{name}", flush=True, file=sys.stderr if tables_aside else sys.stdout)
+            json_file = None if json_path is None else Path(folder, f"{name}.json")
+            try:
+                records.append(run_program(name, quick=quick, json_file=json_file, tables_aside=tables_aside))
+            except subprocess.CalledProcessError as error:
+                failed.append(f"{name} (exit code {error.returncode})")
+    if json_path is not None:
+        write_json({"records": records}, json_path)
+    return failed
+
+
+def main() -> int:
+    """Parses the command line; 1 if a program failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.perf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"any of {', '.join(PROGRAMS)}; default: all")
+    add_options(parser)
+    args = parser.parse_args()
+    if unknown := sorted(set(args.programs) - set(PROGRAMS)):
+        parser.error(f"there is no program {', '.join(unknown)}; there are {', '.join(PROGRAMS)}")
+    failed = run_all(args.programs or list(PROGRAMS), quick=args.quick, json_path=args.json)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
 
 if __name__ == "__main__":
-    for program in PROGRAMS:
-        print(program, flush=True)
-        subprocess.run([sys.executable, "-m", program], check=True)
+    sys.exit(main())

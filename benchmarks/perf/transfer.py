@@ -1,6 +1,6 @@
 """Requests and bytes that banks and datasets cost on the Hub, counted by a Hub on loopback that the real client talks to.
 
-    python -m benchmarks.perf.transfer [--experts 48] [--embed-dim 32] [--datasets 160] [--folder DIR] [--json]
+    python -m benchmarks.perf.transfer [--experts 48] [--embed-dim 32] [--datasets 160] [--folder DIR] [--json [FILE]] [--quick]
 
 Beside ours, in the same run: the same folders sent with `HfApi.upload_folder` and fetched with `snapshot_download`, as one
 would at first. Nothing is timed: a loopback's seconds say nothing about anybody's network.
@@ -9,8 +9,6 @@ would at first. Nothing is timed: a loopback's seconds say nothing about anybody
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import os
 import sys
 import tempfile
@@ -33,6 +31,8 @@ from m3dt_agent.data.episodes import Episode, write_dataset
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.hub.banks import pull_bank, push_bank
 from m3dt_agent.hub.datasets import pull_datasets, push_datasets
+
+from .frame import add_options, begin, finish, table_wanted
 
 TOKEN = "hf_benchmark"
 BANK, DATA = "user/bank", "user/demonstrations"
@@ -135,8 +135,11 @@ def main() -> None:
     parser.add_argument("--embed-dim", type=int, default=32)
     parser.add_argument("--datasets", type=int, default=160)
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.experts, arguments.datasets = 4, 4
+    record = begin("transfer", experts=arguments.experts, datasets=arguments.datasets, quick=arguments.quick)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder, root = Path(name), Path(name, "datasets")
         small_datasets(root, arguments.datasets)
@@ -149,8 +152,8 @@ def main() -> None:
             use_endpoint(hub.endpoint)
             costs += plain_costs(hub, folder, "model", folder / "bank", "bank")
             costs += plain_costs(hub, folder, "dataset", root, "datasets")
-    if arguments.json:
-        print(json.dumps([dataclasses.asdict(cost) for cost in costs], indent=1))
+    finish(record, costs, json_path=arguments.json)
+    if not table_wanted(arguments.json):
         return
     print(f"{'':52}{'requests':>10}{'commits':>9}{'MB up':>10}{'MB down':>10}")
     for cost in costs:
