@@ -56,13 +56,22 @@ def train_command(
     steps: Annotated[int | None, typer.Option(help="Steps of each stage trained.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Windows per step; in stage 2 per expert.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="AdamW's learning rate.")] = None,
-    precision: Annotated[Literal["float32", "bfloat16", "float64"] | None, typer.Option(help="Default: float32.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float64", "auto"] | None,
+        typer.Option(help="auto: the faster of float32 and bfloat16; default: float32."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Torch's CPU threads; part of the result.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     grouping: Annotated[Literal["random", "gradient"] | None, typer.Option(help="Stage 2: how tasks are split.")] = None,
     experts_at_once: Annotated[int | None, typer.Option(help="Stage 2: experts trained together; default: what fits.")] = None,
     only_experts: Annotated[
         str | None, typer.Option(help="Stage 2: train only these, 3,7; others are trained elsewhere.")
+    ] = None,
+    skip_below: Annotated[
+        float | None, typer.Option(help="Stage 3: leave out, step by step, experts whose weight is below this; default: 0.")
+    ] = None,
+    concentrate: Annotated[
+        float | None, typer.Option(help="Stage 3: weight of the routers' entropy in the second half's loss; default: 0.")
     ] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
     conflict_every: Annotated[int | None, typer.Option(help="Stage 1: measure gradient conflict every N steps.")] = None,
@@ -84,7 +93,7 @@ def train_command(
     for_one: dict[Stage, dict[str, Any]] = {
         "backbone": {"conflict_every": conflict_every, "early_stop": early_stop or None},
         "experts": {"grouping": grouping, "experts_at_once": experts_at_once},
-        "router": {},
+        "router": {"skip_below": skip_below, "concentrate": concentrate},
     }
     wanted = STAGES if stage == "all" else (stage_name(stage),)
     if only_experts is not None and wanted != ("experts",):
@@ -153,10 +162,20 @@ def eval_command(
     episodes: Annotated[int, typer.Option(help="Episodes per task.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of each task's first episode; the next ones count up.")] = 10_000,
     experts: Annotated[str | None, typer.Option(help="mixture, none or an expert's number; default: what is trained.")] = None,
-    slots: Annotated[int, typer.Option(help="Environments stepped together.")] = 16,
+    routing_mass: Annotated[
+        float | None, typer.Option(help="Of the mixture, use the experts that carry this share of the router's weight.")
+    ] = None,
+    max_experts: Annotated[int | None, typer.Option(help="Of the mixture, use at most so many experts per block.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "auto"], typer.Option(help="Of the agent's products; auto: what is faster here.")
+    ] = "float32",
+    slots: Annotated[int, typer.Option(help="Environments that run at once.")] = 32,
     workers: Workers = None,
     stop_on_success: Annotated[bool, typer.Option("--stop-on-success", help="End Meta-World episodes at success.")] = False,
     rtg_mode: Annotated[Literal["rewards", "constant"], typer.Option(help="How the return-to-go moves.")] = "rewards",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same rows, to the last bit, on every machine of this type.")
+    ] = False,
     rows: Annotated[Path | None, typer.Option(help="Write every episode as one JSON line to this file.")] = None,
     video: Annotated[
         Path | None, typer.Option(help="Record the first episode of up to 16 tasks in one .gif or .mp4; see MUJOCO_GL.")
@@ -167,8 +186,8 @@ def eval_command(
     """Evaluate an agent or a behavior policy on fixed episodes."""
     from .evaluation import evaluate, summarize, write_rows
 
-    config = EvalConfig(episodes, seed, slots, workers, stop_on_success, rtg_mode)
-    agent = _load_agent(who, experts, device)
+    config = EvalConfig(episodes, seed, slots, workers, stop_on_success, rtg_mode, deterministic=deterministic)
+    agent = _load_agent(who, _chosen_experts(experts, routing_mass, max_experts), device, precision)
     named = bool(names or all_tasks or task_set)
     tasks = (
         choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed) if named or agent is None else agent.tasks
@@ -185,7 +204,22 @@ def eval_command(
     emit(dataclasses.asdict(summary), as_json=as_json, table=_score_table(summary))
 
 
-def _load_agent(who: str, experts: str | None, device: str) -> Any:
+def _chosen_experts(experts: str | None, routing_mass: float | None, max_experts: int | None) -> Experts | None:
+    """What the options name; None: nothing.
+
+    Raises:
+        ConfigError: a routed choice of anything but the mixture, or one that makes no sense.
+    """
+    if routing_mass is not None or max_experts is not None:
+        from .model import Routing
+
+        if experts not in (None, "mixture"):
+            raise ConfigError(f"--routing-mass and --max-experts go with --experts mixture; got --experts {experts}")
+        return Routing(1.0 if routing_mass is None else routing_mass, max_experts)
+    return int(experts) if experts is not None and experts.isdigit() else experts  # type: ignore[return-value]
+
+
+def _load_agent(who: str, experts: Experts | None, device: str, precision: Literal["float32", "bfloat16", "auto"]) -> Any:
     """The agent of the bank `who`, or None if `who` is a behavior policy's level.
 
     Raises:
@@ -198,10 +232,9 @@ def _load_agent(who: str, experts: str | None, device: str) -> Any:
         if parse_level(who)[0] in ("random", "zero", "scripted", *SNAPSHOT_LEVELS):
             return None
         raise BankError(f"{who!r} is neither a bank's folder nor a behavior policy (random, zero, novice, medium, expert)")
-    agent = M3DTAgent.load(who, device=device)
+    agent = M3DTAgent.load(who, device=device, precision=precision)
     if experts is not None:
-        chosen: Experts = int(experts) if experts.isdigit() else experts  # type: ignore[assignment]
-        agent.experts = chosen
+        agent.experts = experts
     return agent
 
 

@@ -1,14 +1,15 @@
 """Rollouts with fixed quotas and seeds over the mixed-task vector environment. Rolling out never scores; see `scores.py`.
 
-Everything is assigned before anything runs, so that short episodes are not favoured and results do not depend on timing:
+    episodes   every task × seeds config.seed … config.seed + episodes - 1, fixed before anything runs, so that short ones are
+               not favoured; the policy has a state for each
+    slots      `config.slots` environments in worker processes; each runs one episode after the other, of its own task while
+               there are any, then of the task with the most left
+    groups     with `config.overlap` halves of the slots, in strict turn: the workers step one while the policy acts for the
+               other; else all slots are one group
 
-    jobs      every task × seeds config.seed … config.seed + episodes - 1
-    waves     tasks sorted by episode length, `config.slots` tasks per wave
-    slots     of a wave, shared out so that the longest-running task gets the next one; a task's seeds are dealt to its slots
-    step      slot i runs its seeds one after the other, then is frozen; the wave ends when all slots are
-
-A policy learns each slot's task and seeds in `reset`, so one that draws random numbers can derive them from the episode's seed.
-Rows come back ordered by task (as asked) and seed, whatever the number of slots and workers.
+What acts together depends on the lengths of episodes and on `config.slots`, never on timing or on the number of workers. A
+policy learns each episode's task and seed in `reset`, so one that draws random numbers can derive them from the seed. Rows come
+back ordered by task (as asked) and seed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import functools
 import importlib.metadata
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,8 +36,10 @@ from .data.behavior import BehaviorPolicy, behavior_policy
 from .data.task_datasets import TaskDatasets
 from .envs.vector import MixedTaskVectorEnv
 from .errors import ConfigError, InvalidValueError
+from .model import Routing
 from .scores import EpisodeResult, Summary, read_rows, summarize, write_rows
-from .tasks import MAX_ACT_DIM, TaskSpec, lookup, resolve
+from .tasks import MAX_ACT_DIM, MAX_OBS_DIM, TaskSpec, lookup, resolve
+from .training.loop import cpu_threads
 
 __all__ = [
     "AgentPolicy",
@@ -53,6 +57,10 @@ __all__ = [
 
 _ERROR_BATCH = 128
 """Windows predicted at once in `action_error`."""
+
+_EPISODES_AT_ONCE = 1024
+"""A policy has a state for each episode, with its prompt's keys and values: 0.2 MB each in the paper's model."""
+_DETERMINISTIC_THREADS = 2
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -83,8 +91,13 @@ class AgentPolicy:
 
     def __init__(self, agent: M3DTAgent, rtg_mode: RtgMode = "rewards", name: str | None = None) -> None:
         self._agent, self._rtg_mode = agent, rtg_mode
-        self.name = name or f"m3dt-{_EXPERTS_NAMES.get(agent.experts, f'expert-{agent.experts}')}"
+        self.name = name or f"m3dt-{_experts_name(agent.experts)}"
         self.bank_hash = agent.content_hash
+
+    @property
+    def device(self) -> torch.device:
+        """Where the agent's model runs."""
+        return self._agent.device
 
     def reset(self, tasks: Sequence[TaskSpec], seeds: Sequence[Sequence[int]]) -> None:
         self._agent.reset(tasks, rtg_mode=self._rtg_mode)
@@ -93,7 +106,10 @@ class AgentPolicy:
         return self._agent.act(obs, reward=reward, reset_mask=reset_mask, active=active)
 
 
-_EXPERTS_NAMES: dict[Experts, str] = {"none": "backbone", "mixture": "mixture"}
+def _experts_name(experts: Experts) -> str:
+    if isinstance(experts, Routing):
+        return "routed"
+    return f"expert-{experts}" if isinstance(experts, int) else {"none": "backbone", "mixture": "mixture"}[experts]
 
 
 class BehaviorPolicies:
@@ -120,32 +136,39 @@ class BehaviorPolicies:
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """One slot of a wave: its task, and the seeds of the episodes it runs, in order."""
+class Episode:
+    """One episode to run."""
 
     task: TaskSpec
-    seeds: tuple[int, ...]
+    seed: int
 
 
-def plan(tasks: Sequence[TaskSpec], config: EvalConfig) -> list[list[Slot]]:
-    """The waves: which slot runs which episodes. Every (task, seed) is in exactly one slot."""
-    by_length = sorted(tasks, key=lambda task: -task.max_episode_steps)
-    return [_wave(by_length[i : i + config.slots], config) for i in range(0, len(by_length), config.slots)]
+class Queue:
+    """Numbers of the episodes that nobody has begun, and how many slots run each task."""
 
+    def __init__(self, episodes: Sequence[Episode]) -> None:
+        self._left: dict[TaskSpec, deque[int]] = {}
+        self._slots: Counter[TaskSpec] = Counter()
+        for i, episode in enumerate(episodes):
+            self._left.setdefault(episode.task, deque()).append(i)
 
-def _wave(tasks: Sequence[TaskSpec], config: EvalConfig) -> list[Slot]:
-    shares = dict.fromkeys(tasks, 1)
+    def take(self, last: TaskSpec | None = None) -> int:
+        """The next episode of a slot that ran `last` (None: nothing yet), -1 if there are no more.
 
-    def steps(task: TaskSpec) -> int:  # until the task's last slot ends, if no episode ends early
-        return math.ceil(config.episodes / shares[task]) * task.max_episode_steps
+        Of the same task if it has one left, since another takes a new environment; else of the task whose slots, with this one,
+        have the most steps to go.
+        """
+        if last is not None:
+            self._slots[last] -= 1
+        waiting = [task for task, left in self._left.items() if left]
+        if not waiting:
+            return -1
+        task = last if last in waiting else max(waiting, key=self._steps_to_go)
+        self._slots[task] += 1
+        return self._left[task].popleft()
 
-    while sum(shares.values()) < config.slots:
-        longest = max((task for task in tasks if shares[task] < config.episodes), key=steps, default=None)
-        if longest is None:
-            break
-        shares[longest] += 1
-    seeds = range(config.seed, config.seed + config.episodes)
-    return [Slot(task, tuple(seeds[k :: shares[task]])) for task in tasks for k in range(shares[task])]
+    def _steps_to_go(self, task: TaskSpec) -> float:
+        return len(self._left[task]) * task.max_episode_steps / (self._slots[task] + 1)
 
 
 def evaluate(
@@ -172,11 +195,23 @@ def evaluate(
     if not specs:
         raise ConfigError("evaluate needs at least one task")
     acting = _as_policy(policy, config)
+    episodes = [Episode(task, config.seed + k) for task in specs for k in range(config.episodes)]
     shown = sys.stderr.isatty() if progress is None else progress
-    with tqdm(total=len(specs) * config.episodes, desc=f"evaluate {acting.name}", unit="episode", disable=not shown) as bar:
-        rows = [row for wave in plan(specs, config) for row in _run_wave(acting, wave, config, bar)]
-    order = {task.name: i for i, task in enumerate(specs)}
-    return sorted(rows, key=lambda row: (order[row.task], row.seed))
+    rows: list[EpisodeResult] = []
+    with (
+        tqdm(total=len(episodes), desc=f"evaluate {acting.name}", unit="episode", disable=not shown) as bar,
+        cpu_threads(_DETERMINISTIC_THREADS if config.deterministic else torch.get_num_threads()),
+    ):
+        for first in range(0, len(episodes), _EPISODES_AT_ONCE):
+            rows += _Rollout(acting, episodes[first : first + _EPISODES_AT_ONCE], config, bar).run()
+    return rows
+
+
+def _overlaps(policy: VectorPolicy, config: EvalConfig) -> bool:
+    """An agent on the CPU competes with the simulators for its cores, and half a batch costs more than half of a whole one."""
+    if config.overlap is not None:
+        return config.overlap
+    return isinstance(policy, BehaviorPolicies) or (isinstance(policy, AgentPolicy) and policy.device.type != "cpu")
 
 
 def _as_policy(policy: M3DTAgent | VectorPolicy | str, config: EvalConfig) -> VectorPolicy:
@@ -185,38 +220,86 @@ def _as_policy(policy: M3DTAgent | VectorPolicy | str, config: EvalConfig) -> Ve
     return BehaviorPolicies(policy) if isinstance(policy, str) else policy
 
 
-def _run_wave(policy: VectorPolicy, wave: Sequence[Slot], config: EvalConfig, bar: Any) -> Iterator[EpisodeResult]:
-    N = len(wave)
-    policy.reset([slot.task for slot in wave], [slot.seeds for slot in wave])
-    env = MixedTaskVectorEnv([slot.task for slot in wave], workers=config.workers, stop_on_success=config.stop_on_success)
-    with contextlib.closing(env):
-        episode = np.zeros(N, np.int64)  # which of its seeds a slot is running
-        returns, lengths = np.zeros(N), np.zeros(N, np.int64)
-        active, starts = np.ones(N, bool), np.ones(N, bool)
-        reward: npt.NDArray[np.float64] | None = None
-        obs, info = env.reset(seed=[slot.seeds[0] for slot in wave])
-        while active.any():
-            actions = policy.act(obs, reward=reward, reset_mask=starts, active=active)
-            obs, reward, terminated, truncated, info = env.step(actions)
-            returns += np.where(active, reward, 0.0)
-            lengths += active
-            ended = active & (terminated | truncated)
-            for i in np.flatnonzero(ended).tolist():
-                yield _row(wave[i], int(episode[i]), returns[i], lengths[i], info["success"][i], policy, config)
-                bar.update()
-            starts = ended & (episode + 1 < [len(slot.seeds) for slot in wave])
-            active &= ~ended | starts
-            episode[starts] += 1
-            returns[ended], lengths[ended] = 0.0, 0
-            if starts.any():
-                seeds = [slot.seeds[k] if start else None for slot, k, start in zip(wave, episode, starts, strict=True)]
-                obs, _ = env.reset(seed=seeds, options={"reset_mask": starts})
+class _Rollout:
+    """Runs M episodes in S slots. Arrays (M, ...) are by episode."""
+
+    def __init__(self, policy: VectorPolicy, episodes: Sequence[Episode], config: EvalConfig, bar: Any) -> None:
+        self._policy, self._episodes, self._config, self._bar = policy, episodes, config, bar
+        M, S = len(episodes), min(config.slots, len(episodes))
+        self._queue = Queue(episodes)
+        self._running = np.array([self._queue.take() for _ in range(S)])  # (S,) the episode of a slot, -1: none any more
+        G = 2 if _overlaps(policy, config) else 1
+        self._groups = np.arange(G)[:, None] == np.arange(S) * G // S  # (G, S)
+        self._observations, self._rewards = np.zeros((M, MAX_OBS_DIM), np.float32), np.zeros(M)
+        self._returns, self._lengths = np.zeros(M), np.zeros(M, np.int64)
+        self._rows: dict[int, EpisodeResult] = {}
+
+    def run(self) -> list[EpisodeResult]:
+        """The row of every episode."""
+        self._policy.reset([episode.task for episode in self._episodes], [(episode.seed,) for episode in self._episodes])
+        tasks = [self._episodes[i].task for i in self._running.tolist()]
+        with contextlib.closing(
+            MixedTaskVectorEnv(tasks, workers=self._config.workers, stop_on_success=self._config.stop_on_success)
+        ) as self._env:
+            for group in self._groups:
+                self._begin(group)
+            while (self._running >= 0).any():
+                for group in self._groups:
+                    self._turn(group & (self._running >= 0))
+        return [self._rows[i] for i in range(len(self._episodes))]
+
+    def _turn(self, group: Bools) -> None:
+        """What the slots of `group` (S,) did is taken in, new episodes begin where one ended, and the others act."""
+        obs, reward, terminated, truncated, info = self._env.wait(group)
+        self._check_finite(obs, group)
+        episodes = self._running[group]  # (k,)
+        self._observations[episodes], self._rewards[episodes] = obs[group], reward[group]
+        self._returns[episodes] += reward[group]
+        ended = group & (terminated | truncated)
+        for slot in np.flatnonzero(ended).tolist():
+            self._end(slot, info["success"][slot])
+        self._begin(ended & (self._running >= 0))
+        self._act(group & ~ended)
+
+    def _check_finite(self, obs: Floats, group: Bools) -> None:
+        bad = group & ~np.isfinite(obs).all(axis=1)
+        if bad.any():
+            i = int(self._running[bad][0])
+            task, seed = self._episodes[i].task, self._episodes[i].seed
+            raise InvalidValueError(
+                f"task {task.name!r}, seed {seed}: an observation is not finite after {self._lengths[i]} steps"
+            )
+
+    def _end(self, slot: int, success: bool) -> None:
+        i = int(self._running[slot])
+        self._rows[i] = _row(self._episodes[i], self._returns[i], self._lengths[i], success, self._policy, self._config)
+        self._bar.update()
+        self._running[slot] = self._queue.take(self._episodes[i].task)
+
+    def _begin(self, slots: Bools) -> None:
+        if slots.any():
+            episodes = [self._episodes[i] for i in self._running.tolist()]  # of the others any, they are not reset
+            tasks, seeds = zip(*((episode.task, episode.seed) for episode in episodes), strict=True)
+            self._env.reset_async(seed=list(seeds), options={"reset_mask": slots, "tasks": tasks})
+
+    def _act(self, slots: Bools) -> None:
+        episodes = self._running[slots]
+        if not episodes.size:
+            return
+        active = np.zeros(len(self._episodes), bool)
+        active[episodes] = True
+        starts = active & (self._lengths == 0)
+        actions = np.zeros((len(slots), MAX_ACT_DIM), np.float32)
+        acted = self._policy.act(self._observations, reward=self._rewards, reset_mask=starts, active=active)
+        actions[slots] = acted[episodes]
+        self._lengths[episodes] += 1
+        self._env.step_async(actions, slots)
 
 
 def _row(
-    slot: Slot, episode: int, episode_return: float, length: int, success: bool, policy: VectorPolicy, config: EvalConfig
+    episode: Episode, episode_return: float, length: int, success: bool, policy: VectorPolicy, config: EvalConfig
 ) -> EpisodeResult:
-    task, seed = slot.task, slot.seeds[episode]
+    task, seed = episode.task, episode.seed
     if not math.isfinite(episode_return):
         raise InvalidValueError(f"task {task.name!r}, seed {seed}: the return is {episode_return} after {length} steps")
     succeeds = task.domain == "metaworld"

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3dt_agent.cli import main
+from m3dt_agent.cli_bench import find_checkout
 from m3dt_agent.cli_console import duration, quiet_stdout, size
 from m3dt_agent.cli_data import collection_estimate, parse_mixture
 from m3dt_agent.errors import ConfigError
@@ -57,7 +58,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_lists_every_command(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("tasks", "collect", "behavior", "data", "train", "eval", "info", "convert", "push", "pull", "doctor"):
+    for command in (
+        "tasks",
+        "collect",
+        "behavior",
+        "data",
+        "train",
+        "eval",
+        "info",
+        "convert",
+        "push",
+        "pull",
+        "doctor",
+        "bench",
+    ):
         assert command in out
 
 
@@ -69,6 +83,22 @@ def test_light_commands_load_neither_torch_nor_simulators() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_bench_runs_the_programs_of_the_checkout(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "startup", "--quick", "--json"]) == 0
+    (record,) = json.loads(capfd.readouterr().out)["records"]
+    assert record["program"] == "startup"
+    assert {"import torch", "m3dt --help"} <= {row["what"] for row in record["rows"]}
+    assert main(["bench", "nonsense"]) == 2
+    assert "there is no program nonsense" in capfd.readouterr().err
+
+
+def test_bench_without_a_checkout_says_what_to_do(tmp_path: Path) -> None:
+    checkout = Path(__file__).parents[1]
+    assert find_checkout(tmp_path, checkout) == checkout
+    with pytest.raises(ConfigError, match=rf"no checkout of it at {tmp_path} or /nowhere; clone it, run `pip install -e"):
+        find_checkout(tmp_path, Path("/nowhere"))
 
 
 def test_tasks_as_json(run: Run) -> None:
@@ -214,6 +244,10 @@ def test_evaluating_a_bank_and_writing_its_episodes(made: Path, tmp_path: Path, 
     assert list(json.loads(out)["tasks"]) == [NAMES[2]]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [(row["task"], row["seed"]) for row in rows] == [(NAMES[2], 5), (NAMES[2], 6)]
+    for workers in (0, 1):
+        again = ("--workers", workers, "--deterministic", "--rows", tmp_path / f"deterministic-{workers}.jsonl")
+        assert run("eval", made / "bank", NAMES[2], *arguments, *again)[0] == 0
+    assert (tmp_path / "deterministic-0.jsonl").read_bytes() == (tmp_path / "deterministic-1.jsonl").read_bytes()
     assert json.loads(run("eval", made / "bank", NAMES[2], *arguments, "--experts", "none")[1])["policy"] == "m3dt-backbone"
     assert json.loads(run("eval", made / "bank", NAMES[2], *arguments, "--experts", "1")[1])["policy"] == "m3dt-expert-1"
 

@@ -16,7 +16,15 @@ from m3dt_agent.cli import main
 from m3dt_agent.hub import client
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/data.md", "docs/training.md", "docs/cli.md", "docs/hub.md", "docs/benchmarks.md")
+PAGES = (
+    "README.md",
+    "docs/data.md",
+    "docs/training.md",
+    "docs/cli.md",
+    "docs/hub.md",
+    "docs/benchmarks.md",
+    "docs/performance.md",
+)
 _SNIPPET = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 for _simulator in ("metaworld", "dm_control", "shimmy", "mujoco"):

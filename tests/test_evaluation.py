@@ -1,18 +1,24 @@
-"""Evaluation in the real simulators: quotas, seeds, slots, workers, stopping at success, and the action error."""
+"""Evaluation in the real simulators: quotas, seeds, slots, workers, threads, stopping at success, and the action error."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import heapq
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import torch
 from contracts import random_bank, random_datasets
+from hypothesis import given
+from hypothesis import strategies as st
 
 import m3dt_agent.envs
 from m3dt_agent.agent import M3DTAgent
@@ -20,10 +26,13 @@ from m3dt_agent.config import EvalConfig, ModelConfig
 from m3dt_agent.data.behavior import behavior_policy
 from m3dt_agent.data.prompts import Prompt, prompt_window
 from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.envs.locomotion import CheetahVelEnv
 from m3dt_agent.envs.wrappers import StopOnSuccess
-from m3dt_agent.errors import ConfigError, InvalidValueError, UnknownTaskError
-from m3dt_agent.evaluation import action_error, evaluate, plan, read_rows, summarize, write_rows
-from m3dt_agent.tasks import TASKS, TaskSpec, get, task_set
+from m3dt_agent.errors import ConfigError, InvalidValueError, M3DTError, UnknownTaskError
+from m3dt_agent.evaluation import AgentPolicy, Episode, Queue, action_error, evaluate, read_rows, summarize, write_rows
+from m3dt_agent.model import Routing
+from m3dt_agent.tasks import TASKS, TaskSpec, get
+from m3dt_agent.training.loop import cpu_threads
 
 m3dt_agent.envs.register()
 
@@ -41,19 +50,34 @@ def agent(tmp_path: Path, data: TaskDatasets) -> M3DTAgent:
     return M3DTAgent.from_pretrained(random_bank(tmp_path / "bank", data, CONFIG).path)
 
 
-@pytest.mark.parametrize("slots", [1, 3, 16, 200])
-@pytest.mark.parametrize("episodes", [1, 4, 10])
-def test_every_episode_is_planned_once_in_few_full_waves(slots: int, episodes: int) -> None:
-    tasks = [*task_set("mt10"), get("ant-dir-1"), get("cheetah-vel-2")]
-    config = EvalConfig(episodes=episodes, slots=slots, seed=7)
-    waves = plan(tasks, config)
-    jobs = collections.Counter((slot.task.name, seed) for wave in waves for slot in wave for seed in slot.seeds)
-    assert jobs == dict.fromkeys([(task.name, seed) for task in tasks for seed in range(7, 7 + episodes)], 1)
-    assert len(waves) == -(-len(tasks) // slots)
-    for wave in waves:
-        assert len(wave) <= slots
-        assert all(slot.seeds for slot in wave)
-        assert len(wave) == slots or all(len(slot.seeds) == 1 for slot in wave) or wave is waves[-1]
+@given(data=st.data())
+def test_every_episode_is_taken_once_and_no_slot_idles_while_one_waits(data: st.DataObject) -> None:
+    """Episodes end whenever they like. Then no slot ends later than the average and one episode more (Graham's bound)."""
+    tasks = data.draw(st.lists(st.sampled_from(TASKS), min_size=1, max_size=6, unique=True))
+    per_task, slots = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 8))
+    episodes = [Episode(task, seed) for task in tasks for seed in range(per_task)]
+    lengths = data.draw(st.lists(st.integers(1, 500), min_size=len(episodes), max_size=len(episodes)))
+    queue, taken = Queue(episodes), []
+    running = [(lengths[i], slot, i) for slot in range(slots) if (i := queue.take()) >= 0]
+    heapq.heapify(running)
+    while running:
+        now, slot, i = heapq.heappop(running)
+        taken.append(i)
+        left = {episodes[k].task for k in range(len(episodes)) if k not in taken and k not in [r[2] for r in running]}
+        following = queue.take(episodes[i].task)
+        assert (following == -1) == (not left)
+        if following >= 0:
+            assert (episodes[following].task == episodes[i].task) == (episodes[i].task in left), "a task changed needlessly"
+            heapq.heappush(running, (now + lengths[following], slot, following))
+    assert sorted(taken) == list(range(len(episodes)))
+    assert now <= sum(lengths) / slots + max(lengths)
+
+
+def test_slots_are_shared_out_by_the_steps_that_tasks_have() -> None:
+    episodes = [Episode(get(name), seed) for name in ("cheetah-vel-25", "reach") for seed in range(10)]
+    queue = Queue(episodes)
+    first = collections.Counter(episodes[queue.take()].task.name for _ in range(7))
+    assert first == {"reach": 5, "cheetah-vel-25": 2}  # 500 and 200 steps
 
 
 def rollout(task: TaskSpec, seed: int, level: str, stop: bool = False) -> tuple[float, int, bool]:
@@ -95,12 +119,12 @@ def test_without_stopping_an_episode_has_its_full_length() -> None:
 
 @pytest.mark.parametrize("level", ["random", "expert+0.5"])
 def test_behavior_rows_do_not_depend_on_slots_and_workers(level: str) -> None:
-    tasks = ["cheetah-vel-25", "ant-dir-3"]
+    tasks = ["cheetah-vel-25", "pendulum-swingup", "ant-dir-3"]  # one slot runs all three, one after the other
     results = [
-        evaluate(level, tasks, EvalConfig(episodes=5, slots=slots, workers=workers))
-        for slots, workers in ((1, 0), (3, 0), (32, 2))
+        evaluate(level, tasks, EvalConfig(episodes=4, slots=slots, workers=workers, overlap=overlap))
+        for slots, workers, overlap in ((1, 0, False), (3, 0, True), (4, 1, True), (5, 2, False), (32, 2, True))
     ]
-    assert results[0] == results[1] == results[2]
+    assert results == results[:1] * 5
 
 
 SLOTS_AND_WORKERS = [(2, 0), (5, 0), (16, 2)]
@@ -119,11 +143,21 @@ def test_agent_rows_do_not_depend_on_slots_and_workers(tmp_path: Path, data: Tas
 def test_agent_rows_in_float64_are_the_same_to_the_last_bit(agent: M3DTAgent) -> None:
     """Even where contacts amplify rounding over 200 steps: ant-dir returns of this agent differ by half in float32."""
     agent.model.double()
-    configs = [EvalConfig(episodes=3, slots=slots, workers=workers) for slots, workers in SLOTS_AND_WORKERS]
+    configs = [
+        EvalConfig(episodes=3, slots=slots, workers=workers, overlap=workers == 2) for slots, workers in SLOTS_AND_WORKERS
+    ]
     results = [evaluate(agent, ["cheetah-vel-25", "ant-dir-3"], config) for config in configs]
     assert results[0] == results[1] == results[2]
     assert {row.bank_hash for row in results[0]} == {agent.content_hash}
     assert {row.policy for row in results[0]} == {"m3dt-mixture"}
+
+
+def test_a_policy_is_named_by_the_experts_that_act(agent: M3DTAgent) -> None:
+    names = {"mixture": "m3dt-mixture", "none": "m3dt-backbone", 1: "m3dt-expert-1", Routing(max_experts=2): "m3dt-routed"}
+    for experts, name in names.items():
+        agent.experts = experts  # type: ignore[assignment]
+        assert AgentPolicy(agent).name == name
+        assert AgentPolicy(agent, name="mine").name == "mine"
 
 
 def test_the_agent_sees_rewards_unless_told_otherwise(agent: M3DTAgent) -> None:
@@ -144,6 +178,18 @@ def test_the_agent_sees_rewards_unless_told_otherwise(agent: M3DTAgent) -> None:
     assert returns["rewards"] != returns["constant"]
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_deterministic_rows_are_the_same_for_any_number_of_workers_and_threads(agent: M3DTAgent, overlap: bool) -> None:
+    """In float32, on a task whose contacts amplify a last bit to half of a return."""
+    config = EvalConfig(episodes=3, slots=4, overlap=overlap, deterministic=True)
+    results = []
+    for workers, threads in ((0, 1), (1, 2), (2, 1)):
+        with cpu_threads(threads):
+            results.append(evaluate(agent, ["ant-dir-3", "cheetah-vel-25"], dataclasses.replace(config, workers=workers)))
+            assert torch.get_num_threads() == threads
+    assert results == results[:1] * 3
+
+
 class Recorder:
     """A policy that keeps what it was called with."""
 
@@ -151,29 +197,98 @@ class Recorder:
 
     def __init__(self, action: float = 0.0) -> None:
         self.action, self.calls, self.schedule = action, [], []  # type: ignore[var-annotated]
+        self.threads: set[int] = set()
 
     def reset(self, tasks: Sequence[TaskSpec], seeds: Sequence[Sequence[int]]) -> None:
         self.schedule.append([(task.name, list(queue)) for task, queue in zip(tasks, seeds, strict=True)])
 
     def act(self, obs: Any, *, reward: Any, reset_mask: Any, active: Any) -> Any:
-        self.calls.append((obs.copy(), None if reward is None else reward.copy(), reset_mask.copy(), active.copy()))
+        self.threads.add(torch.get_num_threads())
+        self.calls.append((obs.copy(), reward.copy(), reset_mask.copy(), active.copy()))
         return np.full((len(obs), 8), self.action, np.float32)
 
 
-def test_what_a_policy_is_told() -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_what_a_policy_is_told(overlap: bool) -> None:
     policy = Recorder()
-    rows = evaluate(policy, ["cheetah-vel-3", "ant-dir-0"], EvalConfig(episodes=3, slots=3, workers=0, seed=1))
-    assert policy.schedule == [[("cheetah-vel-3", [1, 3]), ("cheetah-vel-3", [2]), ("ant-dir-0", [1, 2, 3])]]
-    assert {row.policy for row in rows} == {"recorder"}
-    obs, rewards, starts, active = (list(column) for column in zip(*policy.calls, strict=True))
-    assert rewards[0] is None
-    assert obs[0].shape == (3, 39)
-    assert np.sum(starts, axis=0).tolist() == [2, 1, 3]
-    lengths = {(row.task, row.seed): row.length for row in rows}
-    expected = [lengths["cheetah-vel-3", 1] + lengths["cheetah-vel-3", 3], lengths["cheetah-vel-3", 2]]
-    assert np.sum(active, axis=0).tolist() == [*expected, sum(lengths["ant-dir-0", seed] for seed in (1, 2, 3))]
-    first = gym.make("M3DT/ant-dir-0-v0").reset(seed=1)[0]
-    np.testing.assert_array_equal(obs[0][2, :27], first)
+    config = EvalConfig(episodes=3, slots=4, workers=0, seed=1, overlap=overlap)
+    rows = evaluate(policy, ["cheetah-vel-3", "ant-dir-0"], config)
+    episodes = [(name, seed) for name in ("cheetah-vel-3", "ant-dir-0") for seed in (1, 2, 3)]
+    assert policy.schedule == [[(name, [seed]) for name, seed in episodes]]
+    assert [(row.task, row.seed, row.policy) for row in rows] == [(*episode, "recorder") for episode in episodes]
+    obs, rewards, starts, active = (np.array(column) for column in zip(*policy.calls, strict=True))  # (calls, 6, …)
+    assert starts.sum(axis=0).tolist() == [1] * 6
+    assert active.sum(axis=0).tolist() == [row.length for row in rows]
+    assert active.sum(axis=1).max() == (2 if overlap else 4)
+    for i, (name, seed) in enumerate(episodes):
+        oracle = played(name, seed, policy.action)
+        for k, (observation, reward) in zip(np.flatnonzero(active[:, i]), oracle, strict=True):
+            np.testing.assert_array_equal(obs[k, i, : len(observation)], observation)
+            assert not obs[k, i, len(observation) :].any()
+            assert starts[k, i] or rewards[k, i] == reward
+
+
+def played(name: str, seed: int, action: float) -> list[tuple[Any, float]]:
+    """What a policy that always takes this action is to see in an episode: observations, and the rewards before them."""
+    env = gym.make(get(name).env_id)
+    obs, reward, done = env.reset(seed=seed)[0], 0.0, False
+    seen = []
+    while not done:
+        seen.append((obs, reward))
+        obs, reward, terminated, truncated, _ = env.step(np.full(env.action_space.shape, action, np.float32))  # type: ignore[arg-type, assignment]
+        done = terminated or truncated
+    env.close()
+    return seen
+
+
+def test_threads_of_torch_are_fixed_for_deterministic_rows_only_and_given_back() -> None:
+    config = EvalConfig(episodes=1, workers=0)
+    with cpu_threads(1):
+        for deterministic, threads in ((False, {1}), (True, {2})):
+            policy = Recorder()
+            evaluate(policy, ["cheetah-vel-3"], dataclasses.replace(config, deterministic=deterministic))
+            assert policy.threads == threads
+        with pytest.raises(InvalidValueError):
+            evaluate(Recorder(float("nan")), ["cheetah-vel-3"], dataclasses.replace(config, deterministic=True))
+        assert torch.get_num_threads() == 1
+
+
+def test_many_episodes_are_played_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EvalConfig(episodes=5, slots=3, workers=0)
+    whole = evaluate("random", ["cheetah-vel-3", "ant-dir-0"], config)
+    monkeypatch.setattr(m3dt_agent.evaluation, "_EPISODES_AT_ONCE", 4)
+    assert evaluate("random", ["cheetah-vel-3", "ant-dir-0"], config) == whole
+    policy = Recorder()
+    evaluate(policy, ["cheetah-vel-3", "ant-dir-0"], config)
+    assert [len(part) for part in policy.schedule] == [4, 4, 2]
+
+
+def test_an_observation_that_is_not_finite_is_named_by_task_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverges(env: CheetahVelEnv) -> Any:
+        return np.full(20, np.nan if env._steps_left == 190 else 0.0, np.float32)
+
+    monkeypatch.setattr(CheetahVelEnv, "_observe", diverges)
+    with pytest.raises(InvalidValueError, match=r"'cheetah-vel-3', seed 7: an observation is not finite after 11 steps"):
+        evaluate("zero", ["cheetah-vel-3"], EvalConfig(episodes=1, seed=7, workers=0))
+
+
+def test_a_worker_that_dies_ends_the_evaluation_and_the_others() -> None:
+    class Killer(Recorder):
+        def act(self, obs: Any, **told: Any) -> Any:
+            if len(self.calls) == 5:
+                self.children = environment_workers()
+                os.kill(self.children[0], signal.SIGKILL)
+            return super().act(obs, **told)
+
+    policy = Killer()
+    with pytest.raises(M3DTError, match=r"environment worker \d .*cheetah-vel-3.* died: killed by signal 9"):
+        evaluate(policy, ["cheetah-vel-3"], EvalConfig(episodes=4, slots=4, workers=2, overlap=True))
+    assert not set(policy.children) & set(environment_workers())
+
+
+def environment_workers() -> list[int]:
+    """Environment workers of this process."""
+    return [process.pid for process in psutil.Process().children() if "m3dt_agent.envs.worker" in process.cmdline()]
 
 
 def test_what_evaluate_refuses(agent: M3DTAgent) -> None:

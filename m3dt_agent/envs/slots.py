@@ -4,8 +4,8 @@
     observations     (n, 39) float32      walker-run: 24 numbers and 15 zeros, …
     actions          (n, 8) float32       walker-run: the first 6 are used
 
-A slot is active from its reset to the end of its episode, then frozen: last observation, reward 0, `terminated` and `truncated`
-as they were at the end. Nothing resets by itself.
+A slot is active from its reset to the end of its episode, then frozen, which is the caller's to know: what is stepped here is
+active. Nothing resets by itself. A reset may give a slot another task.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ class SlotStates:
         flags = [np.zeros(n, np.bool_) for _ in range(4)]
         return cls(np.zeros((n, MAX_OBS_DIM), np.float32), np.zeros(n), *flags)
 
+    def take(self, slots: NDArray[np.intp]) -> SlotStates:
+        """The states of the given slots, in order, in arrays of their own."""
+        return SlotStates(*(getattr(self, field)[slots] for field in self.__slots__))
+
     def put(self, slots: NDArray[np.intp], other: SlotStates) -> None:
         """Overwrites the given slots with those of `other`, in order."""
         for field in self.__slots__:
@@ -49,44 +53,49 @@ class SlotStates:
 
 
 class Slots:
-    """One environment per task, made through `gymnasium.make`; `states` is updated in place by `reset` and `step`."""
+    """One environment per task, made through `gymnasium.make`. `reset` and `step` act on k of them and return their states."""
 
     def __init__(self, tasks: Sequence[TaskSpec], stop_on_success: bool) -> None:
-        self.tasks = tuple(tasks)
-        self.states = SlotStates.empty(len(self.tasks))
-        self._envs = [self._make(task, stop_on_success) for task in self.tasks]
+        self._tasks = list(tasks)
+        self._stop_on_success = stop_on_success
+        self._states = SlotStates.empty(len(self._tasks))
+        self._envs = [self._make(task) for task in self._tasks]
 
-    @staticmethod
-    def _make(task: TaskSpec, stop_on_success: bool) -> gym.Env[NDArray[np.float32], NDArray[np.float32]]:
+    def _make(self, task: TaskSpec) -> gym.Env[NDArray[np.float32], NDArray[np.float32]]:
         env = gym.make(task.env_id, disable_env_checker=True)
-        return StopOnSuccess(env) if stop_on_success else env
+        return StopOnSuccess(env) if self._stop_on_success else env
 
-    def reset(self, mask: NDArray[np.bool_], seeds: Sequence[int | None]) -> SlotStates:
-        """Starts an episode in each slot of `mask` (n,); `seeds` (n) may hold None."""
-        states = self.states
-        for i in np.flatnonzero(mask).tolist():
-            observation, info = self._envs[i].reset(seed=seeds[i])
+    def reset(self, slots: NDArray[np.intp], seeds: Sequence[int | None], tasks: Sequence[TaskSpec]) -> SlotStates:
+        """Starts an episode of tasks[j] with seeds[j] in slot slots[j]; a slot whose task changes gets a new environment."""
+        states = self._states
+        for i, seed, task in zip(slots.tolist(), seeds, tasks, strict=True):
+            if task != self._tasks[i]:
+                self._replace(i, task)
+            observation, info = self._envs[i].reset(seed=seed)
             states.observations[i, : observation.size] = observation
             states.success[i] = info.get("success", False)
-        states.rewards[mask] = 0.0
-        states.terminated[mask] = states.truncated[mask] = False
-        states.active[mask] = True
-        return states
+        states.rewards[slots] = 0.0
+        states.terminated[slots] = states.truncated[slots] = False
+        states.active[slots] = True
+        return states.take(slots)
 
-    def step(self, actions: NDArray[np.float32]) -> SlotStates:
-        """One agent step in each active slot; `actions` (n, 8)."""
-        states = self.states
-        states.rewards[:] = 0.0
-        for i in np.flatnonzero(states.active).tolist():
-            action = actions[i, : self.tasks[i].act_dim]
-            observation, states.rewards[i], terminated, truncated, info = self._envs[i].step(action)
+    def step(self, slots: NDArray[np.intp], actions: NDArray[np.float32]) -> SlotStates:
+        """One agent step in each of `slots`, which are active; `actions` (k, 8)."""
+        states = self._states
+        for i, action in zip(slots.tolist(), actions, strict=True):
+            observation, states.rewards[i], terminated, truncated, info = self._envs[i].step(action[: self._tasks[i].act_dim])
             states.observations[i, : observation.size] = observation
             states.success[i] = info.get("success", False)
             states.terminated[i], states.truncated[i] = terminated, truncated
             states.active[i] = not (terminated or truncated)
-        return states
+        return states.take(slots)
 
     def close(self) -> None:
         """Closes every environment."""
         for env in self._envs:
             env.close()
+
+    def _replace(self, i: int, task: TaskSpec) -> None:
+        self._envs[i].close()
+        self._envs[i], self._tasks[i] = self._make(task), task
+        self._states.observations[i] = 0.0

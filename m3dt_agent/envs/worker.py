@@ -1,7 +1,9 @@
 """A worker process: some slots of a `MixedTaskVectorEnv`, driven over its standard input and output.
 
-    parent -> worker   ("open", tasks, stop_on_success) | ("reset", mask, seeds) | ("step", actions)      pickled
-    worker -> parent   ("ok", SlotStates) | ("error", traceback)                                          pickled
+    parent -> worker   ("open", tasks, stop_on_success) | ("reset", slots, seeds, tasks) | ("step", slots, actions)     pickled
+    worker -> parent   ("ok", SlotStates of those slots; none for "open") | ("error", traceback)                        pickled
+
+Commands may be sent before earlier ones are answered; they are carried out, and answered, in their order.
 
 The worker ends when its input ends, so closing the pipe stops it, and so does the death of the parent. A plain `python -m`
 process instead of `multiprocessing`: nothing of the caller's `__main__` is imported again, so scripts need no main guard,
@@ -31,10 +33,13 @@ _PARENT_POLL_SECONDS = 2.0
 
 
 class Worker:
-    """The parent's side of one worker process, which makes and runs one environment per entry of `tasks`."""
+    """The parent's side of one worker process, which makes and runs one environment per entry of `tasks`.
+
+    tasks: of its slots, for messages; whoever resets a slot to another task notes it there.
+    """
 
     def __init__(self, number: int, tasks: Sequence[TaskSpec], stop_on_success: bool) -> None:
-        self._tasks = tuple(tasks)
+        self.tasks = list(tasks)
         self._number = number
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._process = subprocess.Popen(
@@ -44,7 +49,7 @@ class Worker:
             env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
-        self.send("open", self._tasks, stop_on_success)
+        self.send("open", self.tasks, stop_on_success)
 
     @property
     def pid(self) -> int:
@@ -97,7 +102,7 @@ class Worker:
             self._process.stdout.close()
 
     def _name(self) -> str:
-        return f"environment worker {self._number} (process {self.pid}, tasks {', '.join(task.name for task in self._tasks)})"
+        return f"environment worker {self._number} (process {self.pid}, tasks {', '.join(task.name for task in self.tasks)})"
 
     def _death(self) -> M3DTError:
         try:
@@ -119,7 +124,7 @@ def serve(commands: IO[bytes], replies: IO[bytes]) -> None:
         try:
             if name == "open":
                 slots = Slots(*arguments)
-                reply: tuple[str, Any] = ("ok", slots.states)
+                reply: tuple[str, Any] = ("ok", SlotStates.empty(0))
             else:
                 reply = ("ok", getattr(slots, name)(*arguments))
         except Exception:

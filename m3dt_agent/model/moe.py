@@ -93,7 +93,8 @@ class Experts(nn.Module):
             stacks, weights, tiles = self._compacted(experts), weights[..., experts], self._tiles(h, len(experts))
         else:
             tiles = tuple(_kept_tiles(kept))
-        mixed: Tensor = _FrozenMixture.apply(h, weights, tiles, *stacks)  # type: ignore[no-untyped-call]
+        with torch.autocast(h.device.type, enabled=False):  # the stacks' own precision decides, in backward too
+            mixed: Tensor = _FrozenMixture.apply(h, weights, tiles, *stacks)  # type: ignore[no-untyped-call]
         return mixed
 
     def _compacted(self, experts: Tensor) -> tuple[Tensor, ...]:
@@ -163,7 +164,7 @@ class _FrozenMixture(torch.autograd.Function):
             hidden = torch.baddbmm(b_in[experts, None], tokens, w_in[experts]).relu_()  # (k, N, F)
             outputs = torch.baddbmm(b_out[experts, None], hidden, w_out[experts])  # (k, N, D)
             _add_rows(mixed, rows, (_shares(weights, experts, rows) * outputs).sum(0))
-            if ctx.needs_input_grad[1]:
+            if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
                 saved += [outputs, hidden] if ctx.needs_input_grad[0] else [outputs]
         ctx.tiles = tiles
         ctx.save_for_backward(weights, w_in, w_out, *saved)

@@ -166,6 +166,76 @@ def test_any_sequence_of_resets_and_steps(pair: Any, commands: list[Command], se
             assert not row[len(last["obs"]) :].any()
 
 
+@pytest.fixture(scope="module", params=[0, 2])
+def light(request: pytest.FixtureRequest) -> Any:
+    env = MixedTaskVectorEnv(LIGHT, workers=request.param)
+    yield env
+    env.close()
+
+
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_slots_sent_on_in_groups_do_what_they_do_together(light: MixedTaskVectorEnv, data: st.DataObject) -> None:
+    """Groups in any order, waited for at any time; each slot's k-th step is that of an environment stepped alone."""
+    order = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=30))
+    groups = data.draw(st.sampled_from([((0,), (1,), (2,)), ((0, 2), (1,), ()), ((2, 1), (0,), ())]))
+    actions = _actions(31, 3)
+    expected = [_alone(task, actions[:, i], seed=i) for i, task in enumerate(LIGHT)]
+    masks = [np.isin(np.arange(3), group) for group in groups]
+    env, steps = light, np.zeros(3, int)
+    env.wait()  # a failed example may have left something under way
+    env.reset_async(seed=0)
+    env.wait()
+    for number in order:
+        mask = masks[number]
+        observations, rewards, terminated, truncated, info = env.wait(mask)
+        for slot in groups[number]:
+            observation, reward, *ends = expected[slot][steps[slot]]
+            assert np.array_equal(observations[slot], observation)
+            assert [rewards[slot], terminated[slot], truncated[slot]] == [reward, *ends]
+            assert info["active"][slot] == (not any(ends))
+        env.step_async(np.stack([actions[steps[slot], slot] for slot in range(3)]), mask)
+        steps = np.where(mask & info["active"], steps + 1, steps)
+    env.wait()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_reset_may_give_slots_another_task(workers: int) -> None:
+    actions = _actions(20, 3)
+    env = MixedTaskVectorEnv(LIGHT, workers=workers)
+    observations, _ = env.reset(seed=0)
+    following = [LIGHT[2], LIGHT[2], LIGHT[0]]
+    options = {"tasks": following, "reset_mask": np.array([True, False, True])}
+    env.reset(seed=[7, None, 9], options=options)
+    assert env.tasks == (LIGHT[2], LIGHT[1], LIGHT[0])
+    expected = [_alone(task, actions[:, i], seed) for i, (task, seed) in enumerate(zip(env.tasks, (7, 1, 9), strict=True))]
+    assert np.array_equal(observations[1], expected[1][0][0])
+    for k, action in enumerate(actions, 1):
+        observations, rewards, *_ = env.step(action)
+        for slot in range(3):
+            assert np.array_equal(observations[slot], expected[slot][k][0]), "of the old task something is left"
+            assert rewards[slot] == expected[slot][k][1]
+    with pytest.raises(ShapeError, match="3; got 2"):
+        env.reset(options={"tasks": following[:2]})
+    env.close()
+
+
+def test_what_is_busy_must_be_waited_for() -> None:
+    env = MixedTaskVectorEnv(LIGHT, workers=2)
+    env.reset(seed=0)
+    first = np.array([True, False, True])
+    env.step_async(_actions(1, 3)[0], first)
+    with pytest.raises(M3DTError, match=r"slots \[0, 2\] .* are busy"):
+        env.step(_actions(1, 3)[0])
+    with pytest.raises(M3DTError, match=r"slots \[2\] .* are busy"):
+        env.reset_async(seed=0, options={"reset_mask": np.array([False, False, True])})
+    env.step_async(_actions(1, 3)[0], ~first)
+    env.wait(first)
+    env.wait()
+    assert env.step(_actions(1, 3)[0])[4]["active"].all()
+    env.close()
+
+
 def test_returned_arrays_belong_to_the_caller() -> None:
     env = MixedTaskVectorEnv(LIGHT, workers=0)
     observations, info = env.reset(seed=0)
@@ -282,6 +352,12 @@ def _step_many(env: MixedTaskVectorEnv) -> None:
         env.step(action)
 
 
+def _take_turns(env: MixedTaskVectorEnv, first: NDArray[np.bool_]) -> None:
+    for group in (first, ~first) * 25:
+        env.wait(group)
+        env.step_async(_actions(1, env.num_envs)[0], group)
+
+
 def _alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:
@@ -326,10 +402,33 @@ def test_a_dead_worker_is_named_with_its_tasks(when: str) -> None:
     assert not _wait_until_gone(pids)
 
 
+def test_a_worker_that_dies_with_two_groups_under_way_is_named_with_the_tasks_it_has_now() -> None:
+    env = MixedTaskVectorEnv(LIGHT[:2], workers=1)
+    env.reset(seed=0, options={"tasks": [LIGHT[2], LIGHT[1]]})
+    first = np.array([True, False])
+    env.step_async(_actions(1, 2)[0], first)
+    env.step_async(_actions(1, 2)[0], ~first)
+    (pid,) = (worker.pid for worker in env._workers)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(M3DTError, match=rf"tasks {LIGHT[2].name}, {LIGHT[1].name}\) died: killed by signal 9"):
+        _take_turns(env, first)
+    assert env.closed
+    assert not _wait_until_gone([pid])
+
+
 def test_an_environment_that_cannot_be_made_is_named() -> None:
     missing = dataclasses.replace(LIGHT[0], name="no-such-task")
     with pytest.raises(M3DTError, match=r"worker 0 .*no-such-task"):
         MixedTaskVectorEnv([missing, LIGHT[1]], workers=1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_task_that_cannot_be_made_on_a_reset_is_named(workers: int) -> None:
+    missing = dataclasses.replace(LIGHT[0], name="no-such-task")
+    env = MixedTaskVectorEnv(LIGHT[:1], workers=workers)
+    with pytest.raises((M3DTError, gym.error.NameNotFound), match="no-such-task"):
+        env.reset(seed=0, options={"tasks": [missing]})
+    env.close()
 
 
 SCRIPT = """

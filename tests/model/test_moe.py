@@ -54,6 +54,41 @@ def test_mixture_gives_gradients_only_to_what_trains(frozen):
     assert all((x.grad is None) == (frozen == "inputs") for x in (h, weights))
 
 
+@given(
+    n_experts=st.integers(1, 5),
+    batch=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+    needs=st.sampled_from(["both", "h", "weights"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_frozen_experts_of_some_rows_equal_a_loop_with_gradients(n_experts, batch, seed, needs):
+    experts = make_experts(n_experts, 4).requires_grad_(False)
+    torch.manual_seed(seed)
+    kept = torch.rand(batch, n_experts) < 0.6
+    h = torch.randn(batch, 3, 4, dtype=torch.float64, requires_grad=needs != "weights")
+    weights = (torch.rand(batch, 3, n_experts, dtype=torch.float64) * kept[:, None]).requires_grad_(needs != "h")
+    ours, expected = experts(h, weights, kept), loop_over_experts(experts, h, weights)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+    inputs, direction = [x for x in (h, weights) if x.requires_grad], torch.randn_like(expected)
+    got, want = (torch.autograd.grad((y * direction).sum(), inputs) for y in (ours, expected))
+    for x, a, b in zip(inputs, got, want, strict=True):
+        what_counts = kept[:, None] if x is weights else True  # a weight that must be 0 learns nothing
+        torch.testing.assert_close(a, b * what_counts, rtol=0, atol=1e-10)
+    with torch.inference_mode():
+        torch.testing.assert_close(experts(h, weights, kept), expected.detach(), rtol=0, atol=1e-10)
+
+
+def test_frozen_experts_keep_their_precision_under_autocast():
+    experts = make_experts(3, 8, torch.float32).requires_grad_(False)
+    h, weights = (torch.randn(5, 2, n, requires_grad=True) for n in (8, 3))
+    plain = torch.autograd.grad(experts(h, weights).sum(), [h, weights])
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = experts(h, weights)
+    assert mixed.dtype == torch.float32
+    for a, b in zip(torch.autograd.grad(mixed.sum(), [h, weights]), plain, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("tile", [2, 3, 5])
 def test_tiles_of_any_size_give_the_same_result(monkeypatch, tile):
     experts = make_experts(5, 4)
