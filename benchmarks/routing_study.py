@@ -34,7 +34,7 @@ from m3dt_agent.agent import Experts, M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import EvalConfig, ModelConfig, Stage, train_preset
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, evaluate, read_rows, write_rows
+from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, best_prompt_sampler, evaluate, read_rows, write_rows
 from m3dt_agent.model import Routing
 from m3dt_agent.training.loop import cpu_threads
 
@@ -150,9 +150,7 @@ def largest_action_difference(agent: M3DTAgent, data: TaskDatasets, routing: Rou
 
 def batches(agent: M3DTAgent, data: TaskDatasets) -> list[Any]:
     """128 windows of every task, prompted as the agent prompts itself."""
-    from m3dt_agent.evaluation import _best_prompt_sampler
-
-    sampler = _best_prompt_sampler(agent, data, "router", 128, 0)
+    sampler = best_prompt_sampler(agent, data, "router", 128, 0)
     return [sampler.sample_task(i, 0) for i in range(len(data.tasks))]
 
 

@@ -349,7 +349,7 @@ def action_error(
         UnknownTaskError: a task the agent does not have. ConfigError: experts its bank does not have.
     """
     experts = agent.experts if experts is None else agent.checked_experts(experts)
-    sampler = _best_prompt_sampler(agent, data, "backbone", min(n_windows, _ERROR_BATCH), seed)
+    sampler = best_prompt_sampler(agent, data, "backbone", min(n_windows, _ERROR_BATCH), seed)
     errors = {}
     for i, task in enumerate(data.tasks):
         total, count = 0.0, 0
@@ -370,7 +370,7 @@ def router_usage(agent: M3DTAgent, data: TaskDatasets, *, n_windows: int = 64, s
     Raises:
         UnknownTaskError: a task the agent does not have.
     """
-    sampler = _best_prompt_sampler(agent, data, "router", n_windows, seed)
+    sampler = best_prompt_sampler(agent, data, "router", n_windows, seed)
     found = {}
     for i, task in enumerate(data.tasks):
         batch = sampler.sample_task(i, 0).to(agent.device, agent.dtype)
@@ -379,7 +379,7 @@ def router_usage(agent: M3DTAgent, data: TaskDatasets, *, n_windows: int = 64, s
     return found
 
 
-def _best_prompt_sampler(agent: M3DTAgent, data: TaskDatasets, stage: Stage, batch_size: int, seed: int) -> BatchSampler:
+def best_prompt_sampler(agent: M3DTAgent, data: TaskDatasets, stage: Stage, batch_size: int, seed: int) -> BatchSampler:
     """Windows of one task at a time, prompted as the agent prompts itself."""
     best = {task.name: lookup(dict(agent.prompts), task.name, "task of this agent")[:1] for task in data.tasks}
     return BatchSampler(

@@ -252,6 +252,23 @@ def test_evaluating_a_bank_and_writing_its_episodes(made: Path, tmp_path: Path, 
     assert json.loads(run("eval", made / "bank", NAMES[2], *arguments, "--experts", "1")[1])["policy"] == "m3dt-expert-1"
 
 
+def test_evaluating_with_few_experts_and_another_precision(made: Path, run: Run) -> None:
+    arguments = ("eval", made / "bank", NAMES[2], "--episodes", 1, "--workers", 0, "--json")
+    dense = json.loads(run(*arguments)[1])
+    whole = json.loads(run(*arguments, "--routing-mass", 1.0)[1])
+    assert whole["policy"] == "m3dt-routed"
+    assert whole["mean_score"] == pytest.approx(dense["mean_score"], abs=0.5)
+    few = json.loads(run(*arguments, "--max-experts", 1, "--precision", "bfloat16")[1])
+    assert few["policy"] == "m3dt-routed"
+    for wrong, message in (
+        (("--max-experts", 1, "--experts", "none"), "go with --experts mixture; got --experts none"),
+        (("--routing-mass", 1.5), "mass must be in (0, 1]; got 1.5"),
+    ):
+        code, _, err = run(*arguments, *wrong)
+        assert code == 1
+        assert message in err
+
+
 def test_evaluating_behavior_policies(run: Run) -> None:
     pytest.importorskip("mujoco")
     scores = {
