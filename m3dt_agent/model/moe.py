@@ -21,6 +21,7 @@ F = 4D.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -93,7 +94,7 @@ class Experts(nn.Module):
             stacks, weights, tiles = self._compacted(experts), weights[..., experts], self._tiles(h, len(experts))
         else:
             tiles = tuple(_kept_tiles(kept))
-        with torch.autocast(h.device.type, enabled=False):  # the stacks' own precision decides, in backward too
+        with _no_autocast(h.device):  # the stacks' own precision decides, in backward too
             mixed: Tensor = _FrozenMixture.apply(h, weights, tiles, *stacks)  # type: ignore[no-untyped-call]
         return mixed
 
@@ -187,6 +188,11 @@ class _FrozenMixture(torch.autograd.Function):
                 passed = torch.ops.aten.threshold_backward(passed, hidden, 0)
                 _add_rows(of_h, rows, (passed @ w_in[experts].mT).sum(0, dtype=of_h.dtype))
         return of_h, of_weights, None, None, None, None, None
+
+
+def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    available = torch.amp.is_autocast_available(device.type)  # not on "meta", where costs are counted
+    return torch.autocast(device.type, enabled=False) if available else contextlib.nullcontext()
 
 
 def _kept_tiles(kept: Tensor) -> Iterator[Tile]:
