@@ -18,8 +18,8 @@ import torch
 from m3dt_agent.model import M3DT, ExpertChoice, Routing
 
 from .baseline import BaselineM3DT
-from .frame import Run, add_options, begin, finish, table_wanted
-from .setting import PRECISIONS, Row, Setting, compare, lowered, setting, table_line
+from .frame import Run, add_options, begin
+from .setting import PRECISIONS, Row, Setting, compare, lowered, report, setting
 
 
 def ours(at: Setting, model: M3DT, experts: ExpertChoice, n_slots: int) -> Run:
@@ -78,12 +78,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     record = begin("acting", device=args.device, quick=args.quick)
-    found = []
-    for row in rows(setting(args.quick, args.device), args.slots, args.experts, args.kept):
-        found.append(row)
-        if table_wanted(args.json):
-            print(table_line(row), flush=True)
-    finish(record, found, json_path=args.json)
+    report(record, rows(setting(args.quick, args.device), args.slots, args.experts, args.kept), args.json)
 
 
 if __name__ == "__main__":

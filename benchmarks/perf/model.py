@@ -28,8 +28,8 @@ from m3dt_agent.training.loop import Run as TrainingRun
 from m3dt_agent.training.loop import Trainer
 
 from .baseline import BaselineM3DT
-from .frame import Run, add_options, begin, finish, table_wanted
-from .setting import PRECISIONS, Row, Setting, compare, setting, table_line
+from .frame import Run, add_options, begin
+from .setting import PRECISIONS, Row, Setting, compare, report, setting
 
 _CONFIGS: dict[Stage, type[TrainConfig]] = {"backbone": BackboneConfig, "experts": ExpertsConfig, "router": RouterConfig}
 
@@ -149,12 +149,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     record = begin("model", device=args.device, quick=args.quick)
-    found = []
-    for row in rows(setting(args.quick, args.device), args.stage, args.experts):
-        found.append(row)
-        if table_wanted(args.json):
-            print(table_line(row), flush=True)
-    finish(record, found, json_path=args.json)
+    report(record, rows(setting(args.quick, args.device), args.stage, args.experts), args.json)
 
 
 if __name__ == "__main__":

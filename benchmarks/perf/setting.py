@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from m3dt_agent.data.batches import Window
 from m3dt_agent.model import M3DT
 
 from .baseline import BaselineM3DT
-from .frame import Run, Timing, alternate, matmul_ceilings, peak_mb
+from .frame import Record, Run, Timing, alternate, finish, matmul_ceilings, peak_mb, table_wanted
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -121,6 +122,16 @@ def table_line(row: Row) -> str:
         f"GFLOP/s {row.gflops:7.1f} = {100 * row.gflops / row.ceiling_gflops:3.0f}% of {row.ceiling_gflops:6.1f}  "
         f"peak MB {peak}  ({row.rounds} rounds)"
     )
+
+
+def report(record: Record, rows: Iterable[Row], json_path: str | None) -> None:
+    """Prints rows as they come, and writes them all where `--json` said."""
+    found = []
+    for row in rows:
+        found.append(row)
+        if table_wanted(json_path):
+            print(table_line(row), flush=True)
+    finish(record, found, json_path=json_path)
 
 
 def lowered(model: M3DT, precision: str) -> M3DT:
