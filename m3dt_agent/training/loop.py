@@ -229,7 +229,8 @@ class Trainer:
         if "hooks.safetensors" in checkpoint.files:
             self.run.hooks.restore(checkpoint.read("hooks"))
         self.step_count, self.seconds, self.conflicts = state.step, state.seconds, list(state.conflicts)
-        self._sums = torch.tensor(state.sums, dtype=self.dtype, device=self.device)
+        self._reset_sums()
+        self._sums[: len(state.sums)] = torch.tensor(state.sums, dtype=self.dtype)  # older ones: no share of experts kept
         self._summed = state.summed
 
     def _batch(self, index: int) -> Batch:

@@ -15,6 +15,7 @@ from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, Train
 from m3dt_agent.data.batches import Batch
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.training import LogRecord, backbone, experts, fit_stage, router
+from m3dt_agent.training.checkpoint import newest_checkpoint, write_checkpoint
 from m3dt_agent.training.conflict import masked_losses
 from m3dt_agent.training.job import Job
 from m3dt_agent.training.loop import Run, StepHooks, Trainer, cpu_threads, train
@@ -137,6 +138,23 @@ def test_logs_are_records_and_losses_of_every_expert(data: TaskDatasets, make_ba
     assert rows[0] == "step,expert,loss,lr,grad_norm,conflict,experts_kept,seconds"
     assert [row.split(",")[:2] for row in rows[1:]] == [[str(r.step), str(e)] for r in records for e in r.experts]
     assert [float(row.split(",")[2]) for row in rows[1:]] == [loss for record in records for loss in record.losses]
+
+
+def test_a_checkpoint_from_before_experts_were_counted_is_continued(data: TaskDatasets, make_bank: MakeBank) -> None:
+    bank = make_bank()
+    config = BackboneConfig(**SHARED | {"log_every": 4})  # type: ignore[arg-type]
+    run = next(backbone.runs(Job(data, bank, config)))
+    trainer = trained(run, 3)
+    state = trainer.state(1)
+    write_checkpoint(bank.path, dataclasses.replace(state, sums=state.sums[:2]), trainer.tensors())
+    checkpoint, _ = newest_checkpoint(bank.path, run.name)
+    assert checkpoint is not None
+    continued = Trainer(next(backbone.runs(Job(data, bank, config))), "cpu")
+    continued.restore(checkpoint)
+    trainer.step()
+    continued.step()
+    ours, theirs = (dataclasses.replace(one.report(), seconds=0.0) for one in (continued, trainer))
+    assert ours == theirs
 
 
 class Counting(StepHooks):
