@@ -26,7 +26,7 @@ from pathlib import Path
 
 PACKAGES = (
     *("m3dt-agent", "torch", "numpy", "gymnasium", "minari", "h5py", "safetensors", "huggingface_hub", "scikit-learn"),
-    *("metaworld", "mujoco", "dm_control", "shimmy", "stable-baselines3", "sbx-rl", "matplotlib", "tensorboard"),
+    *("metaworld", "mujoco", "dm_control", "shimmy", "stable-baselines3", "sbx-rl", "matplotlib", "tensorboard", "ray"),
 )
 SIMULATORS = {
     "metaworld": ("metaworld", "mujoco"),

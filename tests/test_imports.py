@@ -12,13 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
+    {"jobs", "ray_jobs"},
     {"tasks", "config"},
     {"envs", "data"},
     {"model", "scores"},  # scores are arithmetic on rows: cards put them into model cards, so they lie left of the hub
     {"bank", "bank_files"},
+    {"shipping"},
     {"training", "hub"},
     {"agent", "history"},
-    {"adapters", "evaluation"},
+    {"adapters", "evaluation", "evaluation_jobs"},
     {"plots", "doctor", "videos"},
     {"quickstart", "quickstart_parts"},
     {"cli", "cli_bench", "cli_console", "cli_convert", "cli_data", "cli_hub", "cli_train"},

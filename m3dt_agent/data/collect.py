@@ -36,11 +36,12 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import ConfigError, DatasetError
+from ..jobs import Engine, LocalProcesses, run_jobs
 from ..tasks import Domain, TaskSpec
 from .behavior import levels, parse_level
-from .disk import disk_space_errors
+from .disk import disk_space_errors, write_file
 from .episodes import Episode, dataset_id, dataset_path, read_metadata, write_dataset
-from .shards import Job, PolicyFactory, read_shard, run_jobs
+from .shards import PolicyFactory, ShardJob, close_environment, read_shard
 
 log = logging.getLogger(__name__)
 
@@ -120,11 +121,14 @@ class _Plan:
     fingerprint: str
     path: Path
     staging: Path
-    jobs: tuple[Job, ...]
+    jobs: tuple[ShardJob, ...]
     seconds: float = 0.0
 
-    def missing(self) -> list[Job]:
-        return [job for job in self.jobs if not job.path.exists()]
+    def missing(self) -> list[ShardJob]:
+        return [job for job in self.jobs if not self.shard(job).exists()]
+
+    def shard(self, job: ShardJob) -> Path:
+        return self.staging / job.file_name
 
 
 def collect(
@@ -134,13 +138,15 @@ def collect(
     *,
     policy: PolicyFactory | None = None,
     workers: int | None = None,
+    engine: Engine | None = None,
     progress: bool | None = None,
     overwrite: bool = False,
 ) -> list[CollectSummary]:
     """Collects one dataset per task under the Minari root `root`; returns their summaries in the order of `tasks`.
 
     Called again after a kill or Ctrl-C, it continues with the shards that are missing. A finished dataset of the same config is
-    kept. workers: processes (None: one per core; 0: none, in this process). progress: None shows a bar on a terminal.
+    kept. workers: processes (None: one per core; 0: none, in this process). engine: where the episodes are made instead, as in
+    `jobs`; the datasets are written here. progress: None shows a bar on a terminal.
     `policy` makes the policy of the level "custom". Workers import the calling script, which therefore calls this under
     `if __name__ == "__main__":`.
 
@@ -148,25 +154,28 @@ def collect(
         ConfigError: a level that a task does not have, "custom" without `policy` or the reverse, or an unpicklable policy.
         DatasetError: a dataset of that name exists with another config and not `overwrite`, or another process is making it.
         DiskSpaceError: the disk is full; finished shards stay.
-        M3DTError: an episode failed in a worker; the message has its task and traceback.
+        M3DTError: an episode failed in a worker, again and again; the message has its task and traceback.
     """
-    root = Path(root)
+    root, engine = Path(root), engine or LocalProcesses(workers)
     plans = [_plan(task, root, config, policy) for task in dict.fromkeys(tasks)]
-    _check(plans, policy, workers, overwrite)
+    _check(plans, policy, engine, overwrite)
     summaries: dict[str, CollectSummary] = {}
     with contextlib.ExitStack() as stack:
         pending = {plan.task.name: plan for plan in plans if not _is_finished(plan)}
         for plan in pending.values():
             stack.enter_context(_staging_folder(plan.staging))
-        jobs = [job for plan in pending.values() for job in plan.missing()]
+        todo = [(plan, job) for plan in pending.values() for job in plan.missing()]
         left = {name: len(plan.missing()) for name, plan in pending.items()}
         summaries.update((name, _build(plan, root)) for name, plan in pending.items() if left[name] == 0)
-        bar = stack.enter_context(_progress_bar(sum(len(job.levels) for job in jobs), progress))
-        for done in stack.enter_context(contextlib.closing(run_jobs(jobs, workers))):
-            plan = pending[done.job.task.name]
-            plan.seconds += done.seconds
+        bar = stack.enter_context(_progress_bar(sum(len(job.levels) for _, job in todo), progress))
+        stack.callback(close_environment)
+        for number, shard in stack.enter_context(contextlib.closing(run_jobs([job for _, job in todo], engine))):
+            plan, job = todo[number]
+            with disk_space_errors(plan.shard(job)):
+                write_file(plan.shard(job), shard.content)
+            plan.seconds += shard.seconds
             left[plan.task.name] -= 1
-            bar.update(len(done.job.levels))
+            bar.update(len(job.levels))
             if left[plan.task.name] == 0:
                 summaries[plan.task.name] = _build(plan, root)
     with contextlib.suppress(OSError):  # not there, or other datasets are unfinished in it
@@ -202,12 +211,19 @@ def _plan(task: TaskSpec, root: Path, config: CollectConfig, policy: PolicyFacto
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:12]
     staging = root / ".collect" / f"{name.replace('/', '.')}-{digest}"
     mixture = episode_levels(config.levels, config.episodes)
-    jobs: tuple[Job, ...] = ()
-    for first in range(0, config.episodes, EPISODES_PER_SHARD):
-        part = tuple(mixture[first : first + EPISODES_PER_SHARD])
-        path = staging / f"{first:05d}-{first + len(part) - 1:05d}.safetensors"
-        jobs += (Job(task, path, first, part, config.noise, config.seed, config.stop_after_success, policy),)
-    return _Plan(task, config, fingerprint, dataset_path(root, name), staging, jobs)
+    jobs = [
+        ShardJob(
+            task,
+            first,
+            tuple(mixture[first : first + EPISODES_PER_SHARD]),
+            config.noise,
+            config.seed,
+            config.stop_after_success,
+            policy,
+        )
+        for first in range(0, config.episodes, EPISODES_PER_SHARD)
+    ]
+    return _Plan(task, config, fingerprint, dataset_path(root, name), staging, tuple(jobs))
 
 
 def _fingerprint(config: CollectConfig, policy: PolicyFactory | None) -> str:
@@ -234,10 +250,8 @@ def _identity(policy: PolicyFactory | None) -> str | None:
     return repr(policy) if name is None else f"{policy.__module__}.{name}"
 
 
-def _check(plans: Sequence[_Plan], policy: PolicyFactory | None, workers: int | None, overwrite: bool) -> None:
+def _check(plans: Sequence[_Plan], policy: PolicyFactory | None, engine: Engine, overwrite: bool) -> None:
     """Everything that can be wrong, before anything is made."""
-    if workers is not None and workers < 0:
-        raise ConfigError(f"workers must be None or >= 0; got {workers}")
     for plan in plans:
         _check_levels(plan)
         if not overwrite and plan.path.exists() and (found := _existing_fingerprint(plan.path)) != plan.fingerprint:
@@ -248,7 +262,7 @@ def _check(plans: Sequence[_Plan], policy: PolicyFactory | None, workers: int | 
     uses_custom = any(parse_level(level)[0] == "custom" for plan in plans for level in plan.config.levels)
     if plans and uses_custom != (policy is not None):
         raise ConfigError("the level 'custom' and the argument policy= go together: one of them is missing")
-    if policy is not None and workers != 0:
+    if policy is not None and engine != LocalProcesses(0):
         try:
             ForkingPickler.dumps(policy)
         except Exception as error:
@@ -310,7 +324,7 @@ def _progress_bar(episodes: int, progress: bool | None) -> tqdm[Any]:
 
 def _read_shards(plan: _Plan) -> Iterator[Episode]:
     for job in plan.jobs:
-        yield from read_shard(job.path)
+        yield from read_shard(plan.shard(job))
 
 
 def _build(plan: _Plan, root: Path) -> CollectSummary:

@@ -1,26 +1,16 @@
-"""Shards of episodes, and the worker processes that make them.
+"""Shards of episodes: what the jobs of a collection make, wherever they run.
 
-    parent ── pipe ── worker: one environment, one BLAS thread        job in, episodes rolled out, shard on disk, done out
-           ── pipe ── worker: …
+    lengths 200 137 …   observations │ actions │ rewards │ …   a few episodes' arrays one after another, and their seeds
 
-A shard is a safetensors file with a few episodes' arrays one after another, their `lengths` and `seeds`; it is renamed into
-place, so one that exists is whole. Workers are spawned, get a shard at a time through their own pipe, and end with the parent.
+A shard is a safetensors file's bytes. A job rolls its episodes out and returns them; whoever asked for them writes them down.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import multiprocessing
-import os
-import signal
 import time
-import traceback
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,24 +19,20 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from ..errors import DatasetError, M3DTError
+from ..errors import DatasetError
 from ..tasks import TaskSpec
 from .behavior import BehaviorPolicy, NoisyPolicy, behavior_policy, from_callable, parse_level
-from .disk import disk_space_errors, write_file
 from .episodes import Episode
 
 PolicyFactory: TypeAlias = Callable[[TaskSpec], BehaviorPolicy]
 """Makes the policy of the level "custom" for a task, inside a worker; picklable unless workers=0."""
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One shard to make at `path`: episodes first … first + len(levels) - 1 of a task, one level each (see `CollectConfig`)."""
+class ShardJob:
+    """One shard to make: episodes first … first + len(levels) - 1 of a task, one level each (see `CollectConfig`)."""
 
     task: TaskSpec
-    path: Path
     first: int
     levels: tuple[str, ...]
     noise: float
@@ -54,21 +40,34 @@ class Job:
     stop_after_success: int | None
     policy: PolicyFactory | None
 
+    @property
+    def name(self) -> str:
+        """What it is, for errors."""
+        return f"{self.task.name}: collecting episodes {self.first} to {self.first + len(self.levels) - 1}"
+
+    @property
+    def file_name(self) -> str:
+        """Of the shard, sorted as its episodes are."""
+        return f"{self.first:05d}-{self.first + len(self.levels) - 1:05d}.safetensors"
+
+    def __call__(self) -> Shard:
+        """Rolls the episodes out; the task's environment stays open for the next job of this process."""
+        began = time.monotonic()
+        env = _environment(self.task)
+        policies = {level: _make_policy(self, level) for level in set(self.levels)}
+        episodes = [
+            rollout(env, self.task, policies[level], episode_seed(self.seed, self.task, index), self.stop_after_success)
+            for index, level in enumerate(self.levels, self.first)
+        ]
+        return Shard(_encode(episodes), time.monotonic() - began)
+
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """A shard that is on disk, and the seconds it took."""
+class Shard:
+    """The bytes of a shard's file, and the seconds it took to make."""
 
-    job: Job
+    content: bytes
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """What went wrong in a worker: the package's own error and its message, or M3DTError and the traceback of any other."""
-
-    kind: type[M3DTError]
-    text: str
 
 
 def rollout(
@@ -109,40 +108,24 @@ def episode_seed(seed: int, task: TaskSpec, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{task.name}/{index}".encode()).digest()[:4], "little")
 
 
-class _Collector:
-    """Makes shards, keeping the last task's environment open between them."""
-
-    def __init__(self) -> None:
-        self._env: gym.Env[Any, Any] | None = None
-        self._task: TaskSpec | None = None
-
-    def __call__(self, job: Job) -> Done:
-        began = time.monotonic()
-        env = self._environment(job.task)
-        policies = {level: _make_policy(job, level) for level in set(job.levels)}
-        episodes = []
-        for index, level in enumerate(job.levels, job.first):
-            if (parent := multiprocessing.parent_process()) is not None and not parent.is_alive():
-                raise SystemExit(1)
-            seed = episode_seed(job.seed, job.task, index)
-            episodes.append(rollout(env, job.task, policies[level], seed, job.stop_after_success))
-        with disk_space_errors(job.path):
-            write_file(job.path, _encode(episodes))
-        return Done(job, time.monotonic() - began)
-
-    def _environment(self, task: TaskSpec) -> gym.Env[Any, Any]:
-        if self._env is None or self._task != task:
-            self.close()
-            self._env, self._task = gym.make(task.env_id, disable_env_checker=True), task
-        return self._env
-
-    def close(self) -> None:
-        if self._env is not None:
-            self._env.close()
-        self._env = None
+_open_environments: dict[TaskSpec, gym.Env[Any, Any]] = {}
+"""The one environment that this process has open, by its task."""
 
 
-def _make_policy(job: Job, level: str) -> BehaviorPolicy:
+def _environment(task: TaskSpec) -> gym.Env[Any, Any]:
+    if task not in _open_environments:
+        close_environment()
+        _open_environments[task] = gym.make(task.env_id, disable_env_checker=True)
+    return _open_environments[task]
+
+
+def close_environment() -> None:
+    """Closes what jobs of this process left open."""
+    while _open_environments:
+        _open_environments.popitem()[1].close()
+
+
+def _make_policy(job: ShardJob, level: str) -> BehaviorPolicy:
     name, noise = parse_level(level, job.noise)
     if name == "custom":
         assert job.policy is not None
@@ -150,101 +133,6 @@ def _make_policy(job: Job, level: str) -> BehaviorPolicy:
         checked = from_callable(job.task, custom, reset=custom.reset)
         return checked if noise == 0 else NoisyPolicy(checked, noise)
     return behavior_policy(job.task, name, noise)
-
-
-def run_jobs(jobs: Sequence[Job], workers: int | None) -> Generator[Done]:
-    """Yields each job when its shard is on disk; stops every worker however it is left.
-
-    workers: how many processes (None: one per core; 0: none, in this process).
-
-    Raises:
-        DiskSpaceError: the disk is full.
-        M3DTError: an episode failed, or a worker died; the message has the task, the episodes and the worker's traceback.
-    """
-    if workers == 0:
-        collector = _Collector()
-        try:
-            yield from map(collector, jobs)
-        finally:
-            collector.close()
-        return
-    count = min(len(os.sched_getaffinity(0)) if workers is None else workers, len(jobs))
-    waiting = deque(jobs)
-    with _started_workers(count) as processes:
-        running: dict[Connection, Job] = {}
-        for connection in processes:
-            running[connection] = waiting.popleft()
-            connection.send(running[connection])
-        while running:
-            for connection in [ready for ready in wait(list(running)) if isinstance(ready, Connection)]:
-                job = running.pop(connection)
-                done = _receive(connection, processes[connection], job)
-                if waiting:
-                    running[connection] = waiting.popleft()
-                    connection.send(running[connection])
-                yield done
-
-
-def _receive(connection: Connection, process: SpawnProcess, job: Job) -> Done:
-    what = f"{job.task.name}: collecting episodes {job.first} to {job.first + len(job.levels) - 1}"
-    try:
-        reply = connection.recv()
-    except (EOFError, ConnectionError):
-        process.join(5)
-        raise M3DTError(f"{what}: the worker died (exit code {process.exitcode})") from None
-    if isinstance(reply, _Failure):
-        raise reply.kind(f"{what}{reply.text}")
-    assert isinstance(reply, Done)
-    return reply
-
-
-@contextlib.contextmanager
-def _started_workers(count: int) -> Iterator[dict[Connection, SpawnProcess]]:
-    context = multiprocessing.get_context("spawn")
-    processes: dict[Connection, SpawnProcess] = {}
-    try:
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs,), daemon=True)
-            with _one_thread():
-                process.start()
-            theirs.close()
-            processes[ours] = process
-        yield processes
-    finally:
-        for process in processes.values():
-            process.terminate()
-        for connection, process in processes.items():
-            process.join()
-            connection.close()
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes started inside the block see one BLAS thread: their cores are taken by the other workers."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _work(connection: Connection) -> None:
-    """A worker: jobs in, `Done` or `_Failure` out, until the parent is gone. Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    collector = _Collector()
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            try:
-                connection.send(collector(connection.recv()))
-            except (EOFError, ConnectionError):
-                raise
-            except M3DTError as error:
-                connection.send(_Failure(type(error), f": {error}"))
-            except Exception:
-                connection.send(_Failure(M3DTError, f" failed:\n{traceback.format_exc()}"))
 
 
 def _encode(episodes: Sequence[Episode]) -> bytes:
