@@ -14,6 +14,8 @@ folder, before any program that watches the root can see it.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import os
 import shutil
@@ -28,8 +30,10 @@ from huggingface_hub import CommitOperationAdd
 from tqdm import tqdm
 
 from m3dt_agent import tasks as task_table
+from m3dt_agent.config import DataConfig
 from m3dt_agent.data.disk import disk_space_errors, file_lock, publish, require_space, scratch_folder
 from m3dt_agent.data.episodes import dataset_path, find_sources, make_namespaces
+from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import DatasetError, HubConflictError
 from m3dt_agent.hub.cards import dataset_card
 from m3dt_agent.hub.client import Change, HubRepo, Operation, Snapshot, is_repo_id, sha256_file
@@ -192,6 +196,30 @@ def pull_datasets(
         shutil.rmtree(staging, ignore_errors=True)
     paths = {record.id: dataset_path(root, record.id) for record in chosen}
     return PulledDatasets(origin.sha, paths, tuple(record.id for record in missing))
+
+
+def open_pulled(
+    name: str,
+    root: str | Path,
+    tasks: Sequence[str],
+    source: str | None = None,
+    *,
+    revision: str | None = None,
+    config: DataConfig | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> TaskDatasets:
+    """`TaskDatasets.open` after `pull_datasets`, here and wherever else these datasets are reopened: once per folder `root`.
+
+    A token is not sent along: elsewhere it is that machine's own, as `huggingface_hub` finds it.
+
+    Raises:
+        As both.
+    """
+    root = Path(root).absolute()
+    sha = pull_datasets(name, root, tasks, source=source, revision=revision, token=token, endpoint=endpoint).sha or revision
+    reopen = functools.partial(open_pulled, name, root, tasks, source, revision=sha, config=config, endpoint=endpoint)
+    return dataclasses.replace(TaskDatasets.open(root, tasks, source, config=config), reopen=reopen)
 
 
 @dataclass(frozen=True, slots=True)

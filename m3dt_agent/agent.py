@@ -40,6 +40,7 @@ from .history import Condition, History, Rows
 from .model import M3DT, PromptCache, Routing, RoutingUsage, faster_precision
 from .scores import EpisodeResult
 from .tasks import TaskSpec, lookup, resolve
+from .training.expert_jobs import Fanout
 from .training.logs import OnLog
 
 if TYPE_CHECKING:
@@ -214,13 +215,14 @@ class M3DTAgent:
         bank: str | Path | ExpertBank,
         config: TrainConfig | None = None,
         experts: Sequence[int] | None = None,
+        fanout: Fanout | None = None,
         progress: bool | None = None,
         on_log: OnLog | None = None,
     ) -> None:
         """Trains one stage into `bank` (made if it does not exist) and loads the result; a killed run continues where it was.
 
         A new bank takes prompts and statistics from `data`; an agent that already has a bank starts the new one as its copy.
-        config, experts, progress, on_log: as `training.fit_stage` takes them.
+        config, experts, fanout, progress, on_log: as `training.fit_stage` takes them.
 
         Raises:
             UnknownTaskError: no such stage. StageError: an earlier stage is not done.
@@ -228,7 +230,17 @@ class M3DTAgent:
         """
         stage = stage_name(stage)
         opened = self._bank_for(data, bank, may_create=stage == "backbone")
-        training.fit_stage(stage, data, opened, config, experts=experts, device=self.device, progress=progress, on_log=on_log)
+        training.fit_stage(
+            stage,
+            data,
+            opened,
+            config,
+            experts=experts,
+            fanout=fanout,
+            device=self.device,
+            progress=progress,
+            on_log=on_log,
+        )
         self._load(ExpertBank.open(opened.path))
 
     def group_tasks(

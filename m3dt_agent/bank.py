@@ -260,7 +260,8 @@ class ExpertBank:
             try:
                 _remove_stale(self.path)
                 records = {name: write_tensors(self.path / f"{name}.next", tensors) for name, tensors in files.items()}
-                manifest = dataclasses.replace(self.manifest, files=self.manifest.files | records, **changes)
+                all_files = dict(sorted((self.manifest.files | records).items()))
+                manifest = dataclasses.replace(self.manifest, files=all_files, **changes)
                 write_text(journal, manifest.checked().to_json())
             except BaseException:
                 if not journal.exists():

@@ -270,7 +270,20 @@ def read_tensors(path: Path, record: FileRecord) -> dict[str, Tensor]:
     Raises:
         BankError: as `verify`, or not a safetensors file.
     """
-    content = read_content(path, record)
+    return _parsed(read_content(path, record), path)
+
+
+def received_tensors(content: npt.NDArray[np.uint8], record: FileRecord, target: Path) -> dict[str, Tensor]:
+    """The tensors of a file that another process sent, verified; `target`, where it is to go, is named in errors.
+
+    Raises:
+        BankError: as `read_tensors`.
+    """
+    _compare(target, record, hashlib.sha256(content.data).hexdigest(), len(content))
+    return _parsed(np.array(content), target)  # what comes out of a shared object store cannot be written to
+
+
+def _parsed(content: npt.NDArray[np.uint8], path: Path) -> dict[str, Tensor]:
     try:
         return _tensors_in(content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

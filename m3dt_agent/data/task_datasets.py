@@ -7,7 +7,8 @@ prompt episodes, as published ones do, gives the best of those, and trains on no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from .pack import PackedTask, pack_dataset
 class TaskDatasets:
     """One packed dataset per task, in the order of `tasks`; make it with `TaskDatasets.open`.
 
+    reopen: makes the same again in another process, also on another machine that sees the same folder; picklable. None: they
+    were put together otherwise.
+
     Raises:
         DatasetError: a task with too few episodes to leave any for training, or marked `stop_after_success` without success.
     """
@@ -31,6 +35,7 @@ class TaskDatasets:
     tasks: tuple[TaskSpec, ...]
     packed: tuple[PackedTask, ...]
     config: DataConfig = field(default_factory=DataConfig)
+    reopen: Callable[[], TaskDatasets] | None = None
 
     def __post_init__(self) -> None:
         if not self.tasks or len(self.tasks) != len(self.packed):
@@ -71,7 +76,9 @@ class TaskDatasets:
         specs = resolve([tasks] if isinstance(tasks, str) else tasks)
         paths = [_choose(Path(root), task, source) for task in specs]  # all of them, before the first is packed
         packed = tuple(pack_dataset(path, task, cache) for path, task in zip(paths, specs, strict=True))
-        return cls(specs, packed, config or DataConfig())
+        names = [task.name for task in specs]
+        reopen = functools.partial(cls.open, Path(root).absolute(), names, source, config=config, cache=cache)
+        return cls(specs, packed, config or DataConfig(), reopen)
 
     def subset(self, names: Iterable[str | TaskSpec]) -> TaskDatasets:
         """The datasets of some of the tasks, in the order given.

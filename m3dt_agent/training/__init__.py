@@ -16,12 +16,14 @@ import torch
 
 from ..bank import ExpertBank
 from ..config import ExpertsConfig, Stage, TrainConfig, stage_name, train_preset
+from ..data.disk import file_lock
 from ..data.task_datasets import TaskDatasets
 from ..errors import BankError, ConfigError, StageError
 from . import backbone, router
 from . import experts as expert_stage
 from .checkpoint import started_runs, training_lock
 from .estimate import Estimate, estimate, require_disk
+from .expert_jobs import Fanout, commit_trained, train_in_jobs
 from .experts import remove_finished
 from .grouping import make_groups
 from .job import Job, data_fingerprint
@@ -30,7 +32,7 @@ from .loop import Run, cpu_threads, train
 from .precision import with_precision
 from .resume import Settings, check_continuable, preset_of, recorded_settings, settle
 
-__all__ = ["Estimate", "LogRecord", "estimate", "fit_stage", "group_tasks"]
+__all__ = ["Estimate", "Fanout", "LogRecord", "estimate", "fit_stage", "group_tasks"]
 
 _RUNS: dict[Stage, Callable[[Job[Any]], Iterator[Run]]] = {
     "backbone": backbone.runs,
@@ -46,6 +48,7 @@ def fit_stage(
     config: TrainConfig | None = None,
     *,
     experts: Sequence[int] | None = None,
+    fanout: Fanout | None = None,
     device: str | torch.device = "cpu",
     progress: bool | None = None,
     on_log: OnLog | None = None,
@@ -56,6 +59,7 @@ def fit_stage(
         stage: backbone, experts or router; or 1, 2, 3.
         data: of the bank's tasks, made with its DataConfig.
         experts: in stage 2, train only these (others are trained elsewhere, and merged on the Hub); None: all that are missing.
+        fanout: in stage 2, train in jobs, as `Fanout` says; None: in this process.
         config: of the stage. None: the one the stage was started with, else the preset that goes with the bank's model.
         progress: a bar and messages on stderr; None: the bar only on a terminal; False: neither.
         on_log: called with every `LogRecord`.
@@ -69,7 +73,9 @@ def fit_stage(
     stage = stage_name(stage)
     bank.require_writable()
     check_data(data, bank)
-    with training_lock(bank.path):
+    if fanout is not None and stage != "experts":
+        raise ConfigError(f"fanout= goes with stage 'experts'; got stage {stage!r}")
+    with training_lock(bank.path, shared=fanout is not None):
         bank.refresh()
         _check_order(stage, bank)
         only = _checked_experts(experts, stage, bank)
@@ -83,7 +89,10 @@ def fit_stage(
         if progress is not False:
             announce(str(estimate(stage, dataclasses.replace(config, threads=threads), bank.config, device=device)), progress)
         with cpu_threads(threads):
-            _fit(Job(data, bank, config, only), threads, recorded, device, progress, on_log)
+            if fanout is None:
+                _fit(Job(data, bank, config, only), threads, recorded, device, progress, on_log)
+            else:
+                _fit_in_jobs(Job(data, bank, config, only), threads, fanout, str(device), progress)
 
 
 def group_tasks(
@@ -184,7 +193,7 @@ def _fit(
     stage, bank = job.config.stage, job.bank
     if stage == "experts" and bank.groups is None:
         _group(job, progress)
-    record = {"config": dataclasses.asdict(job.config), "threads": threads, "data": data_fingerprint(job.data)}
+    record = _record(job, threads)
     for run in _RUNS[stage](job):
         if recorded is not None:
             check_continuable(recorded, run.name, run.built_on, bank)
@@ -193,6 +202,21 @@ def _fit(
         bank.commit(run.public_files(), stages=bank.manifest.stages | {stage: record})
         if stage == "experts":
             remove_finished(bank)
+
+
+def _fit_in_jobs(job: Job[Any], threads: int, fanout: Fanout, device: str, progress: bool | None) -> None:
+    """Stage 2 in jobs; several processes may do so at once with the same bank, each with its shard."""
+    with file_lock(job.bank.path / "resume" / ".commit"):
+        job.bank.refresh()
+        if job.bank.groups is None:
+            _group(job, progress)
+    for trained in train_in_jobs(job, threads, fanout, device, progress):
+        commit_trained(job.bank, trained, _record(job, threads))
+
+
+def _record(job: Job[Any], threads: int) -> dict[str, Any]:
+    """What the bank keeps of a stage's settings."""
+    return {"config": dataclasses.asdict(job.config), "threads": threads, "data": data_fingerprint(job.data)}
 
 
 def _regroup(job: Job[ExpertsConfig], progress: bool | None) -> dict[str, int]:

@@ -75,8 +75,8 @@ class Checkpoint:
 
 
 @contextlib.contextmanager
-def training_lock(bank: Path) -> Iterator[None]:
-    """Holds the bank for training; a kill releases it.
+def training_lock(bank: Path, *, shared: bool = False) -> Iterator[None]:
+    """Holds the bank for training; a kill releases it. shared: others that share may train it too, in folders of their own.
 
     Raises:
         BankError: another process trains it.
@@ -84,7 +84,7 @@ def training_lock(bank: Path) -> Iterator[None]:
     (bank / "resume").mkdir(parents=True, exist_ok=True)
     with (bank / "resume" / ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BankError(f"another process is training bank {bank}; wait for it or stop it") from None
         for abandoned in (bank / "resume").glob(".writing-*"):  # a killed process's: nobody else writes here

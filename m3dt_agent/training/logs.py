@@ -15,7 +15,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -140,13 +140,27 @@ def _tensorboard(folder: Path, step: int) -> Any:
     return SummaryWriter(folder, purge_step=step + 1)
 
 
+def read_rows(path: Path) -> list[list[str]]:
+    """The rows of a CSV, none if there is no such file; one that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in list(csv.reader(file))[1:] if len(row) == len(COLUMNS) and row[0].isdecimal()]
+
+
+def add_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Adds the rows of runs elsewhere, in place of those there were of the same experts."""
+    experts = {row[1] for row in rows}
+    _write_rows(path, [*(row for row in read_rows(path) if row[1] not in experts), *rows])
+
+
 def _drop_rows(path: Path, experts: set[str], step: int) -> None:
-    """Leaves the header, other runs' rows, and this run's up to `step`; a row that a kill cut short goes too."""
-    rows: list[list[str]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(COLUMNS) and row[0].isdecimal()]
-    kept = [row for row in rows if row[1] not in experts or int(row[0]) <= step]
+    """Leaves the header, other runs' rows, and this run's up to `step`."""
+    _write_rows(path, [row for row in read_rows(path) if row[1] not in experts or int(row[0]) <= step])
+
+
+def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *kept])
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
     write_text(path, text.getvalue())
