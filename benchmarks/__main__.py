@@ -17,8 +17,23 @@ from typing import Annotated
 import typer
 from rich.console import Group, RenderableType
 
-from m3dt_agent.cli_console import AsJson, Workers, emit, make_table, quiet_stdout, say
-from m3dt_agent.errors import ConfigError, M3DTError
+from m3dt_agent.cli_console import (
+    AsJson,
+    CpusPerJob,
+    GpusPerJob,
+    RayAddress,
+    Retries,
+    Shard,
+    Workers,
+    emit,
+    make_table,
+    parse_shard,
+    quiet_stdout,
+    ray_cluster,
+    say,
+)
+from m3dt_agent.errors import M3DTError
+from m3dt_agent.jobs import RETRIES, LocalProcesses
 
 app = typer.Typer(name="benchmarks", help="The benchmark harness.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -43,9 +58,13 @@ def run_command(
     scale: Scale = "smoke",
     out: Run = Path("runs", "benchmark"),
     datasets: Annotated[Path | None, typer.Option(help="Minari root of the demonstrations; default: beside the run.")] = None,
-    shard: Annotated[str, typer.Option(help="I/N: every N-th cell from the I-th on, for job arrays.")] = "1/1",
+    shard: Shard = "1/1",
     device: Annotated[str, typer.Option(help="Where models run: cpu, cuda.")] = "cpu",
     workers: Workers = None,
+    ray: RayAddress = None,
+    cpus_per_job: CpusPerJob = 1,
+    gpus_per_job: GpusPerJob = 0.0,
+    retries: Retries = RETRIES,
     keep_weights: Annotated[bool, typer.Option("--keep-weights", help="Keep the weights of finished cells.")] = False,
 ) -> None:
     """Run every cell that is not done yet."""
@@ -62,6 +81,7 @@ def run_command(
             shard=parse_shard(shard),
             device=device,
             workers=workers,
+            engine=ray_cluster(ray, cpus_per_job, gpus_per_job, retries) or LocalProcesses(0),
             keep_weights=keep_weights,
             say=say,
         )
@@ -125,18 +145,6 @@ def validate_command(folder: Annotated[Path, typer.Argument(help="A run folder."
 
     results = read_run(folder)
     say(f"{len(results)} cells, {sum(len(rows) for r in results for rows in r.rows.values())} episodes, all valid")
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """(I, N) from "I/N".
-
-    Raises:
-        ConfigError: something else.
-    """
-    parts = text.split("/")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"a shard is I/N, like 1/4; got {text!r}")
-    return int(parts[0]), int(parts[1])
 
 
 def main() -> int:

@@ -52,7 +52,7 @@ MODEL = ModelConfig(64, 3, 4, n_experts=16, context_length=8, prompt_length=5)
 STEPS: Mapping[Stage, int] = {"backbone": 2000, "experts": 1000, "router": 2000}
 RATES: Mapping[Stage, float] = {"backbone": 1e-3, "experts": 1e-3, "router": 3e-4}
 DEMONSTRATIONS, EPISODES, EVAL_SEED = 40, 25, 10_000
-SKIP_BELOW, CONCENTRATE, MASS = 0.03, 0.01, 0.99
+SKIP_BELOW, CONCENTRATE, MASS = 0.05, 0.003, 0.99
 MARGIN = 3.0
 ROUTERS: Mapping[str, Mapping[str, float]] = {
     "dense": {},

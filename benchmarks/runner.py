@@ -16,6 +16,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from m3dt_agent.data.disk import write_file
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, evaluate, installed_versions, read_rows, router_usage, write_rows
+from m3dt_agent.jobs import Engine, LocalProcesses, run_jobs, shard_of
 
 from .conflict import module_conflict
 from .data import describe_data, prepare, require_disjoint
@@ -45,48 +47,67 @@ def run_cells(
     shard: tuple[int, int] = (1, 1),
     device: str = "cpu",
     workers: int | None = None,
+    engine: Engine = LocalProcesses(0),
     progress: bool | None = None,
     keep_weights: bool = False,
     say: Say = print,
 ) -> int:
     """Brings every cell of a shard to its end; returns how many had something left to do.
 
-    shard: (I, N), every N-th cell from the I-th on. workers: simulator processes. keep_weights: keep `work/` of finished cells.
+    shard: (I, N), every N-th cell from the I-th on. workers: simulator processes of a cell. engine: where cells run; elsewhere,
+    `run` and `datasets` must be folders that all see. keep_weights: keep `work/` of finished cells.
 
     Raises:
         ConfigError: a shard that does not exist. Whatever collection, training and evaluation raise.
     """
-    mine = shard_of(cells, shard)
-    done = 0
+    mine = shard_of(list({cell.id: cell for cell in cells}.values()), shard)
+    here = engine == LocalProcesses(0)
+    jobs: list[CellJob] = []
     for number, cell in enumerate(mine, 1):
-        label = (
-            f"[{number}/{len(mine)}] {cell.experiment}: {cell.method}, {cell.task_set}, seed {cell.training_seed} ({cell.id})"
+        job = CellJob(
+            f"[{number}/{len(mine)}] {cell.experiment}: {cell.method}, {cell.task_set}, seed {cell.training_seed} ({cell.id})",
+            cell,
+            run.absolute(),
+            datasets.absolute(),
+            device,
+            workers,
+            progress if here else False,
+            keep_weights,
         )
         if is_finished(run, cell):
-            say(f"{label}: done before")
-            continue
-        with held(run / cell.id) as free:
-            if not free:
-                say(f"{label}: another process has it")
-                continue
-            began = time.monotonic()
-            say(f"{label} …")
-            _run_cell(cell, run, datasets, device, workers, progress, keep_weights)
-            say(f"{label}: {time.monotonic() - began:.0f} s")
-            done += 1
+            say(f"{job.name}: done before")
+        else:
+            jobs.append(job)
+    done = 0
+    for number, seconds in run_jobs(jobs, engine):
+        say(f"{jobs[number].name}: {'another process has it' if seconds is None else f'{seconds:.0f} s'}")
+        done += seconds is not None
     return done
 
 
-def shard_of(cells: Sequence[Cell], shard: tuple[int, int]) -> list[Cell]:
-    """Every N-th of the cells, from the I-th on, for `shard` (I, N); each cell once.
+@dataclass(frozen=True, slots=True)
+class CellJob:
+    """One cell, from wherever it is to its end."""
 
-    Raises:
-        ConfigError: not 1 <= I <= N.
-    """
-    i, n = shard
-    if not 1 <= i <= n:
-        raise ConfigError(f"a shard I/N needs 1 <= I <= N; got {i}/{n}")
-    return list({cell.id: cell for cell in cells}.values())[i - 1 :: n]
+    name: str
+    cell: Cell
+    run: Path
+    datasets: Path
+    device: str
+    workers: int | None
+    progress: bool | None
+    keep_weights: bool
+
+    def __call__(self) -> float | None:
+        """The seconds it took, or None if another process has it."""
+        if not self.run.parent.exists():
+            raise ConfigError(f"{self.run.parent} is not to be seen from {platform.node()}; cells need a folder that all share")
+        with held(self.run / self.cell.id) as free:
+            if not free:
+                return None
+            began = time.monotonic()
+            _run_cell(self.cell, self.run, self.datasets, self.device, self.workers, self.progress, self.keep_weights)
+            return time.monotonic() - began
 
 
 def is_finished(run: Path, cell: Cell) -> bool:

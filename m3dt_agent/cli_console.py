@@ -20,6 +20,8 @@ from rich.table import Table
 
 from . import tasks as task_table
 from .errors import ConfigError
+from .jobs import RayCluster
+from .ray_jobs import require_ray
 from .tasks import TaskSpec
 
 TaskNames = Annotated[list[str] | None, typer.Argument(help="Tasks, sets (mt10 … mt160) or domains; mixed as you like.")]
@@ -30,6 +32,16 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Root = Annotated[Path, typer.Option(help="Minari root folder of the datasets.")]
 Source = Annotated[str | None, typer.Option(help="Name of the datasets' source, m3dt/<task>/<source>-v0.")]
 Workers = Annotated[int | None, typer.Option(help="Simulator processes; 0: this process; default: one per core.")]
+Shard = Annotated[str, typer.Option(help="I/N: every N-th part of the work from the I-th on, for job arrays.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help="On a Ray cluster: local (started here), auto (RAY_ADDRESS, or one that runs here), an address."
+    ),
+]
+CpusPerJob = Annotated[int, typer.Option(help="With --ray: CPUs that a job reserves.")]
+GpusPerJob = Annotated[float, typer.Option(help="With --ray: GPUs that a job reserves; fractions are allowed.")]
+Retries = Annotated[int, typer.Option(help="How often a job is tried again after it failed or its machine did.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 
 
@@ -83,6 +95,30 @@ def choose_tasks(names: Sequence[str] | None, *, all_tasks: bool, task_set: str 
     if not chosen:
         raise ConfigError("no tasks named; give task names, --set mt10 … mt160, or --all (`m3dt tasks` lists them)")
     return task_table.resolve(chosen, seed=seed)
+
+
+def ray_cluster(address: str | None, cpus_per_job: int, gpus_per_job: float, retries: int) -> RayCluster | None:
+    """The cluster that the options name, or None.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+    """
+    if address is None:
+        return None
+    require_ray()
+    return RayCluster(address, cpus_per_job, gpus_per_job, retries)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(I, N) from "I/N".
+
+    Raises:
+        ConfigError: something else.
+    """
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"a shard is I/N, like 1/4; got {text!r}")
+    return int(parts[0]), int(parts[1])
 
 
 def parse_experts(text: str) -> tuple[int, ...]:

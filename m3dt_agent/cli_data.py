@@ -14,9 +14,13 @@ import typer
 from .cli_console import (
     AllTasks,
     AsJson,
+    CpusPerJob,
+    RayAddress,
+    Retries,
     Root,
     Seed,
     SetSeed,
+    Shard,
     Source,
     TaskNames,
     TaskSet,
@@ -25,11 +29,14 @@ from .cli_console import (
     duration,
     emit,
     make_table,
+    parse_shard,
     quiet_stdout,
+    ray_cluster,
     say,
     size,
 )
 from .errors import ConfigError, DatasetError
+from .jobs import RETRIES, LocalProcesses, shard_of
 from .tasks import TASKS, TaskSpec, get, resolve
 
 if TYPE_CHECKING:
@@ -66,6 +73,10 @@ def collect_command(
     ] = None,
     seed: Seed = 0,
     workers: Workers = None,
+    shard: Shard = "1/1",
+    ray: RayAddress = None,
+    cpus_per_job: CpusPerJob = 1,
+    retries: Retries = RETRIES,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace datasets that were collected otherwise.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -73,7 +84,8 @@ def collect_command(
     from .data.behavior import behavior_policy
     from .data.collect import CollectConfig, collect
 
-    tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed)
+    tasks = shard_of(choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed), parse_shard(shard))
+    engine = ray_cluster(ray, cpus_per_job, 0.0, retries) or LocalProcesses(workers, retries)
     policy = None if weights is None else functools.partial(behavior_policy, level=level, weights=weights)
     config = CollectConfig(
         levels=parse_mixture(mixture) if mixture is not None else {"custom" if policy else level: 1.0},
@@ -83,9 +95,10 @@ def collect_command(
         source=source,
         stop_after_success=stop_after_success,
     )
-    say(collection_estimate(tasks, episodes, workers))
+    if ray is None:
+        say(collection_estimate(tasks, episodes, workers))
     with quiet_stdout():
-        summaries = collect(tasks, root, config, policy=policy, workers=workers, overwrite=overwrite)
+        summaries = collect(tasks, root, config, policy=policy, engine=engine, overwrite=overwrite)
     rows = [collect_row(summary) for summary in summaries]
     columns = ("task", "episodes", "steps", "return", "score", "success %", "seconds")
     cells = ([value for key, value in row.items() if key not in ("path", "kept")] for row in rows)

@@ -14,8 +14,13 @@ from rich.table import Table
 from .cli_console import (
     AllTasks,
     AsJson,
+    CpusPerJob,
+    GpusPerJob,
+    RayAddress,
+    Retries,
     Root,
     SetSeed,
+    Shard,
     Source,
     TaskNames,
     TaskSet,
@@ -24,16 +29,19 @@ from .cli_console import (
     emit,
     make_table,
     parse_experts,
+    parse_shard,
     quiet_stdout,
+    ray_cluster,
     say,
     size,
 )
 from .config import STAGES, DataConfig, EvalConfig, ModelConfig, Stage, TrainConfig, stage_name, train_preset
 from .errors import BankError, ConfigError, StageError
+from .jobs import RETRIES, shard_of
 from .tasks import TaskSpec
 
 if TYPE_CHECKING:
-    from .agent import Experts
+    from .agent import Experts, M3DTAgent, Precision
     from .bank import ExpertBank
     from .scores import Summary
 
@@ -181,23 +189,35 @@ def eval_command(
         Path | None, typer.Option(help="Record the first episode of up to 16 tasks in one .gif or .mp4; see MUJOCO_GL.")
     ] = None,
     device: Device = "cpu",
+    shard: Shard = "1/1",
+    ray: RayAddress = None,
+    cpus_per_job: CpusPerJob = 1,
+    gpus_per_job: GpusPerJob = 0.0,
+    retries: Retries = RETRIES,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate an agent or a behavior policy on fixed episodes."""
     from .evaluation import evaluate, summarize, write_rows
 
     config = EvalConfig(episodes, seed, slots, workers, stop_on_success, rtg_mode, deterministic=deterministic)
-    agent = _load_agent(who, _chosen_experts(experts, routing_mass, max_experts), device, precision)
+    chosen = _chosen_experts(experts, routing_mass, max_experts)
+    cluster = ray_cluster(ray, cpus_per_job, gpus_per_job, retries)
+    bank = _bank_to_evaluate(who)
     named = bool(names or all_tasks or task_set)
-    tasks = (
-        choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed) if named or agent is None else agent.tasks
-    )
+    tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed) if named or bank is None else bank.tasks
+    tasks = tuple(shard_of(tasks, parse_shard(shard)))
     with quiet_stdout():
+        agent = None if bank is None or (cluster and video is None) else _load_agent(bank, chosen, device, precision)
         if video is not None:  # first, since it is what may not work here
             from .videos import record
 
             record(agent or who, tasks, video, config, progress=sys.stderr.isatty())
-        results = evaluate(agent or who, tasks, config)
+        if cluster is None:
+            results = evaluate(agent or who, tasks, config)
+        else:
+            from .evaluation_jobs import evaluate_in_jobs
+
+            results = evaluate_in_jobs(bank or who, tasks, config, cluster, experts=chosen, precision=precision, device=device)
     if rows is not None:
         write_rows(rows, results)
     summary = summarize(results)
@@ -219,20 +239,27 @@ def _chosen_experts(experts: str | None, routing_mass: float | None, max_experts
     return int(experts) if experts is not None and experts.isdigit() else experts  # type: ignore[return-value]
 
 
-def _load_agent(who: str, experts: Experts | None, device: str, precision: Literal["float32", "bfloat16", "auto"]) -> Any:
-    """The agent of the bank `who`, or None if `who` is a behavior policy's level.
+def _bank_to_evaluate(who: str) -> ExpertBank | None:
+    """The bank `who`, or None if `who` is a behavior policy's level.
 
     Raises:
         BankError: neither a folder nor a level.
     """
-    from .agent import M3DTAgent
+    from .bank import ExpertBank
     from .data.behavior import SNAPSHOT_LEVELS, parse_level
 
-    if not Path(who).is_dir():
-        if parse_level(who)[0] in ("random", "zero", "scripted", *SNAPSHOT_LEVELS):
-            return None
-        raise BankError(f"{who!r} is neither a bank's folder nor a behavior policy (random, zero, novice, medium, expert)")
-    agent = M3DTAgent.load(who, device=device, precision=precision)
+    if Path(who).is_dir():
+        return ExpertBank.open(who, check="sizes")
+    if parse_level(who)[0] in ("random", "zero", "scripted", *SNAPSHOT_LEVELS):
+        return None
+    raise BankError(f"{who!r} is neither a bank's folder nor a behavior policy (random, zero, novice, medium, expert)")
+
+
+def _load_agent(bank: ExpertBank, experts: Experts | None, device: str, precision: Precision) -> M3DTAgent:
+    """The bank's agent, set to `experts` if any are named."""
+    from .agent import M3DTAgent
+
+    agent = M3DTAgent.load(bank.path, device=device, precision=precision)
     if experts is not None:
         agent.experts = experts
     return agent

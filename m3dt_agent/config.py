@@ -301,8 +301,9 @@ class EvalConfig:
     process; None: one per core). stop_on_success: end Meta-World episodes at success. rtg_mode: "rewards" lowers the
     return-to-go by each reward, "constant" does not. overlap: let the workers step one half of the slots while the policy acts
     for the other; None: for behavior policies, and agents on a GPU (one on the CPU needs the same cores). deterministic: torch
-    has two CPU threads, whatever it had. What acts together never depends on time, so rows are then the same to the last bit on
-    machines of one type, for any number of workers, as long as tasks, episodes, `slots` and `overlap` are the same.
+    has two CPU threads, whatever it had, and four tasks at a time are evaluated. What acts together never depends on time, so
+    rows are then the same to the last bit on machines of one type, for any number of workers, here or in jobs, as long as
+    tasks, episodes, `slots` and `overlap` are the same.
     """
 
     episodes: int = 10

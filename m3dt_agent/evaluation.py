@@ -58,6 +58,9 @@ __all__ = [
 _ERROR_BATCH = 128
 """Windows predicted at once in `action_error`."""
 
+TASKS_PER_PART = 4
+"""Tasks whose episodes run together in a deterministic evaluation, and in one job."""
+
 _EPISODES_AT_ONCE = 1024
 """A policy has a state for each episode, with its prompt's keys and values: 0.2 MB each in the paper's model."""
 _DETERMINISTIC_THREADS = 2
@@ -195,16 +198,23 @@ def evaluate(
     if not specs:
         raise ConfigError("evaluate needs at least one task")
     acting = _as_policy(policy, config)
-    episodes = [Episode(task, config.seed + k) for task in specs for k in range(config.episodes)]
+    parts = parts_of(specs) if config.deterministic else [specs]
     shown = sys.stderr.isatty() if progress is None else progress
     rows: list[EpisodeResult] = []
     with (
-        tqdm(total=len(episodes), desc=f"evaluate {acting.name}", unit="episode", disable=not shown) as bar,
+        tqdm(total=len(specs) * config.episodes, desc=f"evaluate {acting.name}", unit="episode", disable=not shown) as bar,
         cpu_threads(_DETERMINISTIC_THREADS if config.deterministic else torch.get_num_threads()),
     ):
-        for first in range(0, len(episodes), _EPISODES_AT_ONCE):
-            rows += _Rollout(acting, episodes[first : first + _EPISODES_AT_ONCE], config, bar).run()
+        for part in parts:
+            episodes = [Episode(task, config.seed + k) for task in part for k in range(config.episodes)]
+            for first in range(0, len(episodes), _EPISODES_AT_ONCE):
+                rows += _Rollout(acting, episodes[first : first + _EPISODES_AT_ONCE], config, bar).run()
     return rows
+
+
+def parts_of(tasks: Sequence[TaskSpec]) -> list[Sequence[TaskSpec]]:
+    """`tasks` in parts of TASKS_PER_PART."""
+    return [tasks[first : first + TASKS_PER_PART] for first in range(0, len(tasks), TASKS_PER_PART)]
 
 
 def _overlaps(policy: VectorPolicy, config: EvalConfig) -> bool:

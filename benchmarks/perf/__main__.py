@@ -19,7 +19,7 @@ from typing import Any
 
 from .frame import STANDARD_OUTPUT, add_options, write_json
 
-PROGRAMS = ("model", "acting", "sampler", "startup", "bank", "transfer", "evaluation")
+PROGRAMS = ("model", "acting", "sampler", "startup", "bank", "transfer", "evaluation", "cluster")
 """One module of this folder each; they take --quick and --json FILE."""
 
 
