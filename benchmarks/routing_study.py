@@ -73,10 +73,13 @@ PAIRS = (
     ("skip, all experts", "dense, all experts"),
     ("concentrated, all experts", "dense, all experts"),
     ("concentrated, 0.99 of the mass", "dense, all experts"),
+    ("both, all experts", "dense, all experts"),
     ("both, 0.99 of the mass", "dense, all experts"),
+    ("both, 0.99 of the mass", "both, all experts"),
     ("dense, all experts", "backbone alone"),
     ("dense, 0.99 of the mass", "backbone alone"),
     ("concentrated, 0.99 of the mass", "backbone alone"),
+    ("both, 0.99 of the mass", "backbone alone"),
 )
 
 

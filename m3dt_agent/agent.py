@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 Experts = Literal["none", "mixture"] | Routing | int
 Precision = Literal["float32", "bfloat16", "auto"]
 RtgMode = Literal["rewards", "constant"]
+ROUTED_MASS = 0.99
+"""Of the router's weight: `benchmarks/results/2026-11-25-routing-study.md`."""
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
@@ -277,7 +279,7 @@ class M3DTAgent:
 
     def _load(self, bank: ExpertBank) -> None:
         self.bank, self.statistics, self.prompts = bank, bank.statistics, bank.prompts
-        self._use(bank.model(), bank.default_experts)
+        self._use(bank.model(), _default_experts(bank))
 
     def _use(self, model: M3DT, experts: Experts) -> None:
         self.model = model.to(self.device).eval()
@@ -292,8 +294,9 @@ class M3DTAgent:
 
     @property
     def experts(self) -> Experts:
-        """Which experts act: "mixture" (routed; the default of a complete bank), a `Routing` (each slot's heaviest of them),
-        "none" (backbone) or one expert's index."""
+        """Which experts act: "mixture" (all, weighed; the default of a complete bank), a `Routing` (each slot's heaviest of
+        them; the default, with 0.99 of the weight, where the router was trained to concentrate), "none" (backbone) or one
+        expert's index."""
         return self._experts
 
     @experts.setter
@@ -544,6 +547,15 @@ def _require_finite(what: str, values: npt.NDArray[Any], used: Bools) -> None:
     first = tuple(int(i) for i in np.argwhere(~np.isfinite(values) & used)[0])
     where = f"slot {first[0]}" + (f", dimension {first[1]}" if len(first) > 1 else "")
     raise InvalidValueError(f"{what} of {where} is {values[first]}")
+
+
+def _default_experts(bank: ExpertBank) -> Experts:
+    """What a bank's agent uses unless told otherwise.
+
+    Where stage 3 concentrated the router, the experts that carry ROUTED_MASS: in the routing study they score as all do.
+    """
+    concentrated = bank.manifest.stages.get("router", {}).get("config", {}).get("concentrate", 0.0) > 0
+    return Routing(mass=ROUTED_MASS) if concentrated and bank.default_experts == "mixture" else bank.default_experts
 
 
 def _require_same_tasks(ours: Sequence[TaskSpec], theirs: Sequence[TaskSpec], what: str) -> None:

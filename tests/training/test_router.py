@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.model import Routing
 from m3dt_agent.training import LogRecord, fit_stage, router
 from m3dt_agent.training.job import Job
 from m3dt_agent.training.loop import Run, Trainer
@@ -92,3 +94,12 @@ def test_skipping_is_logged_and_changes_nothing_where_nothing_is_skipped(
     for name, tensor in hashes[0.0].items():
         torch.testing.assert_close(hashes[1e-9][name], tensor, rtol=0, atol=1e-5)
     assert any(not torch.equal(hashes[0.5][name], tensor) for name, tensor in hashes[0.0].items())
+
+
+@pytest.mark.parametrize(("concentrate", "experts"), [(0.0, "mixture"), (0.01, Routing(mass=0.99))])
+def test_a_concentrated_router_acts_with_few_experts_by_default(
+    data: TaskDatasets, bank: ExpertBank, concentrate: float, experts: object
+) -> None:
+    fit_stage("router", data, bank, RouterConfig(steps=4, concentrate=concentrate, **SHARED), progress=False)  # type: ignore[arg-type]
+    assert M3DTAgent.load(bank.path).experts == experts
+    assert bank.default_experts == "mixture"
