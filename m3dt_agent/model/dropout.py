@@ -7,8 +7,9 @@
              16-bit numbers each, and an entry is dropped where its number is below rate · 2¹⁶
     others   a generator of the device, seeded by `seed`, draws the mask of all `total` windows, of which rows are taken
 
-So a window's masks depend neither on what else is in the batch nor on who holds the rest of it: a worker with rows first … last - 1
-of a batch drops what one worker with all of them drops there. Without `keyed_dropout` masks follow from torch's global generator.
+So a window's masks depend neither on what else is in the batch nor on who holds the rest of it: a worker with rows
+first … last - 1 of a batch drops what one worker with all of them drops there. Without `keyed_dropout` masks follow from
+torch's global generator.
 
 torch draws every Bernoulli variable of a CPU mask on its own, in one thread: a fifth of a whole training step at the paper
 preset. The rate here is a multiple of 2⁻¹⁶, and kept entries are divided by exactly the share that is kept.

@@ -1,6 +1,7 @@
 """Our dropout: masks with the right values and share, keyed by window or from torch's generator alone, and the attention that
 uses them."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -143,7 +144,7 @@ def test_keyed_masks_leave_torchs_generator_alone_and_end_with_their_block():
     drop, ones = Dropout(0.3), torch.ones(4, 5)
     with keyed_dropout([Rows(1, 0, 4, 4)], CPU):
         outer = drop(ones)
-        with pytest.raises(ZeroDivisionError), keyed_dropout([Rows(2, 0, 4, 4)], CPU):
+        with contextlib.suppress(ZeroDivisionError), keyed_dropout([Rows(2, 0, 4, 4)], CPU):
             assert not torch.equal(drop(ones), outer)
             _ = 1 / 0
         after = drop(ones)  # the outer block goes on where it was
