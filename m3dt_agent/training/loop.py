@@ -19,25 +19,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..config import BackboneConfig, TrainConfig
-from ..data.batches import Batch, Window, derive_seed
+from ..data.batches import Batch, derive_seed
 from ..model import M3DT, ExpertChoice, Routing
 from ..model.dropout import Rows, keyed_dropout
 from .checkpoint import Checkpoint, RunState, newest_checkpoint, write_checkpoint
-from .conflict import has_peaked, masked_losses, real_actions, smoothed
+from .conflict import has_peaked, masked_losses, smoothed
 from .distributed import ALONE, World
 from .logs import LogRecord, OnLog, RunLog, announce
-
-
-class Sampler(Protocol):
-    """Where batches come from: a pure function of the step."""
-
-    def sample(self, step: int) -> Batch: ...
+from .shares import Sampler, Share, share_of
 
 
 class StepHooks:
@@ -150,12 +144,12 @@ class Trainer:
         """One step of training."""
         hooks, index = self.run.hooks, self.step_count
         started = time.perf_counter()
-        batch, counts, share = self._batch(index)
-        hooks.before_forward(index, batch)
-        actions = self._forward(index, batch)
-        losses = masked_losses(actions, batch, len(self.run.samplers), counts)  # (K,)
-        (losses.sum() + share * hooks.extra_loss()).backward()  # type: ignore[no-untyped-call]
-        losses, kept = self._over_workers(losses.detach(), self._experts_kept() * share)
+        share = share_of(self.run.samplers, index, self.world, self.device, self.dtype)
+        hooks.before_forward(index, share.batch)
+        actions = self._forward(share)
+        losses = masked_losses(actions, share.batch, len(self.run.samplers), share.counts)  # (K,)
+        (losses.sum() + share.weight * hooks.extra_loss()).backward()  # type: ignore[no-untyped-call]
+        losses, kept = self._over_workers(losses.detach(), self._experts_kept() * share.weight)
         norms = self._clip()
         self._set_learning_rate(index)
         hooks.before_update()
@@ -258,24 +252,15 @@ class Trainer:
         self._sums[: len(state.sums)] = torch.tensor(state.sums, dtype=self.dtype)  # older ones: no share of experts kept
         self._summed = state.summed
 
-    def _batch(self, index: int) -> tuple[Batch, Tensor, float]:
-        """The windows held here, how many errors the losses are means over (K,), and the share of all windows that this is."""
-        whole = [sampler.sample(index) for sampler in self.run.samplers]
-        counts = torch.stack([real_actions(batch.action_mask, 1)[0] for batch in whole])
-        self._total = len(whole[0].tasks)
-        self._rows = self.world.rows(self._total)
-        batch = _stack([of_expert.rows(self._rows) for of_expert in whole])
-        return batch.to(self.device, self.dtype), counts.to(self.device), len(self._rows) / self._total
-
-    def _forward(self, index: int, batch: Batch) -> Tensor:
+    def _forward(self, share: Share) -> Tensor:
         """Actions (B, T, act_dim) of the windows held here, with masks that any worker and any stack of experts would draw."""
-        config, run = self.run.config, self.run
-        seeds = [derive_seed(config.seed, config.stage, e, index, "dropout") for e in run.experts or (0,)]
-        rows = [Rows(seed, self._rows.start, self._rows.stop, self._total) for seed in seeds]
+        config, run, rows = self.run.config, self.run, share.rows
+        seeds = [derive_seed(config.seed, config.stage, e, self.step_count, "dropout") for e in run.experts or (0,)]
+        groups = [Rows(seed, rows.start, rows.stop, share.total) for seed in seeds]
         fused = self.world.size == 1 and not run.experts
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-        with seeded(seeds[0], self.device), keyed_dropout(rows, self.device, fused_attention=fused), autocast:
-            actions: Tensor = run.model(batch.window, batch.prompt, run.choice)
+        with seeded(seeds[0], self.device), keyed_dropout(groups, self.device, fused_attention=fused), autocast:
+            actions: Tensor = run.model(share.batch.window, share.batch.prompt, run.choice)
         return actions
 
     def _over_workers(self, losses: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -376,18 +361,3 @@ def _restore_newest(trainer: Trainer, bank: Path, progress: bool | None) -> None
     if checkpoint is not None:
         trainer.restore(checkpoint)
         announce(f"{name}: continuing from step {trainer.step_count:,}", progress)
-
-
-def _stack(batches: Sequence[Batch]) -> Batch:
-    """One batch of K equal groups. It always copies, into memory aligned for the CPU's vector units whatever numpy gave."""
-    return Batch(
-        torch.cat([batch.tasks for batch in batches]),
-        _stack_windows([batch.window for batch in batches]),
-        _stack_windows([batch.prompt for batch in batches]),
-        torch.cat([batch.action_mask for batch in batches]),
-    )
-
-
-def _stack_windows(windows: Sequence[Window]) -> Window:
-    fields = ("states", "actions", "returns_to_go", "timesteps", "mask")
-    return Window(*(torch.cat([getattr(window, field) for window in windows]) for field in fields))
