@@ -32,15 +32,17 @@ import torch
 from . import training
 from .bank import ExpertBank
 from .config import ExpertsConfig, ModelConfig, TrainConfig, stage_name
-from .data.prompts import Prompt, make_prompts, prompt_window
-from .data.stats import TaskStatistics, compute_statistics
+from .data.prompts import Prompt, prompt_window
+from .data.stats import TaskStatistics
 from .data.task_datasets import TaskDatasets
 from .errors import ConfigError, InvalidValueError, ShapeError, StageError
 from .history import Condition, History, Rows
 from .model import M3DT, PromptCache, Routing, RoutingUsage, faster_precision
 from .scores import EpisodeResult
 from .tasks import TaskSpec, lookup, resolve
+from .training.distributed import joined
 from .training.expert_jobs import Fanout
+from .training.job import create_bank
 from .training.logs import OnLog
 
 if TYPE_CHECKING:
@@ -231,18 +233,20 @@ class M3DTAgent:
             ConfigError: the agent, `data` and the bank are not of the same tasks and model. Else as `training.fit_stage`.
         """
         stage = stage_name(stage)
-        opened = self._bank_for(data, bank, may_create=stage == "backbone")
-        training.fit_stage(
-            stage,
-            data,
-            opened,
-            config,
-            experts=experts,
-            fanout=fanout,
-            device=self.device,
-            progress=progress,
-            on_log=on_log,
-        )
+        with joined(self.device) as world:
+            with world.main_first():
+                opened = self._bank_for(data, bank, may_create=stage == "backbone")
+            training.fit_stage(
+                stage,
+                data,
+                opened,
+                config,
+                experts=experts,
+                fanout=fanout,
+                device=self.device,
+                progress=progress,
+                on_log=on_log,
+            )
         self._load(ExpertBank.open(opened.path))
 
     def group_tasks(
@@ -270,8 +274,7 @@ class M3DTAgent:
         elif not may_create:
             raise StageError(f"there is no bank at {bank}; fit_stage('backbone', ...) makes it")
         else:
-            statistics, prompts = compute_statistics(data), make_prompts(data, self.config.prompt_length)
-            opened = ExpertBank.create(Path(bank), self.config, self.tasks, statistics, prompts, data.config)
+            opened = create_bank(Path(bank), self.config, data)
         _require_same_tasks(self.tasks, opened.tasks, f"the bank {opened.path}")
         if opened.config != self.config:
             raise ConfigError(f"the bank {opened.path} holds {opened.config}; the agent is {self.config}")

@@ -33,7 +33,7 @@ from .cli_convert import convert_command
 from .cli_data import behavior_app, collect_command, data_app
 from .cli_hub import data_pull_command, data_push_command, pull_command, push_command
 from .cli_train import eval_command, info_command, train_command
-from .errors import M3DTError
+from .errors import M3DTError, WorkerError
 from .tasks import TASKS, resolve, task_set
 
 CONTINUES = {"collect", "train", "quickstart", "behavior", "push", "pull", "import"}
@@ -157,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except M3DTError as error:
         if os.environ.get("M3DT_DEBUG"):
             traceback.print_exc()
-        say(f"error: {error}")
+        if (line := _error_line(error)) is not None:
+            say(line)
         return 1
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
@@ -165,6 +166,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say("interrupted; " + _how_to_continue(given))
         return code
     return 0
+
+
+def _error_line(error: M3DTError) -> str | None:
+    """What to tell of an error; None in a worker other than the first that only says that another has failed."""
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    if rank == "0":
+        return f"error: {error}"
+    return None if isinstance(error, WorkerError) else f"error in worker {rank}: {error}"
 
 
 def _how_to_continue(arguments: Sequence[str]) -> str:

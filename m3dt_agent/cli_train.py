@@ -91,10 +91,14 @@ def train_command(
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Train a bank, all stages or one. A stage that is done is kept, an interrupted one continues."""
+    """Train a bank, all stages or one. A stage that is done is kept, an interrupted one continues.
+
+    Under torchrun, stages 1 and 3 are shared by its workers; datasets and bank are in folders that all of them see.
+    """
     from .agent import M3DTAgent
     from .bank import ExpertBank
     from .data.task_datasets import TaskDatasets
+    from .training.distributed import joined, own_device, require_one_worker
 
     settings = {"batch_size": batch_size, "learning_rate": learning_rate, "steps": steps, "precision": precision}
     settings |= {"threads": threads, "checkpoint_every": checkpoint_every, "warmup_steps": warmup_steps, "seed": seed}
@@ -107,19 +111,27 @@ def train_command(
     if only_experts is not None and wanted != ("experts",):
         raise ConfigError(f"--only-experts goes with --stage experts; got --stage {stage}")
     configs = {name: stage_config(preset, name, settings | for_one[name]) for name in wanted}
-    existing = ExpertBank.open(bank) if is_bank(bank) else None
-    tasks = _tasks_to_train(existing, names, all_tasks=all_tasks, task_set=task_set, seed=set_seed)
-    data_config = existing.data_config if existing else DataConfig.preset("paper" if preset == "paper" else "default")
-    model_config = existing.config if existing else ModelConfig.preset(preset or "small", **_given({"n_experts": experts}))
-    with quiet_stdout():
-        data = TaskDatasets.open(root, tasks, source, config=data_config)
-        agent = M3DTAgent(model_config, tasks, device=device)
-        for name in wanted:
-            if to_train(existing, name, resume=resume, alone=stage != "all"):
-                chosen = parse_experts(only_experts) if only_experts and name == "experts" else None
-                agent.fit_stage(name, data, bank=bank, config=configs[name], experts=chosen)
-    document = describe_bank(ExpertBank.open(bank))
-    emit(document, as_json=as_json, table=bank_table(document))
+    with quiet_stdout(), joined(device) as world:
+        with world.main_first():
+            existing = ExpertBank.open(bank) if is_bank(bank) else None
+            tasks = _tasks_to_train(existing, names, all_tasks=all_tasks, task_set=task_set, seed=set_seed)
+            data_config = existing.data_config if existing else DataConfig.preset("paper" if preset == "paper" else "default")
+            model_config = (
+                existing.config if existing else ModelConfig.preset(preset or "small", **_given({"n_experts": experts}))
+            )
+            left = [
+                name for name in wanted if to_train(existing, name, resume=resume, alone=stage != "all", tell=world.is_main)
+            ]
+            if "experts" in left:
+                require_one_worker(world)
+            data = TaskDatasets.open(root, tasks, source, config=data_config)
+        agent = M3DTAgent(model_config, tasks, device=own_device(device))
+        for name in left:
+            chosen = parse_experts(only_experts) if only_experts and name == "experts" else None
+            agent.fit_stage(name, data, bank=bank, config=configs[name], experts=chosen)
+    if world.is_main:
+        document = describe_bank(ExpertBank.open(bank))
+        emit(document, as_json=as_json, table=bank_table(document))
 
 
 def stage_config(preset: str | None, stage: Stage, settings: dict[str, Any]) -> TrainConfig | None:
@@ -129,8 +141,8 @@ def stage_config(preset: str | None, stage: Stage, settings: dict[str, Any]) -> 
     return train_preset(preset or "small", stage, **given) if preset or given else None
 
 
-def to_train(bank: ExpertBank | None, stage: Stage, *, resume: bool, alone: bool) -> bool:
-    """Whether `stage` has work left; `alone`: it was asked for by name.
+def to_train(bank: ExpertBank | None, stage: Stage, *, resume: bool, alone: bool, tell: bool = True) -> bool:
+    """Whether `stage` has work left; `alone`: it was asked for by name; `tell` the user if not.
 
     Raises:
         StageError: it was begun and `resume` is False.
@@ -138,7 +150,7 @@ def to_train(bank: ExpertBank | None, stage: Stage, *, resume: bool, alone: bool
     status = "absent" if bank is None else bank.status(stage)
     if status != "absent" and not resume:
         raise StageError(f"stage {stage!r} of this bank is {status}, and --no-resume was given; choose another --bank")
-    if status == "done" and not alone:
+    if status == "done" and not alone and tell:
         say(f"stage {stage}: done before, kept")
     return status != "done" or alone
 

@@ -8,6 +8,7 @@
     ├── DatasetError           (ValueError)    a dataset that is damaged, incomplete or does not fit its task
     ├── BankError              (ValueError)    a bank file that is missing, damaged or foreign
     ├── StageError             (RuntimeError)  a training stage called before what it needs exists
+    ├── WorkerError            (RuntimeError)  another worker of a run that several train failed or was lost
     ├── HubError               (OSError)       the Hugging Face Hub refused, failed or cannot be reached
     │   └── HubConflictError                   somebody else has pushed something that differs
     ├── MissingDependencyError (ImportError)   an optional package that is not installed
@@ -49,6 +50,10 @@ class BankError(M3DTError, ValueError):
 
 class StageError(M3DTError, RuntimeError):
     """A training stage asked for before the stages it builds on are done."""
+
+
+class WorkerError(M3DTError, RuntimeError):
+    """Another of the workers that train a run together failed, was lost, or does not answer."""
 
 
 class HubError(M3DTError, OSError):

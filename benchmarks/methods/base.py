@@ -27,7 +27,8 @@ from m3dt_agent.model import M3DT, ExpertChoice
 from m3dt_agent.training.checkpoint import newest_checkpoint
 from m3dt_agent.training.job import data_fingerprint
 from m3dt_agent.training.logs import OnLog
-from m3dt_agent.training.loop import Run, Sampler, StepHooks, cpu_threads, seeded, train
+from m3dt_agent.training.loop import Run, StepHooks, cpu_threads, seeded, train
+from m3dt_agent.training.shares import Sampler
 
 from ..records import FINAL, Cell, TaskIdUse
 from .costs import action_flop, active_parameters, count_parameters, step_flop

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from m3dt_agent.data.batches import Batch
 from m3dt_agent.data.windows import Window
 from m3dt_agent.model import M3DT, ExpertChoice
-from m3dt_agent.training.loop import Sampler
+from m3dt_agent.training.shares import Sampler
 
 
 def count_parameters(model: nn.Module) -> int:

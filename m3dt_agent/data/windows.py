@@ -39,6 +39,11 @@ class Window:
             self.mask.to(device),
         )
 
+    def rows(self, rows: range) -> Window:
+        """Consecutive windows, the same memory."""
+        at = slice(rows.start, rows.stop)
+        return Window(self.states[at], self.actions[at], self.returns_to_go[at], self.timesteps[at], self.mask[at])
+
     def to_arrays(self) -> WindowArrays:
         """The same memory as arrays; for windows of float32 on the CPU."""
         return WindowArrays(
@@ -64,6 +69,11 @@ class Batch:
         return Batch(
             self.tasks.to(device), self.window.to(device, dtype), self.prompt.to(device, dtype), self.action_mask.to(device)
         )
+
+    def rows(self, rows: range) -> Batch:
+        """Consecutive windows and their prompts, the same memory."""
+        at = slice(rows.start, rows.stop)
+        return Batch(self.tasks[at], self.window.rows(rows), self.prompt.rows(rows), self.action_mask[at])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -93,7 +93,8 @@ class M3DT(nn.Module):
 
     Weights start as GPT-2's: matrices and embeddings N(0, 0.02), biases 0. A new expert's output layer is 0 and adds nothing.
     Dropout falls where GPT-2 has it, all at `config.dropout`: on embedded tokens, attention
-    probabilities, attention outputs, and once on a block's summed feed-forward output. It draws from torch's global generator.
+    probabilities, attention outputs, and once on a block's summed feed-forward output. It draws from torch's global generator,
+    or inside `dropout.keyed_dropout` from each window's own stream.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -70,8 +70,8 @@ class Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Values mixed for every query, (B, H, Q, D/H)."""
-        if q.device.type == "cpu" and self.dropout.is_active:  # torch has no fused kernel for this, and its masks are slow
-            bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+        if self.dropout.needs_mask(q.device):
+            bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
             scores = (q * q.shape[-1] ** -0.5) @ k.mT + bias  # (B, H, Q, past + S)
             return torch.matmul(self.dropout(scores.softmax(-1)), v)
         rate = self.dropout.rate if self.training else 0.0

@@ -3,14 +3,17 @@
     fit_stage ─► settle settings (resume.py) ─► the stage's runs (backbone.py, experts.py, router.py)
               ─► each run: loop.py, checkpointed (checkpoint.py), then committed to the bank
 
-A killed `fit_stage`, called again on the same bank, continues where it was, and ends with the weights it would have had.
+A killed `fit_stage`, called again on the same bank, continues where it was, and ends with the weights it would have had. Called
+in every worker that torchrun or Ray Train starts, it shares the stage between them (distributed.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,6 +25,7 @@ from ..errors import BankError, ConfigError, StageError
 from . import backbone, router
 from . import experts as expert_stage
 from .checkpoint import started_runs, training_lock
+from .distributed import World, joined, own_device, require_one_worker
 from .estimate import Estimate, estimate, require_disk
 from .expert_jobs import Fanout, commit_trained, train_in_jobs
 from .experts import remove_finished
@@ -33,6 +37,16 @@ from .precision import with_precision
 from .resume import Settings, check_continuable, preset_of, recorded_settings, settle
 
 __all__ = ["Estimate", "Fanout", "LogRecord", "estimate", "fit_stage", "group_tasks"]
+
+
+class _Plan(NamedTuple):
+    """What worker 0 has settled. config: None if nothing is left to do. recorded: how the stage was started before."""
+
+    config: TrainConfig | None
+    threads: int
+    recorded: Settings | None
+    experts: frozenset[int] | None
+
 
 _RUNS: dict[Stage, Callable[[Job[Any]], Iterator[Run]]] = {
     "backbone": backbone.runs,
@@ -55,44 +69,51 @@ def fit_stage(
 ) -> None:
     """Trains one stage of `bank` to its end, from wherever it is; groups the tasks before stage 2 if nobody has.
 
+    In a process that torchrun or Ray Train started with others, all of them call this, and share the batches of stages 1 and 3.
+    The bank is in a folder that all see; worker 0 writes it, and all have it refreshed on return.
+
     Args:
         stage: backbone, experts or router; or 1, 2, 3.
         data: of the bank's tasks, made with its DataConfig.
         experts: in stage 2, train only these (others are trained elsewhere, and merged on the Hub); None: all that are missing.
         fanout: in stage 2, train in jobs, as `Fanout` says; None: in this process.
         config: of the stage. None: the one the stage was started with, else the preset that goes with the bank's model.
+        device: where to train; "cuda" is each worker's own GPU.
         progress: a bar and messages on stderr; None: the bar only on a terminal; False: neither.
-        on_log: called with every `LogRecord`.
+        on_log: called with every `LogRecord`, on worker 0.
 
     Raises:
         StageError: what the stage builds on is not there yet, or later stages build on what it would change.
-        ConfigError: settings other than the stage was started with, or that cannot work; experts that the bank has not.
+        ConfigError: settings other than the stage was started with, or that cannot work; experts that the bank has not; more
+            workers than windows in a batch, or several in stage 2.
         BankError: data of other tasks than the bank's, a damaged file, or another process training the bank.
         DiskSpaceError: no room for the checkpoints.
+        WorkerError: another worker failed or was lost.
     """
     stage = stage_name(stage)
     bank.require_writable()
     check_data(data, bank)
     if fanout is not None and stage != "experts":
         raise ConfigError(f"fanout= goes with stage 'experts'; got stage {stage!r}")
-    with training_lock(bank.path, shared=fanout is not None):
-        bank.refresh()
-        _check_order(stage, bank)
-        only = _checked_experts(experts, stage, bank)
-        remove_finished(bank)
-        recorded = recorded_settings(bank, stage)
-        config, threads = settle(config, recorded, bank, stage, device)
-        if _is_finished(stage, bank, config, recorded, data) or (only is not None and only <= set(bank.finished_experts)):
-            announce(f"{stage} stage of {bank.path} is finished already ({config.steps:,} steps); nothing to do", progress)
+    with joined(device) as world, contextlib.ExitStack() as stack:
+        device, progress = own_device(device), progress if world.is_main else False
+        if stage == "experts":
+            require_one_worker(world)
+
+        def plan() -> _Plan:
+            stack.enter_context(training_lock(bank.path, shared=fanout is not None))
+            return _plan(stage, data, bank, config, experts, device, progress, world)
+
+        settled = world.from_main(plan)
+        _refresh(bank, world)
+        if settled.config is None:
             return
-        require_disk(stage, config, bank.config, bank.path)
-        if progress is not False:
-            announce(str(estimate(stage, dataclasses.replace(config, threads=threads), bank.config, device=device)), progress)
-        with cpu_threads(threads):
+        job = Job(data, bank, settled.config, settled.experts)
+        with cpu_threads(settled.threads):
             if fanout is None:
-                _fit(Job(data, bank, config, only), threads, recorded, device, progress, on_log)
+                _fit(job, settled.threads, settled.recorded, device, progress, on_log, world)
             else:
-                _fit_in_jobs(Job(data, bank, config, only), threads, fanout, str(device), progress)
+                _fit_in_jobs(job, settled.threads, fanout, str(device), progress)
 
 
 def group_tasks(
@@ -104,9 +125,19 @@ def group_tasks(
         StageError: no backbone (for grouping by gradients), or experts were trained in other groups.
         ConfigError: more experts than tasks.
         BankError: data of other tasks than the bank's, or another process training the bank.
+        WorkerError: another worker failed or was lost; in a process with others, worker 0 groups and all call this.
     """
     bank.require_writable()
     check_data(data, bank)
+    with joined("cpu") as world:
+        groups = world.from_main(lambda: _locked_regroup(data, bank, config, progress))
+        _refresh(bank, world)
+    return groups
+
+
+def _locked_regroup(
+    data: TaskDatasets, bank: ExpertBank, config: ExpertsConfig | None, progress: bool | None
+) -> dict[str, int]:
     with training_lock(bank.path):
         bank.refresh()
         settled = with_precision(config or train_preset(preset_of(bank.config), "experts"), bank.config, "cpu")
@@ -114,6 +145,43 @@ def group_tasks(
             raise ConfigError(f"grouping takes an ExpertsConfig; got {type(settled).__name__}")
         with cpu_threads(settled.threads or torch.get_num_threads()):
             return _regroup(Job(data, bank, settled), progress)
+
+
+def _plan(
+    stage: Stage,
+    data: TaskDatasets,
+    bank: ExpertBank,
+    config: TrainConfig | None,
+    experts: Sequence[int] | None,
+    device: torch.device,
+    progress: bool | None,
+    world: World,
+) -> _Plan:
+    """Settles what a stage runs with, checks that it can, and says what it will cost; under the lock."""
+    bank.refresh()
+    _check_order(stage, bank)
+    only = _checked_experts(experts, stage, bank)
+    remove_finished(bank)
+    recorded = recorded_settings(bank, stage)
+    config, threads = settle(config, recorded, bank, stage, device)
+    rows = world.rows(config.batch_size)
+    if _is_finished(stage, bank, config, recorded, data) or (only is not None and only <= set(bank.finished_experts)):
+        announce(f"{stage} stage of {bank.path} is finished already ({config.steps:,} steps); nothing to do", progress)
+        return _Plan(None, threads, recorded, only)
+    require_disk(stage, config, bank.config, bank.path)
+    if progress is not False:
+        own = dataclasses.replace(config, threads=threads)
+        if world.size > 1:
+            own = dataclasses.replace(own, batch_size=len(rows), tasks_per_batch=None)
+        cost = estimate(stage, own, bank.config, device=device)
+        announce(f"{cost}" + f", on each of {world.size} workers, if they wait for nothing" * (world.size > 1), progress)
+    return _Plan(config, threads, recorded, only)
+
+
+def _refresh(bank: ExpertBank, world: World) -> None:
+    """Lets the others see what worker 0 has committed."""
+    if not world.is_main:
+        bank.refresh()
 
 
 def check_data(data: TaskDatasets, bank: ExpertBank) -> None:
@@ -186,9 +254,10 @@ def _fit(
     job: Job[Any],
     threads: int,
     recorded: Settings | None,
-    device: str | torch.device,
+    device: torch.device,
     progress: bool | None,
     on_log: OnLog | None,
+    world: World,
 ) -> None:
     stage, bank = job.config.stage, job.bank
     if stage == "experts" and bank.groups is None:
@@ -198,10 +267,15 @@ def _fit(
         if recorded is not None:
             check_continuable(recorded, run.name, run.built_on, bank)
             recorded = None  # only the first run can have been begun
-        train(run, bank.path, device=device, threads=threads, progress=progress, on_log=on_log)
-        bank.commit(run.public_files(), stages=bank.manifest.stages | {stage: record})
+        train(run, bank.path, device=device, threads=threads, progress=progress, on_log=on_log, world=world)
+        world.from_main(functools.partial(_commit, run, bank, record))
+        _refresh(bank, world)
         if stage == "experts":
             remove_finished(bank)
+
+
+def _commit(run: Run, bank: ExpertBank, record: dict[str, Any]) -> None:
+    bank.commit(run.public_files(), stages=bank.manifest.stages | {run.config.stage: record})
 
 
 def _fit_in_jobs(job: Job[Any], threads: int, fanout: Fanout, device: str, progress: bool | None) -> None:

@@ -22,13 +22,19 @@ SMOOTHING = 0.8
 Gradients = Callable[[], Iterator[Tensor]]
 
 
-def masked_losses(actions: Tensor, batch: Batch, n_losses: int) -> Tensor:
+def masked_losses(actions: Tensor, batch: Batch, n_losses: int, counts: Tensor | None = None) -> Tensor:
     """Mean squared error over real action dimensions of real steps, one per equal group of windows, (K,).
 
-    actions: (B, T, act_dim), B a multiple of K.
+    actions: (B, T, act_dim), B a multiple of K. counts (K,): what to divide by where `batch` is a share of a larger one; None:
+    how many errors there are.
     """
     errors = (actions.to(batch.window.actions.dtype) - batch.window.actions).square() * batch.action_mask
-    return errors.view(n_losses, -1).sum(1) / batch.action_mask.view(n_losses, -1).sum(1)
+    return errors.view(n_losses, -1).sum(1) / (real_actions(batch.action_mask, n_losses) if counts is None else counts)
+
+
+def real_actions(action_mask: Tensor, n_losses: int) -> Tensor:
+    """How many action dimensions of each of K equal groups of windows are real, (K,); action_mask (B, T, act_dim)."""
+    return action_mask.view(n_losses, -1).sum(1)
 
 
 def task_gradients(

@@ -2,8 +2,8 @@
 
     experts 0 1 2 │ 3 4 5 │ 6 7        experts_at_once=3: each chunk is finished and in the bank before the next begins
 
-Expert e starts from its own seed and draws from its own stream of its group's data, both keyed by its index in the bank, so
-that at dropout 0 its training is the same in any chunk. (With dropout the masks of a chunk are drawn together.)
+Expert e starts from its own seed, draws from its own stream of its group's data and has its own dropout masks, all keyed by its
+index in the bank, so that its training is the same in any chunk.
 """
 
 from __future__ import annotations

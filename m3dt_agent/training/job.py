@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ..bank import ExpertBank
-from ..config import TrainConfig
+from ..config import ModelConfig, TrainConfig
 from ..data.batches import BatchSampler
+from ..data.prompts import make_prompts
+from ..data.stats import compute_statistics
 from ..data.task_datasets import TaskDatasets
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig, covariant=True)
@@ -61,6 +64,16 @@ class Job(Generic[ConfigT]):
     def public(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a bank file holds of trained tensors: float32, on the CPU."""
         return {name: tensor.detach().to("cpu", torch.float32) for name, tensor in tensors.items()}
+
+
+def create_bank(path: Path, config: ModelConfig, data: TaskDatasets) -> ExpertBank:
+    """A new bank for the tasks of `data`, with their statistics and prompts.
+
+    Raises:
+        BankError, DiskSpaceError: as `ExpertBank.create`.
+    """
+    prompts = make_prompts(data, config.prompt_length)
+    return ExpertBank.create(path, config, data.tasks, compute_statistics(data), prompts, data.config)
 
 
 def data_fingerprint(data: TaskDatasets) -> str:

@@ -4,11 +4,11 @@
 
     stage 1, 3   K = 1          one loss, one gradient norm over all trained parameters
     stage 2      K experts      group k meets expert k only, and parameters are stacked (K, ...): no gradient crosses from one
-                                expert to another, and neither does clipping, so stacked equals one by one (at dropout 0)
+                                expert to another, and neither does clipping, so stacked equals one by one
 
 A step depends on (seed, stage, expert, step), the weights and the number of threads, and on nothing else: the batch and
-dropout's generator are derived from them, and the caller's generator is left as it was. Losses stay on the device until they
-are logged.
+dropout's masks are derived from them, and the caller's generator is left as it was. Losses stay on the device until they are
+logged. Several workers share the windows of a batch (distributed.py): the same steps, up to rounding.
 """
 
 from __future__ import annotations
@@ -19,23 +19,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..config import BackboneConfig, TrainConfig
-from ..data.batches import Batch, Window, derive_seed
+from ..data.batches import Batch, derive_seed
 from ..model import M3DT, ExpertChoice, Routing
+from ..model.dropout import Rows, keyed_dropout
 from .checkpoint import Checkpoint, RunState, newest_checkpoint, write_checkpoint
 from .conflict import has_peaked, masked_losses, smoothed
+from .distributed import ALONE, World
 from .logs import LogRecord, OnLog, RunLog, announce
-
-
-class Sampler(Protocol):
-    """Where batches come from: a pure function of the step."""
-
-    def sample(self, step: int) -> Batch: ...
+from .shares import Sampler, Share, share_of
 
 
 class StepHooks:
@@ -45,14 +41,14 @@ class StepHooks:
     """
 
     def before_forward(self, step: int, batch: Batch) -> None:
-        """Weights are those of the step's beginning; `batch` is on the model's device."""
+        """Weights are those of the step's beginning; `batch`, the windows that this worker holds, is on the model's device."""
 
     def extra_loss(self) -> Tensor | float:
-        """What is added to the sum of the losses; the forward pass is done."""
+        """What is added to the sum of the losses, a mean over windows; the forward pass is done."""
         return 0.0
 
     def before_update(self) -> None:
-        """Gradients are there, and clipped."""
+        """Gradients are there, all workers', and clipped."""
 
     def after_update(self, step: int) -> None:
         """Weights are updated, gradients gone."""
@@ -109,15 +105,15 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class Trainer:
-    """A run in progress: model and optimizer on their device, and how far they have come.
+    """A run in progress: model and optimizer on their device, and how far they have come. world: the workers that share it.
 
     Frozen parameters are marked so (`requires_grad` False): their gradients are not computed. In bfloat16 those of the blocks
     are stored so too; what is trained stays float32.
     """
 
-    def __init__(self, run: Run, device: str | torch.device) -> None:
+    def __init__(self, run: Run, device: str | torch.device, world: World = ALONE) -> None:
         config = run.config
-        self.run = run
+        self.run, self.world = run, world
         self.device = torch.device(device)
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         run.model.to(self.device, self.dtype).train().requires_grad_(False)
@@ -146,23 +142,21 @@ class Trainer:
 
     def step(self) -> None:
         """One step of training."""
-        config, hooks, index = self.run.config, self.run.hooks, self.step_count
+        hooks, index = self.run.hooks, self.step_count
         started = time.perf_counter()
-        batch = self._batch(index)
-        seed = derive_seed(config.seed, config.stage, self.run.experts[0] if self.run.experts else 0, index, "dropout")
-        hooks.before_forward(index, batch)
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-        with seeded(seed, self.device), autocast:
-            actions = self.run.model(batch.window, batch.prompt, self.run.choice)
-        losses = masked_losses(actions, batch, len(self.run.samplers))  # (K,)
-        (losses.sum() + hooks.extra_loss()).backward()  # type: ignore[no-untyped-call]
+        share = share_of(self.run.samplers, index, self.world, self.device, self.dtype)
+        hooks.before_forward(index, share.batch)
+        actions = self._forward(share)
+        losses = masked_losses(actions, share.batch, len(self.run.samplers), share.counts)  # (K,)
+        (losses.sum() + share.weight * hooks.extra_loss()).backward()  # type: ignore[no-untyped-call]
+        losses, kept = self._over_workers(losses.detach(), self._experts_kept() * share.weight)
         norms = self._clip()
         self._set_learning_rate(index)
         hooks.before_update()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         hooks.after_update(index)
-        self._sums += torch.stack((losses.detach(), norms, self._experts_kept().expand_as(norms)))
+        self._sums += torch.stack((losses, norms, kept.expand_as(norms)))
         self._summed += 1
         self.step_count += 1
         self._measure_conflict()
@@ -217,24 +211,67 @@ class Trainer:
         Raises:
             BankError: damaged since it was found.
         """
-        weights, moments, state = checkpoint.read("weights"), checkpoint.read("optimizer"), checkpoint.state
+        weights, moments = checkpoint.read("weights"), checkpoint.read("optimizer")
+        self._continue_from(checkpoint.state)
         with torch.no_grad():
             for name, parameter in self.run.parameters.items():
                 parameter.copy_(weights[name])
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(state.step), device=self.device),
-                    "exp_avg": torch.empty_like(parameter).copy_(moments[f"{name}/exp_avg"]),
-                    "exp_avg_sq": torch.empty_like(parameter).copy_(moments[f"{name}/exp_avg_sq"]),
-                }
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    self.optimizer.state[parameter][moment].copy_(moments[f"{name}/{moment}"])
         if "hooks.safetensors" in checkpoint.files:
             self.run.hooks.restore(checkpoint.read("hooks"))
+
+    def follow_main(self) -> None:
+        """Continues, on every worker, from where worker 0 is; the others need no checkpoint.
+
+        Raises:
+            WorkerError: a worker is lost.
+        """
+        state = self.world.from_main(lambda: self.state(threads=0))
+        if not self.world.is_main:
+            self._continue_from(state)
+        if state.step == 0:
+            self.world.copy_from_main([parameter.detach() for parameter in self.parameters])
+            return
+        tensors = self.tensors()
+        self.world.copy_from_main([*tensors["weights"].values(), *tensors["optimizer"].values()])
+        if hooks := self.world.from_main(self.run.hooks.tensors):
+            self.run.hooks.restore(hooks)
+
+    def _continue_from(self, state: RunState) -> None:
+        """Takes over all but tensors, for which there is room afterwards."""
+        if state.step:
+            for parameter in self.parameters:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(state.step), device=self.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
         self.step_count, self.seconds, self.conflicts = state.step, state.seconds, list(state.conflicts)
         self._reset_sums()
         self._sums[: len(state.sums)] = torch.tensor(state.sums, dtype=self.dtype)  # older ones: no share of experts kept
         self._summed = state.summed
 
-    def _batch(self, index: int) -> Batch:
-        return _stack([sampler.sample(index) for sampler in self.run.samplers]).to(self.device, self.dtype)
+    def _forward(self, share: Share) -> Tensor:
+        """Actions (B, T, act_dim) of the windows held here, with masks that any worker and any stack of experts would draw."""
+        config, run, rows = self.run.config, self.run, share.rows
+        seeds = [derive_seed(config.seed, config.stage, e, self.step_count, "dropout") for e in run.experts or (0,)]
+        groups = [Rows(seed, rows.start, rows.stop, share.total) for seed in seeds]
+        fused = self.world.size == 1 and not run.experts
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        with seeded(seeds[0], self.device), keyed_dropout(groups, self.device, fused_attention=fused), autocast:
+            actions: Tensor = run.model(share.batch.window, share.batch.prompt, run.choice)
+        return actions
+
+    def _over_workers(self, losses: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (K,) and share of experts kept () of all windows; gradients become those of all windows too."""
+        if self.world.size == 1:
+            return losses, kept
+        trained = [parameter for parameter in self.parameters if parameter.grad is not None]
+        *grads, losses, kept = self.world.sum([*(p.grad for p in trained if p.grad is not None), losses, kept])
+        for parameter, grad in zip(trained, grads, strict=True):
+            parameter.grad = grad
+        return losses, kept
 
     def _clip(self) -> Tensor:
         """Scales gradients down to norm `grad_clip`, per expert, and returns the norms before, (K,)."""
@@ -266,7 +303,8 @@ class Trainer:
         config = self.run.config
         every = config.conflict_every if isinstance(config, BackboneConfig) else 0
         if self.run.conflict is not None and every and self.step_count % every == 0:
-            self.conflicts.append(self.run.conflict(self.step_count))
+            measure = self.run.conflict
+            self.conflicts.append(self.world.from_main(lambda: measure(self.step_count)))  # so that all stop together
 
     def _reset_sums(self) -> None:
         self._sums = torch.zeros(3, len(self.run.samplers), dtype=self.dtype, device=self.device)
@@ -274,21 +312,32 @@ class Trainer:
 
 
 def train(
-    run: Run, bank: Path, *, device: str | torch.device, threads: int, progress: bool | None = None, on_log: OnLog | None = None
+    run: Run,
+    bank: Path,
+    *,
+    device: str | torch.device,
+    threads: int,
+    progress: bool | None = None,
+    on_log: OnLog | None = None,
+    world: World = ALONE,
 ) -> None:
     """Trains `run` to its end, from its newest checkpoint if there is one; on return a checkpoint holds the final state.
+
+    world: the workers that all call this; worker 0 reads and writes checkpoints and logs, and calls `on_log`.
 
     Raises:
         BankError: every checkpoint is damaged.
         DiskSpaceError: no room for a checkpoint; the last one stands.
+        ConfigError: fewer windows in a batch than workers. WorkerError: another worker failed or is lost.
     """
-    trainer = Trainer(run, device)
-    checkpoint, problems = newest_checkpoint(bank, run.name)
-    for problem in problems:
-        announce(f"a checkpoint is damaged, falling back to the one before: {problem}", progress)
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-        announce(f"{run.name}: continuing from step {trainer.step_count:,}", progress)
+    trainer = Trainer(run, device, world)
+    world.from_main(lambda: _restore_newest(trainer, bank, progress))
+    if world.size > 1:
+        trainer.follow_main()
+    if not world.is_main:
+        while not trainer.is_over:
+            trainer.step()
+        return
     config = run.config
     with RunLog(bank, run.name, config.stage, run.experts, trainer.step_count, config.steps, progress) as log:
         while not trainer.is_over:
@@ -304,16 +353,11 @@ def train(
                 write_checkpoint(bank, trainer.state(threads), trainer.tensors())
 
 
-def _stack(batches: Sequence[Batch]) -> Batch:
-    """One batch of K equal groups. It always copies, into memory aligned for the CPU's vector units whatever numpy gave."""
-    return Batch(
-        torch.cat([batch.tasks for batch in batches]),
-        _stack_windows([batch.window for batch in batches]),
-        _stack_windows([batch.prompt for batch in batches]),
-        torch.cat([batch.action_mask for batch in batches]),
-    )
-
-
-def _stack_windows(windows: Sequence[Window]) -> Window:
-    fields = ("states", "actions", "returns_to_go", "timesteps", "mask")
-    return Window(*(torch.cat([getattr(window, field) for window in windows]) for field in fields))
+def _restore_newest(trainer: Trainer, bank: Path, progress: bool | None) -> None:
+    name = trainer.run.name
+    checkpoint, problems = newest_checkpoint(bank, name)
+    for problem in problems:
+        announce(f"a checkpoint is damaged, falling back to the one before: {problem}", progress)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        announce(f"{name}: continuing from step {trainer.step_count:,}", progress)

@@ -1,13 +1,18 @@
-"""Our dropout: masks with the right values and share, from torch's generator alone, and the attention that uses them."""
+"""Our dropout: masks with the right values and share, keyed by window or from torch's generator alone, and the attention that
+uses them."""
 
+import contextlib
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from m3dt_agent.config import ModelConfig
-from m3dt_agent.model.dropout import Dropout, dropout_mask
+from m3dt_agent.errors import ShapeError
+from m3dt_agent.model.dropout import Dropout, GeneratorMasks, Rows, dropout_mask, keyed_dropout
 from m3dt_agent.model.transformer import ALL_TOKENS, Attention
 
 
@@ -77,3 +82,87 @@ def test_attention_in_training_is_the_written_out_formula():
     torch.testing.assert_close(ours, attention.out(mixed.transpose(1, 2).flatten(2)), rtol=0, atol=1e-12)
     plain = attention.eval()(h, mask, ALL_TOKENS, None)
     torch.testing.assert_close(plain, attention.out((scores @ v).transpose(1, 2).flatten(2)), rtol=0, atol=1e-12)
+
+
+CPU = torch.device("cpu")
+
+
+def keyed_masks(groups, shapes, rate=0.3, dtype=torch.float64):
+    """What dropout multiplies tensors of these shapes by, one after the other, in one pass."""
+    with keyed_dropout(groups, CPU):
+        return [Dropout(rate)(torch.ones(shape, dtype=dtype)) for shape in shapes]
+
+
+def generator_masks(groups, shapes, rate=0.3, dtype=torch.float64):
+    """The same as a GPU draws them."""
+    masks = GeneratorMasks(groups, CPU)
+    return [masks.draw(shape, rate, dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("draw", [keyed_masks, generator_masks])
+@given(data=st.data())
+def test_masks_of_some_windows_are_those_of_all_at_these_rows(draw, data):
+    total = data.draw(st.integers(1, 9))
+    first = data.draw(st.integers(0, total - 1))
+    last = data.draw(st.integers(first + 1, total))
+    tails = data.draw(st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=3), min_size=1, max_size=4))
+    seeds = data.draw(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3, unique=True))
+    whole = draw([Rows(seed, 0, total, total) for seed in seeds], [(len(seeds) * total, *tail) for tail in tails])
+    part = draw([Rows(seed, first, last, total) for seed in seeds], [(len(seeds) * (last - first), *tail) for tail in tails])
+    alone = draw([Rows(seeds[-1], 0, total, total)], [(total, *tail) for tail in tails])
+    for of_all, of_some, of_last in zip(whole, part, alone, strict=True):
+        groups = of_all.view(len(seeds), total, *of_all.shape[1:])
+        assert torch.equal(of_some.view(len(seeds), last - first, *of_all.shape[1:]), groups[:, first:last])
+        assert torch.equal(of_last, groups[-1])
+
+
+@pytest.mark.parametrize("draw", [keyed_masks, generator_masks])
+def test_keyed_masks_drop_their_share_and_windows_are_independent(draw):
+    n = 40_000
+    first, second = draw([Rows(5, 0, 16, 16)], [(16, n), (16, n)], 0.1)
+    for mask in (first, second):
+        kept = (mask > 0).double()
+        assert torch.allclose(mask[mask > 0], torch.tensor(1 / 0.9, dtype=torch.float64), rtol=1e-4)
+        assert float((kept.mean(1) - 0.9).abs().max()) < 5 * math.sqrt(0.09 / n)
+    rows = np.concatenate([(first > 0).numpy(), (second > 0).numpy()]).astype(float)  # 16 windows twice, all independent
+    correlations = np.corrcoef(rows) - np.eye(32)
+    assert np.abs(correlations).max() < 5.5 / math.sqrt(n)
+    assert not torch.equal(draw([Rows(6, 0, 16, 16)], [(16, n)], 0.1)[0], first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_window_drops_the_same_in_any_precision(dtype):
+    groups, shapes = [Rows(1, 2, 5, 8)], [(3, 11), (3, 2, 3)]
+    for lower, full in zip(keyed_masks(groups, shapes, dtype=dtype), keyed_masks(groups, shapes), strict=True):
+        assert torch.equal(lower > 0, full > 0)
+
+
+def test_keyed_masks_leave_torchs_generator_alone_and_end_with_their_block():
+    torch.manual_seed(5)
+    expected = dropout_mask((4, 5), 0.3, torch.float32)
+    torch.manual_seed(5)
+    drop, ones = Dropout(0.3), torch.ones(4, 5)
+    with keyed_dropout([Rows(1, 0, 4, 4)], CPU):
+        outer = drop(ones)
+        with contextlib.suppress(ZeroDivisionError), keyed_dropout([Rows(2, 0, 4, 4)], CPU):
+            assert not torch.equal(drop(ones), outer)
+            _ = 1 / 0
+        after = drop(ones)  # the outer block goes on where it was
+    assert torch.equal(drop(ones), expected)
+    with keyed_dropout([Rows(1, 0, 4, 4)], CPU):
+        assert torch.equal(drop(ones), outer)
+        assert torch.equal(drop(ones), after)
+
+
+def test_a_batch_of_other_windows_than_were_keyed_is_refused():
+    with keyed_dropout([Rows(1, 0, 4, 9)], CPU), pytest.raises(ShapeError, match=r"keyed for 4 windows; got .*\(5, 2\)"):
+        Dropout(0.3)(torch.ones(5, 2))
+
+
+def test_attention_asks_for_masks_where_no_kernel_can_be_keyed():
+    drop, gpu = Dropout(0.3), torch.device("cuda")
+    assert drop.needs_mask(CPU)
+    assert not drop.needs_mask(gpu)
+    with keyed_dropout([Rows(1, 0, 4, 4)], CPU):
+        assert drop.needs_mask(gpu)
+        assert not drop.eval().needs_mask(gpu)

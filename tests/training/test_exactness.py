@@ -21,7 +21,8 @@ from m3dt_agent.data.batches import Batch
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.training import backbone, experts, fit_stage, router
 from m3dt_agent.training.job import Job
-from m3dt_agent.training.loop import Run, Sampler, Trainer
+from m3dt_agent.training.loop import Run, Trainer
+from m3dt_agent.training.shares import Sampler
 
 MakeBank = Callable[..., ExpertBank]
 STEPS, RATE, DECAY, CLIP = 50, 1e-3, 1e-2, 0.25

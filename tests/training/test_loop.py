@@ -93,9 +93,10 @@ def test_a_step_is_adamw_on_clipped_gradients_with_warm_up(data: TaskDatasets, m
         torch.testing.assert_close(trainer.run.parameters[name], parameter, rtol=0, atol=1e-12)
 
 
-def test_stacked_experts_train_as_each_alone(data: TaskDatasets, make_bank: MakeBank) -> None:
-    """Dropout 0, float64: 1e-10 (issue 3). Gradients are clipped, by different factors."""
-    bank = bank_with_backbone(make_bank, data, dropout=0.0)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_stacked_experts_train_as_each_alone(data: TaskDatasets, make_bank: MakeBank, dropout: float) -> None:
+    """Float64: 1e-10 (issue 3). Gradients are clipped, by different factors."""
+    bank = bank_with_backbone(make_bank, data, dropout=dropout)
     bank.commit({}, groups={task.name: i % 3 for i, task in enumerate(data.tasks)})
     config = ExpertsConfig(**SHARED | {"precision": "float64", "grad_clip": 5e-3, "steps": 25})  # type: ignore[arg-type]
     job = Job(data, bank, config)

@@ -1,0 +1,94 @@
+"""Stage 1 on Ray Train: two workers on this machine give the weights of one; and what is refused before a worker starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.config import BackboneConfig, ExpertsConfig, ModelConfig
+from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.errors import BankError, ConfigError, StageError
+from m3dt_agent.training import fit_stage
+from m3dt_agent.training.checkpoint import newest_checkpoint
+from m3dt_agent.training.job import create_bank
+from m3dt_agent.training.ray_train import fit_on_ray
+
+NAMES = ["cheetah-vel-20", "cheetah-vel-21"]
+MODEL = ModelConfig.preset("tiny")
+CONFIG: dict[str, Any] = {"steps": 30, "warmup_steps": 0, "learning_rate": 1e-3, "precision": "float64", "threads": 1}
+
+
+@pytest.fixture
+def datasets(tmp_path: Path) -> Path:
+    pytest.importorskip("mujoco")
+    from m3dt_agent.cli import main
+
+    root = tmp_path / "datasets"
+    assert main(["collect", *NAMES, "--root", str(root), "--episodes", "4", "--workers", "0"]) == 0
+    return root
+
+
+@pytest.fixture
+def local_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray on this machine, which tells nobody of it."""
+    pytest.importorskip("ray.train")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def weights(bank: Path) -> Tensor:
+    checkpoint, _ = newest_checkpoint(bank, "backbone")
+    assert checkpoint is not None
+    return torch.cat([weight.flatten() for _, weight in sorted(checkpoint.read("weights").items())])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, (1, 2)])
+def test_two_workers_on_ray_are_one(datasets: Path, tmp_path: Path, local_ray: None, workers: int | tuple[int, int]) -> None:
+    config = BackboneConfig(**CONFIG)
+    fit_on_ray("backbone", datasets, NAMES, tmp_path / "ray", config, model_config=MODEL, workers=workers, max_failures=0)
+    data = TaskDatasets.open(datasets, NAMES)
+    fit_stage("backbone", data, create_bank(tmp_path / "one", MODEL, data), config, progress=False)
+    ours, theirs = weights(tmp_path / "ray"), weights(tmp_path / "one")
+    assert (ours - theirs).norm() <= 1e-7 * theirs.norm()
+    assert ExpertBank.open(tmp_path / "ray").status("backbone") == "done"
+    assert not list(tmp_path.glob(".ray-*"))
+
+
+@pytest.mark.slow
+def test_what_worker_0_refuses_has_its_own_name(datasets: Path, tmp_path: Path, local_ray: None) -> None:
+    data = TaskDatasets.open(datasets, NAMES[:1])
+    create_bank(tmp_path / "bank", MODEL, data)
+    with pytest.raises(BankError, match="was made for other tasks than the data's"):
+        fit_on_ray("backbone", datasets, NAMES, tmp_path / "bank", BackboneConfig(**CONFIG), workers=2, max_failures=0)
+
+
+def test_what_cannot_work_is_refused_before_ray_starts(make_bank: Callable[..., ExpertBank], tmp_path: Path) -> None:
+    pytest.importorskip("ray.train")
+    bank = make_bank().path
+    with pytest.raises(ConfigError, match="--only-experts"):
+        fit_on_ray("experts", tmp_path, NAMES, bank, ExpertsConfig(steps=1), workers=2)
+    with pytest.raises(ConfigError, match="batch_size=3 cannot be shared by 4 workers"):
+        fit_on_ray("backbone", tmp_path, NAMES, bank, BackboneConfig(steps=1, batch_size=3), workers=(1, 4))
+    with pytest.raises(StageError, match="there is no bank at"):
+        fit_on_ray("backbone", tmp_path, NAMES, tmp_path / "none", BackboneConfig(steps=1), workers=2)
+
+
+def test_without_ray_the_extra_is_named() -> None:
+    program = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from m3dt_agent.errors import MissingDependencyError; from m3dt_agent.training.ray_train import fit_on_ray\n"
+        "try: fit_on_ray('backbone', '.', ['reach'], 'bank', workers=2)\n"
+        "except MissingDependencyError as error: print(error)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "Ray is not installed: pip install 'm3dt-agent[ray]'"
