@@ -121,6 +121,18 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+def parse_workers(text: str) -> int | tuple[int, int]:
+    """4 from "4", (2, 8) from "2:8".
+
+    Raises:
+        ConfigError: something else.
+    """
+    parts = text.split(":")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts) or int(parts[0]) > int(parts[-1]):
+        raise ConfigError(f"workers are a number, like 4, or the fewest and the most, like 2:8; got {text!r}")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
 def parse_experts(text: str) -> tuple[int, ...]:
     """Experts' numbers from `3,7`.
 

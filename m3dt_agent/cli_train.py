@@ -30,6 +30,7 @@ from .cli_console import (
     make_table,
     parse_experts,
     parse_shard,
+    parse_workers,
     quiet_stdout,
     ray_cluster,
     say,
@@ -37,13 +38,15 @@ from .cli_console import (
 )
 from .config import STAGES, DataConfig, EvalConfig, ModelConfig, Stage, TrainConfig, stage_name, train_preset
 from .errors import BankError, ConfigError, StageError
-from .jobs import RETRIES, shard_of
+from .jobs import RETRIES, LocalProcesses, RayCluster, shard_of
 from .tasks import TaskSpec
 
 if TYPE_CHECKING:
     from .agent import Experts, M3DTAgent, Precision
     from .bank import ExpertBank
+    from .data.task_datasets import TaskDatasets
     from .scores import Summary
+    from .training import Fanout
 
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")]
 
@@ -81,6 +84,23 @@ def train_command(
     concentrate: Annotated[
         float | None, typer.Option(help="Stage 3: weight of the routers' entropy in the second half's loss; default: 0.")
     ] = None,
+    workers: Annotated[int | None, typer.Option(help="Stage 2: processes that train side by side; default: this one.")] = None,
+    experts_per_job: Annotated[
+        int | None, typer.Option(help="Stage 2 in jobs: experts of each; default: those trained at once.")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(help="I/N: stage 2's every N-th job from the I-th on, for job arrays.")] = None,
+    data_parallel: Annotated[
+        str,
+        typer.Option(help="With --ray, stages 1 and 3: workers that share every batch; 2:8 is as many as there is room for."),
+    ] = "1",
+    ray: RayAddress = None,
+    cpus_per_job: CpusPerJob = 1,
+    gpus_per_job: GpusPerJob = 0.0,
+    retries: Retries = RETRIES,
+    pull: Annotated[
+        str | None,
+        typer.Option(help="Repository of datasets on the Hub, user/name, to fetch into --root first, on every node."),
+    ] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
     conflict_every: Annotated[int | None, typer.Option(help="Stage 1: measure gradient conflict every N steps.")] = None,
     early_stop: Annotated[bool, typer.Option("--early-stop", help="Stage 1: end when gradient conflict has peaked.")] = False,
@@ -97,7 +117,6 @@ def train_command(
     """
     from .agent import M3DTAgent
     from .bank import ExpertBank
-    from .data.task_datasets import TaskDatasets
     from .training.distributed import joined, own_device, require_one_worker
 
     settings = {"batch_size": batch_size, "learning_rate": learning_rate, "steps": steps, "precision": precision}
@@ -111,6 +130,8 @@ def train_command(
     if only_experts is not None and wanted != ("experts",):
         raise ConfigError(f"--only-experts goes with --stage experts; got --stage {stage}")
     configs = {name: stage_config(preset, name, settings | for_one[name]) for name in wanted}
+    cluster = ray_cluster(ray, cpus_per_job, gpus_per_job, retries)
+    fanout = _fanout(cluster, workers, experts_per_job, shard, retries)
     with quiet_stdout(), joined(device) as world:
         with world.main_first():
             existing = ExpertBank.open(bank) if is_bank(bank) else None
@@ -124,14 +145,46 @@ def train_command(
             ]
             if "experts" in left:
                 require_one_worker(world)
-            data = TaskDatasets.open(root, tasks, source, config=data_config)
+            data = _open_datasets(root, tasks, source, data_config, pull)
         agent = M3DTAgent(model_config, tasks, device=own_device(device))
         for name in left:
             chosen = parse_experts(only_experts) if only_experts and name == "experts" else None
-            agent.fit_stage(name, data, bank=bank, config=configs[name], experts=chosen)
+            if name == "experts":
+                agent.fit_stage(name, data, bank=bank, config=configs[name], experts=chosen, fanout=fanout)
+            elif cluster is None:
+                agent.fit_stage(name, data, bank=bank, config=configs[name])
+            else:
+                from .training.ray_train import fit_on_ray
+
+                many = parse_workers(data_parallel)
+                fit_on_ray(name, data, bank, configs[name], cluster=cluster, workers=many, model_config=model_config)
     if world.is_main:
         document = describe_bank(ExpertBank.open(bank))
         emit(document, as_json=as_json, table=bank_table(document))
+
+
+def _fanout(
+    cluster: RayCluster | None, workers: int | None, experts_per_job: int | None, shard: str | None, retries: int
+) -> Fanout | None:
+    """How stage 2 is spread; None: it is not."""
+    from .training import Fanout
+
+    if cluster is None and (workers, experts_per_job, shard) == (None, None, None):
+        return None
+    return Fanout(cluster or LocalProcesses(workers or 0, retries), experts_per_job, parse_shard(shard or "1/1"))
+
+
+def _open_datasets(
+    root: Path, tasks: Sequence[TaskSpec], source: str | None, config: DataConfig, pull: str | None
+) -> TaskDatasets:
+    """The datasets under `root`, fetched first from the repository `pull` if it is named."""
+    if pull is None:
+        from .data.task_datasets import TaskDatasets
+
+        return TaskDatasets.open(root, tasks, source, config=config)
+    from .hub.datasets import open_pulled
+
+    return open_pulled(pull, root, [task.name for task in tasks], source, config=config)
 
 
 def stage_config(preset: str | None, stage: Stage, settings: dict[str, Any]) -> TrainConfig | None:

@@ -9,17 +9,17 @@ Data and bank are in folders that every machine sees, and m3dt-agent is installe
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..bank import ExpertBank
-from ..config import DataConfig, ModelConfig, Stage, TrainConfig, stage_name
+from ..config import ModelConfig, Stage, TrainConfig, stage_name
 from ..data.task_datasets import TaskDatasets
-from ..errors import M3DTError, MissingDependencyError, StageError, WorkerError
-from ..tasks import TaskSpec, resolve
+from ..errors import ConfigError, M3DTError, StageError, WorkerError
+from ..jobs import RayCluster
+from ..ray_jobs import connected, require_ray
 from .distributed import TIMEOUT, World, joined, require_one_worker
 from .job import create_bank
 
@@ -32,10 +32,7 @@ class _Work:
     """What every worker is told. model: None: the bank is there."""
 
     stage: Stage
-    root: Path
-    tasks: tuple[str, ...]
-    source: str | None
-    data: DataConfig
+    data: Callable[[], TaskDatasets]
     bank: Path
     model: ModelConfig | None
     config: TrainConfig | None
@@ -43,103 +40,65 @@ class _Work:
 
 def fit_on_ray(
     stage: str | int,
-    root: str | Path,
-    tasks: Sequence[str | TaskSpec],
+    data: TaskDatasets,
     bank: str | Path,
     config: TrainConfig | None = None,
     *,
-    source: str | None = None,
-    data_config: DataConfig | None = None,
+    cluster: RayCluster,
+    workers: int | tuple[int, int] = 1,
     model_config: ModelConfig | None = None,
-    workers: int | tuple[int, int],
-    cpus_per_worker: float = 1,
-    gpus_per_worker: float = 0,
-    max_failures: int = 3,
-    address: str | None = None,
 ) -> None:
     """Trains stage 1 or 3 of the bank at `bank` on Ray, with the weights that one worker would give it, up to rounding.
 
     Args:
-        root, tasks, source, data_config: as `TaskDatasets.open` takes them.
+        data: made by `TaskDatasets.open` (or `hub.datasets.open_pulled`); workers open them again.
         config: of the stage, as `fit_stage` takes it.
-        model_config: of a bank that is not there yet, which worker 0 makes; else unused.
+        cluster: where; what a job takes and how often one is tried again are what a worker takes and how often all of them are
+            started anew.
         workers: how many; (fewest, most): as many of these as there is room for, at the start and after every failure.
-        max_failures: how often workers are replaced; -1: for ever.
-        address: of a cluster; None: the one that this process is connected to, or that RAY_ADDRESS names, or this machine.
+        model_config: of a bank that is not there yet, which worker 0 makes; else unused.
 
     Raises:
         MissingDependencyError: Ray is not installed.
-        ConfigError: stage 2, or more workers than windows in a batch. StageError: no bank, and no `model_config`.
-        WorkerError: more failures than allowed. Else as `fit_stage`, of worker 0's last attempt.
+        ConfigError: stage 2, more workers than windows in a batch, data that cannot be reopened, or no such cluster.
+        StageError: no bank, and no `model_config`. WorkerError: more failures than allowed. Else as `fit_stage`, of worker 0's
+            last attempt.
     """
-    ray = _ray()
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    require_ray()
+    work = _work(stage, data, bank, model_config, config)
+    _check(work, workers if isinstance(workers, int) else workers[1])
+    with (
+        connected(cluster),
+        tempfile.TemporaryDirectory(prefix=".ray-", dir=work.bank.parent) as scratch,  # seen by all machines, like the bank
+    ):
+        from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+        from ray.train.torch import TorchConfig, TorchTrainer
 
-    most = workers if isinstance(workers, int) else workers[1]
-    work = _work(stage, root, tasks, source, data_config, bank, model_config, config)
-    _check(work, most)
-    connected = ray.is_initialized()
-    if not connected:
-        ray.init(address=address)
-    try:
-        with tempfile.TemporaryDirectory(
-            prefix=".ray-", dir=work.bank.parent
-        ) as scratch:  # seen by all machines, like the bank
-            TorchTrainer(
-                _fit,
-                train_loop_config={"work": work},
-                torch_config=TorchConfig(
-                    backend="cpu:gloo,cuda:nccl" if gpus_per_worker else "gloo", timeout_s=int(TIMEOUT.total_seconds())
-                ),
-                scaling_config=ScalingConfig(
-                    num_workers=workers,
-                    use_gpu=gpus_per_worker > 0,
-                    resources_per_worker={"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {}),
-                ),
-                run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=max_failures)),
-            ).fit()
-    except TrainingFailedError as error:
-        raise _named(error, max_failures) from error
-    finally:
-        if not connected:
-            ray.shutdown()
-
-
-def _ray() -> ModuleType:
-    try:
-        import ray
-        import ray.train
-    except ImportError as error:
-        raise MissingDependencyError("Ray is not installed: pip install 'm3dt-agent[ray]'") from error
-    found: ModuleType = ray
-    return found
+        gpus = {"GPU": cluster.gpus_per_job} if cluster.gpus_per_job else {}
+        trainer = TorchTrainer(
+            _fit,
+            train_loop_config={"work": work},
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=int(TIMEOUT.total_seconds())),
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": cluster.cpus_per_job, **gpus}
+            ),
+            run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=cluster.retries)),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise _named(error, cluster.retries) from error
 
 
 def _work(
-    stage: str | int,
-    root: str | Path,
-    tasks: Sequence[str | TaskSpec],
-    source: str | None,
-    data_config: DataConfig | None,
-    bank: str | Path,
-    model_config: ModelConfig | None,
-    config: TrainConfig | None,
+    stage: str | int, data: TaskDatasets, bank: str | Path, model_config: ModelConfig | None, config: TrainConfig | None
 ) -> _Work:
     """With absolute paths: Ray's workers run in folders of their own."""
-    names = tuple(task.name for task in resolve(tasks))
+    if data.reopen is None:
+        raise ConfigError("these datasets were put together in memory; only those of TaskDatasets.open can be sent to workers")
     folder = Path(bank).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return _Work(
-        stage_name(stage),
-        Path(root).absolute(),
-        names,
-        source,
-        data_config or DataConfig(),
-        folder,
-        None if _is_bank(folder) else model_config,
-        config,
-    )
+    return _Work(stage_name(stage), data.reopen, folder, None if _is_bank(folder) else model_config, config)
 
 
 def _check(work: _Work, most_workers: int) -> None:
@@ -166,7 +125,7 @@ def _fit(told: dict[str, _Work]) -> None:
     work, device = told["work"], get_device()
     with joined(device) as world:
         with world.main_first():
-            data = TaskDatasets.open(work.root, work.tasks, work.source, config=work.data)
+            data = work.data()
             if work.model is not None and not _is_bank(work.bank):
                 create_bank(work.bank, work.model, data)
             bank = ExpertBank.open(work.bank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,8 @@ from torch import Tensor
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, ModelConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.errors import BankError, ConfigError, StageError
+from m3dt_agent.errors import BankError, ConfigError, MissingDependencyError, StageError
+from m3dt_agent.jobs import RayCluster
 from m3dt_agent.training import fit_stage
 from m3dt_agent.training.checkpoint import newest_checkpoint
 from m3dt_agent.training.job import create_bank
@@ -23,6 +24,7 @@ from m3dt_agent.training.ray_train import fit_on_ray
 
 NAMES = ["cheetah-vel-20", "cheetah-vel-21"]
 MODEL = ModelConfig.preset("tiny")
+HERE = RayCluster("local", retries=0)
 CONFIG: dict[str, Any] = {"steps": 30, "warmup_steps": 0, "learning_rate": 1e-3, "precision": "float64", "threads": 1}
 
 
@@ -54,9 +56,8 @@ def weights(bank: Path) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, (1, 2)])
 def test_two_workers_on_ray_are_one(datasets: Path, tmp_path: Path, local_ray: None, workers: int | tuple[int, int]) -> None:
-    config = BackboneConfig(**CONFIG)
-    fit_on_ray("backbone", datasets, NAMES, tmp_path / "ray", config, model_config=MODEL, workers=workers, max_failures=0)
-    data = TaskDatasets.open(datasets, NAMES)
+    config, data = BackboneConfig(**CONFIG), TaskDatasets.open(datasets, NAMES)
+    fit_on_ray("backbone", data, tmp_path / "ray", config, cluster=HERE, model_config=MODEL, workers=workers)
     fit_stage("backbone", data, create_bank(tmp_path / "one", MODEL, data), config, progress=False)
     ours, theirs = weights(tmp_path / "ray"), weights(tmp_path / "one")
     assert (ours - theirs).norm() <= 1e-7 * theirs.norm()
@@ -66,29 +67,28 @@ def test_two_workers_on_ray_are_one(datasets: Path, tmp_path: Path, local_ray: N
 
 @pytest.mark.slow
 def test_what_worker_0_refuses_has_its_own_name(datasets: Path, tmp_path: Path, local_ray: None) -> None:
-    data = TaskDatasets.open(datasets, NAMES[:1])
-    create_bank(tmp_path / "bank", MODEL, data)
+    create_bank(tmp_path / "bank", MODEL, TaskDatasets.open(datasets, NAMES[:1]))
+    data, config = TaskDatasets.open(datasets, NAMES), BackboneConfig(**CONFIG)
     with pytest.raises(BankError, match="was made for other tasks than the data's"):
-        fit_on_ray("backbone", datasets, NAMES, tmp_path / "bank", BackboneConfig(**CONFIG), workers=2, max_failures=0)
+        fit_on_ray("backbone", data, tmp_path / "bank", config, cluster=HERE, workers=2)
 
 
-def test_what_cannot_work_is_refused_before_ray_starts(make_bank: Callable[..., ExpertBank], tmp_path: Path) -> None:
+def test_what_cannot_work_is_refused_before_ray_starts(
+    make_bank: Callable[..., ExpertBank], data: TaskDatasets, tmp_path: Path
+) -> None:
     pytest.importorskip("ray.train")
-    bank = make_bank().path
+    bank, here = make_bank().path, dataclasses.replace(data, reopen=lambda: data)
+    with pytest.raises(ConfigError, match=r"TaskDatasets\.open"):
+        fit_on_ray("backbone", data, bank, BackboneConfig(steps=1), cluster=HERE)
     with pytest.raises(ConfigError, match="--only-experts"):
-        fit_on_ray("experts", tmp_path, NAMES, bank, ExpertsConfig(steps=1), workers=2)
+        fit_on_ray("experts", here, bank, ExpertsConfig(steps=1), cluster=HERE, workers=2)
     with pytest.raises(ConfigError, match="batch_size=3 cannot be shared by 4 workers"):
-        fit_on_ray("backbone", tmp_path, NAMES, bank, BackboneConfig(steps=1, batch_size=3), workers=(1, 4))
+        fit_on_ray("backbone", here, bank, BackboneConfig(steps=1, batch_size=3), cluster=HERE, workers=(1, 4))
     with pytest.raises(StageError, match="there is no bank at"):
-        fit_on_ray("backbone", tmp_path, NAMES, tmp_path / "none", BackboneConfig(steps=1), workers=2)
+        fit_on_ray("backbone", here, tmp_path / "none", BackboneConfig(steps=1), cluster=HERE, workers=2)
 
 
-def test_without_ray_the_extra_is_named() -> None:
-    program = (
-        "import sys; sys.modules['ray'] = None\n"
-        "from m3dt_agent.errors import MissingDependencyError; from m3dt_agent.training.ray_train import fit_on_ray\n"
-        "try: fit_on_ray('backbone', '.', ['reach'], 'bank', workers=2)\n"
-        "except MissingDependencyError as error: print(error)"
-    )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "Ray is not installed: pip install 'm3dt-agent[ray]'"
+def test_without_ray_the_extra_is_named(data: TaskDatasets, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'm3dt-agent\[ray\]'"):
+        fit_on_ray("backbone", data, "bank", cluster=HERE)
