@@ -65,7 +65,8 @@ def fit_on_ray(
         model_config: of a bank that is not there yet, which worker 0 makes; else unused.
         workers: how many; (fewest, most): as many of these as there is room for, at the start and after every failure.
         max_failures: how often workers are replaced; -1: for ever.
-        address: of a cluster; None: the one that this process is connected to, or that RAY_ADDRESS names, or this machine.
+        address: of a cluster; "local": a new one on this machine, for this call; None: the one that this process is connected
+            to, that RAY_ADDRESS names, or that runs on this machine, and a new one if there is none.
 
     Raises:
         MissingDependencyError: Ray is not installed.

@@ -55,7 +55,8 @@ def weights(bank: Path) -> Tensor:
 @pytest.mark.parametrize("workers", [2, (1, 2)])
 def test_two_workers_on_ray_are_one(datasets: Path, tmp_path: Path, local_ray: None, workers: int | tuple[int, int]) -> None:
     config = BackboneConfig(**CONFIG)
-    fit_on_ray("backbone", datasets, NAMES, tmp_path / "ray", config, model_config=MODEL, workers=workers, max_failures=0)
+    own: dict[str, Any] = {"address": "local", "max_failures": 0}  # and nobody else's cluster on this machine
+    fit_on_ray("backbone", datasets, NAMES, tmp_path / "ray", config, model_config=MODEL, workers=workers, **own)
     data = TaskDatasets.open(datasets, NAMES)
     fit_stage("backbone", data, create_bank(tmp_path / "one", MODEL, data), config, progress=False)
     ours, theirs = weights(tmp_path / "ray"), weights(tmp_path / "one")
@@ -68,8 +69,9 @@ def test_two_workers_on_ray_are_one(datasets: Path, tmp_path: Path, local_ray: N
 def test_what_worker_0_refuses_has_its_own_name(datasets: Path, tmp_path: Path, local_ray: None) -> None:
     data = TaskDatasets.open(datasets, NAMES[:1])
     create_bank(tmp_path / "bank", MODEL, data)
+    config = BackboneConfig(**CONFIG)
     with pytest.raises(BankError, match="was made for other tasks than the data's"):
-        fit_on_ray("backbone", datasets, NAMES, tmp_path / "bank", BackboneConfig(**CONFIG), workers=2, max_failures=0)
+        fit_on_ray("backbone", datasets, NAMES, tmp_path / "bank", config, workers=2, max_failures=0, address="local")
 
 
 def test_what_cannot_work_is_refused_before_ray_starts(make_bank: Callable[..., ExpertBank], tmp_path: Path) -> None:
