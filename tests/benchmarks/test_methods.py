@@ -28,6 +28,7 @@ from m3dt_agent.evaluation import evaluate, router_usage
 from m3dt_agent.model import M3DT
 from m3dt_agent.model.moe import Router
 from m3dt_agent.training.loop import Trainer
+from m3dt_agent.training.shares import Share
 
 MakeWork = Callable[..., Work]
 SPARSE = {"top_k": 1}  # of the two experts that the test's model has
@@ -90,14 +91,13 @@ def test_every_method_has_its_steps_here() -> None:
 @pytest.mark.parametrize("name", STEPS)
 def test_windows_are_those_that_training_saw(make_work: MakeWork, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    draw = Trainer._batch
+    forward = Trainer._forward
 
-    def counted(self: Trainer, index: int) -> Batch:
-        batch = draw(self, index)
-        seen.append(len(batch.tasks))
-        return batch
+    def counted(self: Trainer, share: Share) -> Tensor:
+        seen.append(len(share.batch.tasks))
+        return forward(self, share)
 
-    monkeypatch.setattr(Trainer, "_batch", counted)
+    monkeypatch.setattr(Trainer, "_forward", counted)
     outcome = train(make_work(name, **SPARSE))
     assert outcome.windows == sum(seen) == STEPS[name] * 6
     assert [x for x, _ in outcome.curve] == sorted({x for x, _ in outcome.curve})

@@ -34,11 +34,13 @@ def train_arguments(root: Path, bank: Path, steps: int) -> list[str]:
     return ["train", *NAMES, "--root", str(root), "--bank", str(bank), *settings, "--steps", str(steps)]
 
 
-def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    options = ["--nproc-per-node", "2", "--master-port", str(port), "--max-restarts", str(restarts)]
+        return int(listener.getsockname()[1])
+
+
+def launched(options: list[str], arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *options, "-m", "m3dt_agent.cli", *arguments],
         stdout=subprocess.PIPE,
@@ -46,6 +48,19 @@ def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+
+
+def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
+    options = ["--nproc-per-node", "2", "--master-port", str(free_port()), "--max-restarts", str(restarts)]
+    return launched(options, list(arguments))
+
+
+def await_checkpoint(bank: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not list(bank.glob("resume/backbone-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def weights(bank: Path) -> Tensor:
@@ -74,15 +89,31 @@ def test_the_command_line_is_shared_and_one_worker_answers(datasets: Path, tmp_p
 def test_a_worker_that_is_killed_comes_back(datasets: Path, tmp_path: Path, victim: int) -> None:
     steps = 400
     process = torchrun(*train_arguments(datasets, tmp_path / "two", steps), "--checkpoint-every", "20", restarts=2)
-    deadline = time.monotonic() + 200
-    while not list((tmp_path / "two").glob("resume/backbone-*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    await_checkpoint(tmp_path / "two", process)
     ranks = {child.environ()["RANK"]: child for child in psutil.Process(process.pid).children() if "RANK" in child.environ()}
     ranks[str(victim)].kill()
     _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
+    assert "backbone: continuing from step" in err
+    assert main(train_arguments(datasets, tmp_path / "one", steps)) == 0
+    ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
+    assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
+
+
+@pytest.mark.slow
+def test_a_machine_that_goes_leaves_the_rest_to_the_others(datasets: Path, tmp_path: Path) -> None:
+    steps, port = 400, free_port()
+    elastic = ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
+    elastic += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", "--rdzv-conf", "last_call_timeout=20"]
+    arguments = [*train_arguments(datasets, tmp_path / "two", steps), "--checkpoint-every", "20"]
+    stays, goes = (launched(elastic, arguments) for _ in range(2))
+    await_checkpoint(tmp_path / "two", stays)
+    for process in (*psutil.Process(goes.pid).children(recursive=True), goes):
+        process.kill()
+    _, before = goes.communicate()
+    _, err = stays.communicate(timeout=400)
+    assert "on each of 2 workers" in before + err
+    assert stays.returncode == 0, err
     assert "backbone: continuing from step" in err
     assert main(train_arguments(datasets, tmp_path / "one", steps)) == 0
     ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
