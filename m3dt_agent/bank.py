@@ -132,13 +132,13 @@ class ExpertBank:
         path, chosen = Path(path), None if experts is None else tuple(experts)
         return cls(path, _verified_manifest(path, chosen, check), chosen, read_only=read_only)
 
-    def refresh(self) -> None:
-        """Takes over what another process has committed since, every file verified.
+    def refresh(self, *, check: Literal["contents", "sizes"] = "contents") -> None:
+        """Takes over what another process has committed since, checked as `open` does.
 
         Raises:
             BankError: as `open`.
         """
-        self.manifest = _verified_manifest(self.path, self._experts)
+        self.manifest = _verified_manifest(self.path, self._experts, check)
 
     def require_writable(self) -> None:
         """Checks that the bank may change.

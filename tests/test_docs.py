@@ -24,6 +24,7 @@ PAGES = (
     "docs/hub.md",
     "docs/benchmarks.md",
     "docs/performance.md",
+    "docs/scaling.md",
 )
 _SNIPPET = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -82,3 +83,24 @@ def test_pages_are_all_there_and_their_links_lead_somewhere() -> None:
 def test_only_shell_snippets_are_not_run() -> None:
     languages = {language for page in PAGES for _, language, _ in snippets(page)}
     assert languages <= {"python", "console", "sh"}
+
+
+def test_commands_that_are_not_run_have_options_that_exist() -> None:
+    from typer.main import get_command
+
+    from m3dt_agent.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    found = 0
+    for page in (*PAGES, "examples/cluster.md"):
+        for where, language, code in snippets(page):
+            for line in (
+                re.findall(r"(?:m3dt|-m m3dt_agent\.cli) (\w.*)", code.replace("\\\n", " ")) if language == "sh" else ()
+            ):
+                words = shlex.split(line, comments=True)
+                command = commands[words[0]]
+                command = command.commands[words[1]] if hasattr(command, "commands") else command
+                options = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+                assert {word for word in words if word.startswith("--")} <= options | {"--help"}, f"{where}: {line}"
+                found += 1
+    assert found > 10

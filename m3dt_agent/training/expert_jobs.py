@@ -158,7 +158,7 @@ def commit_trained(bank: ExpertBank, trained: TrainedExperts, record: dict[str, 
     }
     backbone = bank.manifest.files["backbone.safetensors"]
     with file_lock(bank.path / "resume" / ".commit"):
-        bank.refresh()
+        bank.refresh(check="sizes")  # hashing all experts for each of them would cost more than training them
         if bank.manifest.files["backbone.safetensors"] != backbone:
             raise BankError(f"the backbone of bank {bank.path} was changed while {sorted(tensors)} were trained on it")
         bank.commit(tensors, stages=bank.manifest.stages | {"experts": record})

@@ -23,7 +23,7 @@ from benchmarks.records import FINAL, Cell, read_run, write_cell, write_cell_row
 from benchmarks.runner import held, is_finished, run_cells, status
 from m3dt_agent.cli_console import parse_shard
 from m3dt_agent.errors import ConfigError, DatasetError
-from m3dt_agent.jobs import shard_of
+from m3dt_agent.jobs import Engine, LocalProcesses, RayCluster, shard_of
 
 pytest.importorskip("mujoco")
 
@@ -119,6 +119,16 @@ def test_shards_of_two_machines_merge(whole: Path, tmp_path: Path) -> None:
     merged = read_run(tmp_path / "1", tmp_path / "2")
     assert {result.cell.id for result in merged} == {c.id for c in CELLS}
     assert rows_of(tmp_path / "1") | rows_of(tmp_path / "2") == rows_of(whole)
+
+
+@pytest.mark.parametrize("engine", [LocalProcesses(2), pytest.param(RayCluster("local"), marks=pytest.mark.slow)])
+def test_cells_in_jobs_are_the_same(whole: Path, tmp_path: Path, engine: Engine) -> None:
+    said: list[str] = []
+    run = tmp_path / "run"
+    assert run_cells(CELLS, run, whole.parent / "datasets", workers=0, engine=engine, progress=False, say=said.append) == 3
+    assert rows_of(run) == rows_of(whole)
+    assert len(said) == 3
+    assert all(line.endswith(" s") for line in said)
 
 
 def start(run: Path, datasets: Path) -> subprocess.Popen[bytes]:
