@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -90,9 +91,9 @@ def train_command(
     ] = None,
     shard: Annotated[str | None, typer.Option(help="I/N: stage 2's every N-th job from the I-th on, for job arrays.")] = None,
     data_parallel: Annotated[
-        str,
-        typer.Option(help="With --ray, stages 1 and 3: workers that share every batch; 2:8 is as many as there is room for."),
-    ] = "1",
+        str | None,
+        typer.Option(help="With --ray, stages 1 and 3: workers that share every batch; 2:8: as many as there is room for."),
+    ] = None,
     ray: RayAddress = None,
     cpus_per_job: CpusPerJob = 1,
     gpus_per_job: GpusPerJob = 0.0,
@@ -127,11 +128,13 @@ def train_command(
         "router": {"skip_below": skip_below, "concentrate": concentrate},
     }
     wanted = STAGES if stage == "all" else (stage_name(stage),)
-    if only_experts is not None and wanted != ("experts",):
-        raise ConfigError(f"--only-experts goes with --stage experts; got --stage {stage}")
+    for option, value in {"--only-experts": only_experts, "--shard": shard}.items():
+        if value is not None and wanted != ("experts",):
+            raise ConfigError(f"{option} goes with --stage experts; got --stage {stage}")
     configs = {name: stage_config(preset, name, settings | for_one[name]) for name in wanted}
+    chosen = None if only_experts is None else parse_experts(only_experts)
     cluster = ray_cluster(ray, cpus_per_job, gpus_per_job, retries)
-    fanout = _fanout(cluster, workers, experts_per_job, shard, retries)
+    spread = _Spread(cluster, _fanout(cluster, workers, experts_per_job, shard, retries), _parallel(data_parallel, cluster))
     with quiet_stdout(), joined(device) as world:
         with world.main_first():
             existing = ExpertBank.open(bank) if is_bank(bank) else None
@@ -148,19 +151,39 @@ def train_command(
             data = _open_datasets(root, tasks, source, data_config, pull)
         agent = M3DTAgent(model_config, tasks, device=own_device(device))
         for name in left:
-            chosen = parse_experts(only_experts) if only_experts and name == "experts" else None
-            if name == "experts":
-                agent.fit_stage(name, data, bank=bank, config=configs[name], experts=chosen, fanout=fanout)
-            elif cluster is None:
-                agent.fit_stage(name, data, bank=bank, config=configs[name])
-            else:
-                from .training.ray_train import fit_on_ray
-
-                many = parse_workers(data_parallel)
-                fit_on_ray(name, data, bank, configs[name], cluster=cluster, workers=many, model_config=model_config)
+            _train(agent, name, data, bank, configs[name], chosen, spread)
     if world.is_main:
         document = describe_bank(ExpertBank.open(bank))
         emit(document, as_json=as_json, table=bank_table(document))
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """Where stages run: fanout is of stage 2, parallel the workers of stages 1 and 3 on the cluster; None: in this process."""
+
+    cluster: RayCluster | None
+    fanout: Fanout | None
+    parallel: int | tuple[int, int]
+
+
+def _train(
+    agent: M3DTAgent,
+    stage: Stage,
+    data: TaskDatasets,
+    bank: Path,
+    config: TrainConfig | None,
+    experts: Sequence[int] | None,
+    spread: _Spread,
+) -> None:
+    """One stage, here or on the cluster."""
+    if stage == "experts":
+        agent.fit_stage(stage, data, bank=bank, config=config, experts=experts, fanout=spread.fanout)
+    elif spread.cluster is None:
+        agent.fit_stage(stage, data, bank=bank, config=config)
+    else:
+        from .training.ray_train import fit_on_ray
+
+        fit_on_ray(stage, data, bank, config, cluster=spread.cluster, workers=spread.parallel, model_config=agent.config)
 
 
 def _fanout(
@@ -172,6 +195,17 @@ def _fanout(
     if cluster is None and (workers, experts_per_job, shard) == (None, None, None):
         return None
     return Fanout(cluster or LocalProcesses(workers or 0, retries), experts_per_job, parse_shard(shard or "1/1"))
+
+
+def _parallel(text: str | None, cluster: RayCluster | None) -> int | tuple[int, int]:
+    """The workers of --data-parallel.
+
+    Raises:
+        ConfigError: there is no cluster for them.
+    """
+    if text is not None and cluster is None:
+        raise ConfigError(f"--data-parallel {text} goes with --ray; without Ray, start workers with torchrun")
+    return parse_workers(text or "1")
 
 
 def _open_datasets(

@@ -255,6 +255,38 @@ M3DTAgent.load({str(path)!r}).fit_stage("experts", data, bank={str(path)!r}, con
     assert train("killed", Fanout(RayCluster(cluster.address)), steps=1500).manifest == one.manifest
 
 
+@pytest.mark.slow
+def test_all_three_stages_on_a_cluster(tmp_path, cluster, data, capsys):
+    from m3dt_agent.cli import main
+
+    root, names = str(data.reopen.args[0]), [task.name for task in TASKS]
+    sizes = ["--preset", "tiny", "--experts", "3", "--steps", "12", "--experts-at-once", "1", "--threads", "1"]
+    where = ["--ray", cluster.address, "--data-parallel", "1:2"]
+    arguments = ["train", *names, "--root", root, "--bank", str(tmp_path / "bank"), *sizes, *where, "--json"]
+    assert main(arguments) == 0
+    bank = ExpertBank.open(tmp_path / "bank")
+    assert [bank.status(stage) for stage in ("backbone", "experts", "router")] == ["done"] * 3
+    assert main(["eval", str(bank.path), "--episodes", "1", "--slots", "2", "--ray", cluster.address, "--json"]) == 0
+    assert '"episodes": 5' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shard", "1/2"], "--shard goes with --stage experts; got --stage all"),
+        (["--stage", "experts", "--shard", "3/2"], "needs 1 <= I <= N; got 3/2"),
+        (["--data-parallel", "2"], "--data-parallel 2 goes with --ray"),
+        (["--ray", "auto", "--data-parallel", "8:2"], "the fewest and the most, like 2:8; got '8:2'"),
+        (["--ray", "auto", "--cpus-per-job", "0"], "at least one CPU"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(backbone, data, capsys, arguments, message):
+    from m3dt_agent.cli import main
+
+    assert main(["train", "--root", str(data.reopen.args[0]), "--bank", str(backbone), *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_help_names_the_engines() -> None:
     from m3dt_agent.cli import app
 
