@@ -22,6 +22,7 @@ import numpy.typing as npt
 from .bank import ExpertBank
 from .bank_files import read_content
 from .data.disk import disk_space_errors, file_lock, publish, scratch_folder
+from .errors import BankError
 from .jobs import Engine, RayCluster
 
 Contents = Mapping[str, npt.NDArray[np.uint8]]
@@ -85,7 +86,13 @@ def ship(bank: ExpertBank, engine: Engine, experts: Iterable[int] | None = None)
 
 
 def node_folder() -> Path:
-    """Where this node keeps what it was sent: under the folder for temporary files, one per user."""
+    """Where this node keeps what it was sent: under the folder for temporary files, one per user.
+
+    Raises:
+        BankError: somebody else's folder has that name.
+    """
     folder = Path(tempfile.gettempdir()) / f"m3dt-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise BankError(f"{folder} belongs to another user; what it holds cannot be trusted")
     return folder
