@@ -100,7 +100,7 @@ def train_command(
     retries: Retries = RETRIES,
     pull: Annotated[
         str | None,
-        typer.Option(help="Repository of datasets on the Hub, user/name, to fetch into --root first, on every node."),
+        typer.Option(help="Datasets on the Hub, user/name or user/name@revision, to fetch into --root first, on every node."),
     ] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
     conflict_every: Annotated[int | None, typer.Option(help="Stage 1: measure gradient conflict every N steps.")] = None,
@@ -211,14 +211,15 @@ def _parallel(text: str | None, cluster: RayCluster | None) -> int | tuple[int, 
 def _open_datasets(
     root: Path, tasks: Sequence[TaskSpec], source: str | None, config: DataConfig, pull: str | None
 ) -> TaskDatasets:
-    """The datasets under `root`, fetched first from the repository `pull` if it is named."""
+    """The datasets under `root`, fetched first from the repository `pull`, name@revision, if it is named."""
     if pull is None:
         from .data.task_datasets import TaskDatasets
 
         return TaskDatasets.open(root, tasks, source, config=config)
     from .hub.datasets import open_pulled
 
-    return open_pulled(pull, root, [task.name for task in tasks], source, config=config)
+    repo, _, revision = pull.partition("@")
+    return open_pulled(repo, root, [task.name for task in tasks], source, revision=revision or None, config=config)
 
 
 def stage_config(preset: str | None, stage: Stage, settings: dict[str, Any]) -> TrainConfig | None:

@@ -25,6 +25,7 @@ from m3dt_agent.cli_bench import find_checkout
 from m3dt_agent.cli_console import duration, quiet_stdout, size
 from m3dt_agent.cli_data import collection_estimate, parse_mixture
 from m3dt_agent.errors import ConfigError
+from m3dt_agent.scores import read_rows
 from m3dt_agent.tasks import TASKS, get
 
 NAMES = ["cheetah-vel-20", "cheetah-vel-21", "cheetah-vel-22"]  # the fastest simulator there is
@@ -381,3 +382,17 @@ def test_a_missing_simulator_is_one_line_that_says_what_to_install(tmp_path: Pat
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "pip install 'm3dt-agent[envs]'" in done.stderr.splitlines()[-1]
+
+
+def test_the_shards_of_an_array_do_all_tasks_once(run: Run, tmp_path: Path) -> None:
+    names = ["cheetah-vel-20", "cheetah-vel-21", "cheetah-vel-22"]
+    rows = []
+    for shard in ("1/2", "2/2"):
+        root, file = tmp_path / shard[0], tmp_path / f"{shard[0]}.jsonl"
+        collect = ["collect", *names, "--root", str(root), "--episodes", "1", "--workers", "0", "--shard", shard, "--json"]
+        assert len(json.loads(run(*collect)[1])) == 3 - int(shard[0])
+        assert run("eval", "zero", *names, "--episodes", "1", "--workers", "0", "--rows", str(file), "--shard", shard)[0] == 0
+        rows += read_rows(file)
+    assert sorted(row.task for row in rows) == names
+    code, _, err = run("collect", *names, "--root", str(tmp_path / "3"), "--shard", "2")
+    assert (code, "a shard is I/N, like 1/4; got '2'" in err) == (1, True)

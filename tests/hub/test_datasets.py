@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from m3dt_agent.data.episodes import Episode, read_episodes, write_dataset
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import DatasetError, HubConflictError, HubError, UnknownTaskError
 from m3dt_agent.hub.dataset_records import describe
-from m3dt_agent.hub.datasets import PulledDatasets, pull_datasets, push_datasets
+from m3dt_agent.hub.datasets import PulledDatasets, open_pulled, pull_datasets, push_datasets
 from m3dt_agent.tasks import get
 
 REPO, ALICE, BOB = "alice/demonstrations", "hf_alice", "hf_bob"
@@ -278,3 +279,19 @@ def test_a_record_says_what_is_in_the_dataset(root: Path) -> None:
     assert record.mean_return == pytest.approx(np.mean([episode.episode_return for episode in episodes]))
     assert record.mean_score == 100.0  # every random episode ends in success
     assert record.row.sha256 == record.files["data/main_data.hdf5"].sha256
+
+
+def test_pulled_datasets_reopen_where_they_are_not_yet(lfs_hub: Hub, root: Path, tmp_path: Path) -> None:
+    """As on another machine: what is sent there is a function, which pulls the same commit."""
+    pushed = push_datasets(root, REPO, token=ALICE)
+    data = open_pulled(REPO, tmp_path / "here", TASKS, endpoint=lfs_hub.endpoint)
+    shutil.rmtree(tmp_path / "here")
+    (changed := root.parent / "changed").mkdir(exist_ok=True)
+    random_datasets(changed, TASKS[:1], episodes=5)
+    push_datasets(changed, REPO, token=ALICE, overwrite=True)  # the branch moves on
+    assert data.reopen is not None
+    again = pickle.loads(pickle.dumps(data.reopen))()
+    assert again.reopen.keywords["revision"] == pushed.sha
+    assert (tmp_path / "here/m3dt/reach/random-v0").is_dir()
+    for ours, theirs in zip(again.packed, TaskDatasets.open(root, TASKS).packed, strict=True):
+        np.testing.assert_array_equal(ours.steps, theirs.steps)
