@@ -53,6 +53,8 @@ def merge(theirs: Manifest, ours: Manifest, where: str) -> Manifest:
     """
     problems = [f"another {what}" for what in ("model", "data", "tasks") if getattr(theirs, what) != getattr(ours, what)]
     problems = [problem.replace("another data", "another data configuration") for problem in problems]
+    if theirs.storage != ours.storage:
+        problems.append(f"another storage of weights ({theirs.storage} there, {ours.storage} here)")
     both = set(theirs.files) & set(ours.files)
     problems += [
         _difference(name, theirs.files[name], ours.files[name])

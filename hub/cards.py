@@ -192,6 +192,8 @@ def _model(bank: ExpertBank) -> list[str]:
         ("parameters of the router", f"{sizes['router']:,}"),
         ("parameters, all", f"{sum(sizes.values()):,}"),
     ]
+    if bank.storage != "float32":
+        rows.append(("weights", f"stored as {bank.storage}, used as float32"))
     return ["## Model", table(("", "when all stages are done"), rows)]
 
 

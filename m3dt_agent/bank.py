@@ -9,6 +9,7 @@
       prompts.safetensors      per task: the last steps of its best episodes
       resume/, logs/           checkpoints and learning curves; local, never copied or pushed
 
+Weights may be stored as bfloat16 (bank_storage.py); they are float32 for whoever reads them, and hashes are of what is stored.
 No pickle anywhere. A file is verified before a tensor of it is used. Public files change only in `commit`, through a journal:
 
     1. <name>.next written and flushed for every changed file
@@ -47,6 +48,7 @@ from .bank_files import (
     write_tensors,
     write_text,
 )
+from .bank_storage import Storage, as_stored, as_used, holds_weights
 from .config import DataConfig, ModelConfig, stage_name
 from .data.disk import disk_space_errors, flush, publish, scratch_folder
 from .data.prompts import Prompt, prompts_from_tensors, prompts_to_tensors
@@ -178,6 +180,11 @@ class ExpertBank:
         return self.manifest.data
 
     @property
+    def storage(self) -> Storage:
+        """How the weights are stored, by every `commit`; `read` and `model` give float32."""
+        return self.manifest.storage
+
+    @property
     def tasks(self) -> tuple[TaskSpec, ...]:
         """The tasks the bank was made for, in its order."""
         return tuple(task_table.get(name) for name in self.manifest.tasks)
@@ -231,20 +238,20 @@ class ExpertBank:
         return "partial" if finished or started else "absent"
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one file, verified, in memory of their own.
+        """The tensors of one file, verified, in memory of their own; weights are float32 however they are stored.
 
         Raises:
-            BankError: the bank has no such file, or it is missing or damaged.
+            BankError: the bank has no such file, or it is missing, damaged, or stored in another way than the bank says.
         """
         if name not in self.manifest.files:
             raise BankError(f"bank {self.path} has no {name}; it has {', '.join(sorted(self.manifest.files))}")
-        return read_tensors(self.path / name, self.manifest.files[name])
+        return as_used(self.path / name, read_tensors(self.path / name, self.manifest.files[name]), self.storage)
 
     def commit(self, files: Mapping[str, Mapping[str, Tensor]], **changes: Any) -> None:
         """Replaces whole files and fields of the manifest in one step that a kill at any point either makes or does not.
 
         Args:
-            files: name → tensors, of the names in the drawing above.
+            files: name → tensors, of the names in the drawing above; weights are stored as the bank says.
             changes: fields of `Manifest` (groups, grouping, stages).
 
         Raises:
@@ -259,7 +266,8 @@ class ExpertBank:
                 self.manifest = _read_manifest(self.path / "bank.json")
             try:
                 _remove_stale(self.path)
-                records = {name: write_tensors(self.path / f"{name}.next", tensors) for name, tensors in files.items()}
+                stored = {name: as_stored(name, tensors, self.storage) for name, tensors in files.items()}
+                records = {name: write_tensors(self.path / f"{name}.next", tensors) for name, tensors in stored.items()}
                 all_files = dict(sorted((self.manifest.files | records).items()))
                 manifest = dataclasses.replace(self.manifest, files=all_files, **changes)
                 write_text(journal, manifest.checked().to_json())
@@ -270,23 +278,33 @@ class ExpertBank:
             _roll_forward(self.path)
         self.manifest = manifest
 
-    def copy_to(self, path: str | Path) -> ExpertBank:
+    def copy_to(self, path: str | Path, *, storage: Storage | None = None) -> ExpertBank:
         """A copy of the public files (no resume/, no logs/) at `path`, whole or not at all.
+
+        storage: of the copy's weights; None: this bank's, byte for byte. From float32 to bfloat16 they are rounded, and the
+        copy is another bank, with another content hash; the way back changes no number.
 
         Raises:
             BankError: `path` exists and is not an empty folder, or a file of this bank is damaged.
-            DiskSpaceError: no room.
+            ConfigError: no such storage. DiskSpaceError: no room.
         """
         path = Path(path)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise BankError(f"{path} exists and is not an empty folder; a bank is saved into a new one")
+        manifest = dataclasses.replace(self.manifest, storage=storage or self.storage).checked()
         with disk_space_errors(path), scratch_folder(path.parent) as scratch:
-            for name in self.manifest.files:
-                (scratch / name).parent.mkdir(exist_ok=True)
-                (scratch / name).write_bytes(read_content(self.path / name, self.manifest.files[name]).data)
-            (scratch / "bank.json").write_text(self.manifest.to_json())
+            records = {name: self._copy_file(name, scratch / name, manifest.storage) for name in manifest.files}
+            (scratch / "bank.json").write_text(dataclasses.replace(manifest, files=records).to_json())
             publish(scratch, path)
         return ExpertBank.open(path)
+
+    def _copy_file(self, name: str, target: Path, storage: Storage) -> FileRecord:
+        """Writes a file of this bank to `target` as a bank of `storage` has it."""
+        if storage != self.storage and holds_weights(name):
+            return write_tensors(target, as_stored(name, self.read(name), storage))
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(read_content(self.path / name, self.manifest.files[name]).data)
+        return self.manifest.files[name]
 
     def model(self) -> M3DT:
         """The model as far as training has come, float32 on the CPU, in eval mode.

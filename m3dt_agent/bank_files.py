@@ -29,14 +29,18 @@ import torch
 from torch import Tensor
 
 from . import tasks as task_table
+from .bank_storage import STORAGES, Storage
 from .config import STAGES, DataConfig, ModelConfig, from_dict
 from .data.disk import disk_space_errors, flush
 from .errors import BankError, ConfigError, M3DTError
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS: dict[Storage, int] = {"float32": 1, "bfloat16": 2}
+"""The version of a bank's format, by how it stores its weights. The first versions of this package read 1 alone and refuse 2 by
+its number; a bank that needs nothing newer stays 1, so that they read it, and it has the hash that it always had."""
 _FILE_NAME = re.compile(r"(backbone|router|statistics|prompts|experts/\d{3})\.safetensors")
-_DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bool: "BOOL", torch.uint8: "U8"}
-_MORE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+_DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16"}
+_DTYPES |= {torch.bool: "BOOL", torch.uint8: "U8"}
+_MORE_DTYPES = {"F16": torch.float16, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
 _READABLE = {name: dtype for dtype, name in _DTYPES.items()} | _MORE_DTYPES
 _BLOCK = 1 << 20
 _MAX_THREADS = 8
@@ -55,7 +59,7 @@ class Manifest:
     """The content of `bank.json`.
 
     groups: task → expert, once tasks are grouped; grouping: the settings that made them (None: the user's own groups). stages:
-    stage → {"config", "threads", "data"} it was trained with. files: name → record.
+    stage → {"config", "threads", "data"} it was trained with. files: name → record. storage: of the weights in them.
     """
 
     model: ModelConfig
@@ -65,14 +69,17 @@ class Manifest:
     grouping: dict[str, Any] | None = None
     stages: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
+    storage: Storage = "float32"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as they are stored and hashed."""
-        return {**dataclasses.asdict(self), "model": self.model.to_dict()}
+        """The fields as they are stored; `storage` only where it is not float32, since the first banks do not have it."""
+        fields = {**dataclasses.asdict(self), "model": self.model.to_dict()}
+        return {name: value for name, value in fields.items() if (name, value) != ("storage", "float32")}
 
     def to_json(self) -> str:
         """`bank.json`'s text."""
-        return json.dumps({"format": "m3dt-bank", "format_version": FORMAT_VERSION, **self.to_dict()}, indent=1)
+        version = FORMAT_VERSIONS[self.storage]
+        return json.dumps({"format": "m3dt-bank", "format_version": version, **self.to_dict()}, indent=1)
 
     @classmethod
     def from_json(cls, text: str, where: Path) -> Manifest:
@@ -85,9 +92,13 @@ class Manifest:
             values = json.loads(text)
             if values.pop("format") != "m3dt-bank":
                 raise ConfigError("it is not an m3dt-bank")
-            if (version := values.pop("format_version")) != FORMAT_VERSION:
-                raise ConfigError(f"format version {version!r}; this version of m3dt-agent reads {FORMAT_VERSION}")
+            if (version := values.pop("format_version")) not in FORMAT_VERSIONS.values():
+                known = " and ".join(map(str, FORMAT_VERSIONS.values()))
+                raise ConfigError(f"format version {version!r}; this version of m3dt-agent reads {known}")
             manifest = from_dict(cls, values)
+            if version != FORMAT_VERSIONS.get(manifest.storage):
+                valid = ", ".join(f"{number} goes with {storage}" for storage, number in FORMAT_VERSIONS.items())
+                raise ConfigError(f"format version {version} with weights stored as {manifest.storage!r}; {valid}")
             return dataclasses.replace(
                 manifest,
                 model=from_dict(ModelConfig, values["model"]),
@@ -133,6 +144,8 @@ class Manifest:
             raise ConfigError(f"it does not list {', '.join(missing)}")
         if unknown := set(self.stages) - set(STAGES):
             raise ConfigError(f"it has stages {sorted(unknown)}; there are {', '.join(STAGES)}")
+        if self.storage not in STORAGES:
+            raise ConfigError(f"weights are stored as {' or '.join(STORAGES)}; got {self.storage!r}")
         if self.groups is not None:
             check_groups(self.groups, self.tasks, self.model.n_experts)
         return self
@@ -200,7 +213,7 @@ def _serialized(tensors: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryvie
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for _, tensor in tensors:
-        yield tensor.detach().cpu().contiguous().reshape(-1).numpy().view(np.uint8).data
+        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,9 +1,9 @@
-"""`m3dt convert`: the authors' published weights into a bank, and a bank into their files."""
+"""`m3dt convert`: the authors' published weights into a bank, a bank into their files, a bank into one stored otherwise."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,9 +26,14 @@ from .config import DataConfig
 from .errors import ConfigError
 from .tasks import TaskSpec
 
+if TYPE_CHECKING:
+    from .bank_storage import Storage
+
 
 def convert_command(
-    origin: Annotated[Path, typer.Argument(metavar="FROM", help="Folder of published weights; with --to-published: a bank.")],
+    origin: Annotated[
+        Path, typer.Argument(metavar="FROM", help="Folder of published weights; with --to-published or --storage: a bank.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="TO", help="Folder to make: a bank; with --to-published: their files.")],
     names: TaskNames = None,
     all_tasks: AllTasks = False,
@@ -41,20 +46,31 @@ def convert_command(
     to_published: Annotated[
         bool, typer.Option("--to-published", help="The other way: a bank into files that the authors' scripts load.")
     ] = False,
+    storage: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="A bank into a copy whose weights are stored so; in bfloat16 it is half as large, and rounded."),
+    ] = None,
     allow_standard_residual: Annotated[
         bool,
         typer.Option("--allow-standard-residual", help="Write experts of residual='standard' too: their code uses another."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Published weights into a bank (prompts and statistics come from your datasets of its tasks), or back."""
+    """Published weights into a bank (prompts and statistics come from your datasets of its tasks), or back; or a bank into a
+    smaller one."""
+    of_a_bank = "--to-published" if to_published else "--storage" if storage else None
+    if to_published and storage:
+        raise ConfigError("--to-published and --storage are two conversions; choose one")
+    if of_a_bank and (names or all_tasks or task_set or groups):
+        raise ConfigError(f"{of_a_bank} takes neither tasks nor --groups: FROM is a bank, which has its own")
+    if allow_standard_residual and not to_published:
+        raise ConfigError("--allow-standard-residual goes with --to-published")
     if to_published:
-        if names or all_tasks or task_set or groups:
-            raise ConfigError("--to-published takes neither tasks nor --groups: the authors' files do not hold them")
         _export(origin, target, allow_standard_residual=allow_standard_residual, as_json=as_json)
         return
-    if allow_standard_residual:
-        raise ConfigError("--allow-standard-residual goes with --to-published")
+    if storage:
+        _store(origin, target, storage, as_json=as_json)
+        return
     tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed)
     _import(origin, target, tasks, root, source, groups=groups, n_heads=n_heads, as_json=as_json)
 
@@ -76,6 +92,13 @@ def _import(
     with quiet_stdout():
         data = TaskDatasets.open(root, tasks, source, config=DataConfig.preset("paper"))
         document = describe_bank(bank_from_published(weights, bank, data, groups=groups, n_heads=n_heads))
+    emit(document, as_json=as_json, table=bank_table(document))
+
+
+def _store(bank: Path, target: Path, storage: Storage, *, as_json: bool) -> None:
+    from .bank import ExpertBank
+
+    document = describe_bank(ExpertBank.open(bank, check="sizes").copy_to(target, storage=storage))
     emit(document, as_json=as_json, table=bank_table(document))
 
 

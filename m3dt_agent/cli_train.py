@@ -401,7 +401,7 @@ def info_command(
 
 
 def describe_bank(bank: ExpertBank) -> dict[str, Any]:
-    """A bank as plain values: path, hash, model, tasks, groups, status of each stage, finished experts, bytes of each file."""
+    """A bank as plain values: path, hash, model, tasks, groups, status of each stage, finished experts, storage, file sizes."""
     return {
         "path": str(bank.path),
         "content_hash": bank.content_hash,
@@ -411,6 +411,7 @@ def describe_bank(bank: ExpertBank) -> dict[str, Any]:
         "stages": {stage: bank.status(stage) for stage in STAGES},
         "finished_experts": list(bank.finished_experts),
         "default_experts": bank.default_experts,
+        "storage": bank.storage,
         "files": {name: record.bytes for name, record in bank.manifest.files.items()},
     }
 
@@ -428,6 +429,7 @@ def bank_table(document: dict[str, Any]) -> Table:
         table.add_row("tasks", ", ".join(document["tasks"]))
     for expert in sorted(set(groups.values())):
         table.add_row(f"group of expert {expert}", ", ".join(task for task, group in groups.items() if group == expert))
+    table.add_row("weights", f"stored as {document['storage']}")
     table.add_row("files", f"{len(document['files'])}, {size(sum(document['files'].values()))}, all verified")
     table.add_row("content hash", document["content_hash"])
     return table

@@ -271,7 +271,7 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     ("edit", "told"),
     [
         (edited(format="other"), "not an m3dt-bank"),
-        (edited(format_version=2), "format version 2"),
+        (edited(format_version=3), "format version 3; this version of m3dt-agent reads 1 and 2"),
         (edited(tasks=["walker-fly"]), "walker-fly"),
         (edited(model={"embed_dim": 16}), "n_layers"),
         (edited(files={"../outside.safetensors": {"sha256": "", "bytes": 0}}), r"\.\./outside\.safetensors"),

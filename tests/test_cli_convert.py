@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from contracts import random_bank, random_datasets
 
 from m3dt_agent.bank import ExpertBank
@@ -80,6 +81,21 @@ def test_tables_for_people(run: Run, bank: ExpertBank, root: Path) -> None:
     assert "3 experts per block" in out
 
 
+def test_a_bank_into_a_smaller_one_and_back(run: Run, bank: ExpertBank, tmp_path: Path) -> None:
+    code, out, err = run("convert", bank.path, "small", "--storage", "bfloat16", "--json")
+    assert (code, err) == (0, "")
+    document, small = json.loads(out), ExpertBank.open("small")
+    assert (document["storage"], document["content_hash"]) == ("bfloat16", small.content_hash)
+    assert sum(document["files"].values()) < 0.75 * sum(record.bytes for record in bank.manifest.files.values())
+    assert run("convert", "small", "large", "--storage", "float32", "--json")[0] == 0
+    found, expected = ExpertBank.open("large").model().state_dict(), small.model().state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    code, out, _ = run("info", "small")
+    assert code == 0
+    assert "stored as bfloat16" in out
+    assert run("convert", bank.path, "smaller", "--storage", "int8")[0] == 2
+
+
 def test_errors_are_one_line_that_names_what_came(run: Run, bank: ExpertBank, data: TaskDatasets, root: Path) -> None:
     standard = random_bank(Path("standard"), data, ModelConfig.preset("tiny"))
     cases = {
@@ -89,6 +105,11 @@ def test_errors_are_one_line_that_names_what_came(run: Run, bank: ExpertBank, da
         ("theirs", "out", "reach", "--root", root, "--allow-standard-residual"): "goes with --to-published",
         ("nowhere", "out", "--to-published"): "no bank at nowhere",
         (bank.path, "out", "reach", "--to-published"): "takes neither tasks nor --groups",
+        (bank.path, "out", "reach", "--storage", "bfloat16"): "--storage takes neither tasks nor --groups",
+        (bank.path, "out", "--to-published", "--storage", "bfloat16"): "two conversions",
+        (bank.path, "out", "--storage", "bfloat16", "--allow-standard-residual"): "goes with --to-published",
+        ("nowhere", "out", "--storage", "bfloat16"): "no bank at nowhere",
+        (bank.path, bank.path, "--storage", "bfloat16"): "not an empty folder",
         (standard.path, "out", "--to-published"): "residual='standard'",
         (bank.path, standard.path, "--to-published"): "not an empty folder",
     }

@@ -62,7 +62,7 @@ class Job(Generic[ConfigT]):
         return hashes | {name: manifest.files[name].sha256 for name in names}
 
     def public(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What a bank file holds of trained tensors: float32, on the CPU."""
+        """What a bank is given of trained tensors, to store in its way: float32, on the CPU."""
         return {name: tensor.detach().to("cpu", torch.float32) for name, tensor in tensors.items()}
 
 

@@ -406,10 +406,10 @@ class TestDamagedRepositories:
             pull_bank(REPO)
 
     def test_a_manifest_of_a_newer_format(self, pushed: Hub) -> None:
-        self.edit(pushed, lambda manifest: manifest.update(format_version=2))
-        with pytest.raises(BankError, match="format version 2; this version of m3dt-agent reads 1"):
+        self.edit(pushed, lambda manifest: manifest.update(format_version=3))
+        with pytest.raises(BankError, match="format version 3; this version of m3dt-agent reads 1 and 2"):
             pull_bank(REPO)
-        with pytest.raises(BankError, match="format version 2"):
+        with pytest.raises(BankError, match="format version 3"):
             push_bank(pull_bank(REPO, "stage-router").bank, REPO, token=ALICE)
 
     @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": "other"}'])
@@ -450,6 +450,43 @@ class TestFolders:
             pull_bank(shared, "main")
         with pytest.raises(BankError, match="neither a folder nor an id"):
             pull_bank("./no/such")
+
+
+class TestStoredSmall:
+    """A bank whose weights are stored as bfloat16 travels as any other, and stays what it is."""
+
+    @pytest.fixture
+    def narrow(self, tmp_path: Path, finished: Path) -> ExpertBank:
+        return ExpertBank.open(finished).copy_to(tmp_path / "narrow", storage="bfloat16")
+
+    def test_there_and_back(self, hub: Hub, tmp_path: Path, narrow: ExpertBank) -> None:
+        first = part(narrow.path, tmp_path / "first", experts=(0, 2))
+        assert push_bank(first, REPO, token=ALICE).tag == "stage-experts-2"
+        assert push_bank(narrow, REPO, token=ALICE).tag == "stage-router"
+        pulled = pull_bank(REPO, to=tmp_path / "pulled").bank
+        assert (pulled.manifest, pulled.storage) == (narrow.manifest, "bfloat16")
+        assert push_bank(pulled, REPO, token=ALICE).commits == 0
+        torch.testing.assert_close(dict(pulled.model().state_dict()), dict(narrow.model().state_dict()), rtol=0, atol=0)
+        assert "stored as bfloat16, used as float32" in hub.read("models", REPO, "README.md").decode()
+
+    def test_some_experts(self, lfs_hub: Hub, narrow: ExpertBank) -> None:
+        push_bank(narrow, REPO, token=ALICE)
+        bank = pull_bank(REPO, experts=[1]).bank
+        assert (bank.finished_experts, bank.storage) == ((1,), "bfloat16")
+        assert bank.read(expert_file(1)).keys() == narrow.read(expert_file(1)).keys()
+
+    def test_into_a_folder_that_has_a_part_of_it(self, tmp_path: Path, narrow: ExpertBank) -> None:
+        shared = tmp_path / "shared"
+        push_bank(part(narrow.path, tmp_path / "first", experts=(0,)), shared)
+        assert push_bank(narrow, shared).tag == "stage-router"
+        assert ExpertBank.open(shared).manifest == narrow.manifest
+
+    def test_the_same_bank_stored_otherwise_is_another(self, lfs_hub: Hub, finished: Path, narrow: ExpertBank) -> None:
+        push_bank(finished, REPO, token=ALICE)
+        with pytest.raises(HubConflictError, match=r"another storage of weights \(float32 there, bfloat16 here\)"):
+            push_bank(narrow, REPO, token=ALICE)
+        push_bank(narrow, REPO, token=ALICE, overwrite=True)
+        assert pull_bank(REPO).bank.manifest == narrow.manifest
 
 
 class TestManifests:

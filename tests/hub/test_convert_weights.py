@@ -457,6 +457,15 @@ def test_experts_of_another_function_are_written_on_demand_only(data: TaskDatase
         write_published(M3DT(ModelConfig.preset("tiny", residual="published", ffn_multiple=8)), tmp_path / "wide")
 
 
+def test_a_bank_stored_as_bfloat16_gives_float32_weights(folder: Path, data: TaskDatasets, tmp_path: Path) -> None:
+    bank = bank_from_published(folder, tmp_path / "bank", data, n_heads=4)
+    narrow = bank.copy_to(tmp_path / "narrow", storage="bfloat16")
+    write_published(narrow, tmp_path / "files")
+    found = read_published(tmp_path / "files")
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert equal(found, {name: t.to(torch.bfloat16).float() for name, t in to_published(bank.model()).items()})
+
+
 def test_an_unfinished_bank_gives_what_it_has(data: TaskDatasets, tmp_path: Path) -> None:
     config = ModelConfig.preset("tiny", residual="published")
     whole = random_bank(tmp_path / "whole", data, config)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, DataConfig, ExpertsConfig, RouterConfig
@@ -49,6 +50,22 @@ def fit(stage: str | int, data: TaskDatasets, bank: ExpertBank, config: Any, **k
 
 def files(bank: ExpertBank) -> dict[str, str]:
     return {name: record.sha256 for name, record in ExpertBank.open(bank.path).manifest.files.items()}
+
+
+def test_stages_build_on_what_a_bfloat16_bank_has_stored(data: TaskDatasets, make_bank: MakeBank, tmp_path: Path) -> None:
+    """They train as on a float32 bank of the same numbers, and what they end with is rounded."""
+    fit("backbone", data, make_bank("exact"), BACKBONE)
+    bank = ExpertBank.open(tmp_path / "exact").copy_to(tmp_path / "narrow", storage="bfloat16")
+    for stage, config in (("experts", EXPERTS), ("router", ROUTER)):
+        wide = bank.copy_to(tmp_path / f"wide-{stage}", storage="float32")
+        for each in (bank, wide):
+            fit(stage, data, each, config)
+        bank.refresh()
+        assert bank.storage == "bfloat16"
+        for name in bank.manifest.files.keys() - {"statistics.safetensors", "prompts.safetensors"}:
+            assert {tensor.dtype for tensor in load_file(bank.path / name).values()} == {torch.bfloat16}
+            expected = {key: tensor.to(torch.bfloat16).float() for key, tensor in wide.read(name).items()}
+            torch.testing.assert_close(bank.read(name), expected, rtol=0, atol=0)
 
 
 def test_stages_come_in_order(data: TaskDatasets, make_bank: MakeBank) -> None:
