@@ -8,7 +8,7 @@ push moves only files whose hash differs, and a damaged or incomplete repository
 are merged: the files of both, as long as none differs; what differs is an error for whoever comes second.
 
 A folder works wherever an id on the Hub does: pushing copies into it, pulling opens it. An id is `namespace/name`; write a
-folder of that form as `./namespace/name`.
+folder of that form as `./namespace/name`. What comes with the package is `builtin:NAME`, to pull from and to push.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from m3dt_agent import tasks as task_table
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.bank_files import FileRecord, Manifest, is_bank_file
+from m3dt_agent.builtin_banks import folder_to_write, is_builtin, open_bank
 from m3dt_agent.errors import BankError, ConfigError, StageError
 from m3dt_agent.hub.bank_stages import merge, stage_manifests, stage_tag, statuses
 from m3dt_agent.hub.cards import MARK, model_card
@@ -66,20 +67,20 @@ def pull_bank(
     offline: bool | None = None,
     check_folder: Literal["contents", "sizes"] = "contents",
 ) -> PulledBank:
-    """The bank called `name`: an id on the Hub, brought into the cache, or a folder; every file verified.
+    """The bank called `name`: an id on the Hub, brought into the cache, a folder, or `builtin:NAME`; every file verified.
 
     A sha that the cache holds, and with `offline` any revision that was pulled before, is opened without a request.
 
     Args:
         revision: branch, tag (`stage-backbone`, …) or sha; None: main.
         experts, tasks: only these experts, or those that serve these tasks; no router then, unless they are all.
-        to: a new folder for a copy to work in; the cache's own files must stay as they are.
+        to: a new folder for a copy to work in; the cache's own files, and the package's, must stay as they are.
         token, endpoint, cache_dir, offline: as `HubRepo` takes them.
         check_folder: what of a folder's files is looked at now, as `ExpertBank.open` has it; those from the Hub are verified.
 
     Raises:
         HubError: no such repository or revision, no access, or a failing Hub.
-        BankError: the repository is no bank, or a file is missing or damaged.
+        BankError: the repository is no bank, a file is missing or damaged, or no such bank comes with the package.
         ConfigError: a folder with a revision, or experts it does not have. UnknownTaskError: tasks it does not have.
         StageError: `tasks` before they are grouped. DiskSpaceError: no room.
     """
@@ -90,12 +91,12 @@ def pull_bank(
         bank, sha = _from_hub(repo, revision, selection)
     elif revision is not None:
         raise ConfigError(f"revision={revision!r}: the local bank {str(name)!r} has no revisions")
-    elif not Path(name).is_dir():
+    elif not is_builtin(name) and not Path(name).is_dir():
         raise BankError(f"{str(name)!r} is neither a folder nor an id on the Hub (namespace/name)")
     else:
-        bank = ExpertBank.open(name, check=check_folder)
+        bank = open_bank(name, check=check_folder)
         if (chosen := selection.of(bank.manifest)) is not None:
-            bank = ExpertBank.open(name, experts=chosen, check=check_folder)
+            bank = open_bank(name, experts=chosen, check=check_folder)
     return PulledBank(bank if to is None else bank.copy_to(to), sha)
 
 
@@ -207,15 +208,16 @@ def push_bank(
             removed, and so are the tags of stages that are no longer what they were.
 
     Raises:
-        StageError: no backbone yet. BankError: a damaged file here or there, or a repository of something else.
+        StageError: no backbone yet. BankError: a damaged file here or there, a repository of something else, or a bank that
+            comes with the package as the place to push to.
         HubConflictError: another bank, or another version of a file, is there; the message names it.
         HubError: not allowed, or a failing Hub. ConfigError: rows of another bank, or experts there that this bank has not got.
     """
-    opened = bank if isinstance(bank, ExpertBank) else ExpertBank.open(bank)
+    opened = bank if isinstance(bank, ExpertBank) else open_bank(bank)
     if "backbone.safetensors" not in opened.manifest.files:
         raise StageError(f"bank {opened.path} has no backbone yet: nothing to push")
     if not is_repo_id(name):
-        return _push_to_folder(opened, Path(name), overwrite)
+        return _push_to_folder(opened, folder_to_write(name), overwrite)
     repo = HubRepo(str(name), "model", token=token, endpoint=endpoint)
     with opened.held():
         return _Push(repo, opened, _Evaluation(tuple(rows), policy, figure), overwrite).run(private)

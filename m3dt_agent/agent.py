@@ -31,6 +31,7 @@ import torch
 
 from . import training
 from .bank import ExpertBank
+from .builtin_banks import folder_to_write
 from .config import ExpertsConfig, ModelConfig, TrainConfig, stage_name
 from .data.prompts import Prompt, prompt_window
 from .data.stats import TaskStatistics
@@ -104,7 +105,8 @@ class M3DTAgent:
         endpoint: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> M3DTAgent:
-        """The agent of a bank, a folder or an id on the Hugging Face Hub (`namespace/name`), every file of it verified.
+        """The agent of a bank, every file of it verified: a folder, an id on the Hugging Face Hub (`namespace/name`), or a bank
+        that comes with the package (`builtin:NAME`).
 
         Args:
             revision: on the Hub, a branch, a tag (`stage-backbone`, `stage-router`, …) or a sha; None: main.
@@ -113,7 +115,8 @@ class M3DTAgent:
 
         Raises:
             HubError: no such repository or revision, no access, or a failing Hub.
-            BankError: no bank, or a file of it is missing, damaged or foreign.
+            BankError: no bank, or a file of it is missing, damaged or foreign; where no such bank comes with the package, the
+                message names those that do.
             ConfigError: a folder with a `revision`, or experts that the bank does not have. Else as `hub.banks.pull_bank`.
         """
         from .hub.banks import pull_bank  # brings the Hub's client, which acting on a bank at hand does not need
@@ -267,7 +270,7 @@ class M3DTAgent:
         _require_same_tasks(self.tasks, data.tasks, "the datasets")
         if isinstance(bank, ExpertBank):
             opened = bank
-        elif any((Path(bank) / name).exists() for name in ("bank.json", "bank.json.next")):
+        elif any((folder_to_write(bank) / name).exists() for name in ("bank.json", "bank.json.next")):
             opened = ExpertBank.open(Path(bank))
         elif self.bank is not None:
             opened = self.bank.copy_to(bank)

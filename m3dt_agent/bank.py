@@ -146,11 +146,12 @@ class ExpertBank:
         """Checks that the bank may change.
 
         Raises:
-            BankError: it was opened to be read, as banks in the Hub's cache are.
+            BankError: it was opened to be read, as banks in the Hub's cache and those that come with the package are.
         """
         if self._read_only:
             raise BankError(
-                f"bank {self.path} is in the Hub's cache, which must stay as it is; train in another folder (bank=…)"
+                f"bank {self.path} must stay as it is: it is in the Hub's cache, came with the package, or was opened to be "
+                "read; train in another folder (bank=…)"
             )
 
     @contextlib.contextmanager

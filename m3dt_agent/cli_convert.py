@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def convert_command(
     origin: Annotated[
-        Path, typer.Argument(metavar="FROM", help="Folder of published weights; with --to-published or --storage: a bank.")
+        str, typer.Argument(metavar="FROM", help="Folder of published weights; with --to-published or --storage: a bank.")
     ],
     target: Annotated[Path, typer.Argument(metavar="TO", help="Folder to make: a bank; with --to-published: their files.")],
     names: TaskNames = None,
@@ -72,7 +72,7 @@ def convert_command(
         _store(origin, target, storage, as_json=as_json)
         return
     tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed)
-    _import(origin, target, tasks, root, source, groups=groups, n_heads=n_heads, as_json=as_json)
+    _import(Path(origin), target, tasks, root, source, groups=groups, n_heads=n_heads, as_json=as_json)
 
 
 def _import(
@@ -95,18 +95,18 @@ def _import(
     emit(document, as_json=as_json, table=bank_table(document))
 
 
-def _store(bank: Path, target: Path, storage: Storage, *, as_json: bool) -> None:
-    from .bank import ExpertBank
+def _store(bank: str, target: Path, storage: Storage, *, as_json: bool) -> None:
+    from .builtin_banks import open_bank
 
-    document = describe_bank(ExpertBank.open(bank, check="sizes").copy_to(target, storage=storage))
+    document = describe_bank(open_bank(bank, check="sizes").copy_to(target, storage=storage))
     emit(document, as_json=as_json, table=bank_table(document))
 
 
-def _export(bank: Path, folder: Path, *, allow_standard_residual: bool, as_json: bool) -> None:
-    from .bank import ExpertBank
+def _export(bank: str, folder: Path, *, allow_standard_residual: bool, as_json: bool) -> None:
+    from .builtin_banks import open_bank
     from .hub.convert_weights import write_published
 
-    opened = ExpertBank.open(bank)
+    opened = open_bank(bank)
     write_published(opened, folder, allow_standard_residual=allow_standard_residual)
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     table = make_table(f"{folder}: bank {bank} as published files", ("file", "size"), ((f, size(n)) for f, n in files.items()))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .scores import EpisodeResult
 
 Repo = Annotated[str, typer.Argument(help="Repository on the Hub, namespace/name; or a folder, ./written/so.")]
+Origin = Annotated[str, typer.Argument(help="Repository on the Hub, namespace/name; a folder, ./written/so; or builtin:NAME.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag (stage-backbone, stage-router, …) or sha; default: main.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File that holds the token; default: your login on huggingface.co.")]
 Endpoint = Annotated[str | None, typer.Option(help="Address of the Hub; default: HF_ENDPOINT, or huggingface.co.")]
@@ -33,7 +34,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 
 
 def push_command(
-    bank: Annotated[Path, typer.Argument(help="Folder of the bank.")],
+    bank: Annotated[str, typer.Argument(help="The bank: a folder, or builtin:NAME.")],
     repo: Repo,
     rows: Annotated[Path | None, typer.Option(help="Rows of `m3dt eval --rows`, for the card.")] = None,
     policy: Annotated[str | None, typer.Option(help="Which of the rows are the bank's own, if several could be.")] = None,
@@ -78,7 +79,7 @@ def draw_scores(rows: Sequence[EpisodeResult], path: Path) -> Path | None:
 
 
 def pull_command(
-    repo: Repo,
+    repo: Origin,
     folder: Annotated[Path | None, typer.Argument(help="New folder for a copy to work in; default: the cache alone.")] = None,
     revision: Revision = None,
     experts: Annotated[str | None, typer.Option(help="Only these experts: 3,7.")] = None,

@@ -118,8 +118,10 @@ def train_command(
     """
     from .agent import M3DTAgent
     from .bank import ExpertBank
+    from .builtin_banks import folder_to_write
     from .training.distributed import joined, own_device, require_one_worker
 
+    folder_to_write(bank)
     settings = {"batch_size": batch_size, "learning_rate": learning_rate, "steps": steps, "precision": precision}
     settings |= {"threads": threads, "checkpoint_every": checkpoint_every, "warmup_steps": warmup_steps, "seed": seed}
     for_one: dict[Stage, dict[str, Any]] = {
@@ -262,7 +264,7 @@ def _tasks_to_train(
 
 
 def eval_command(
-    who: Annotated[str, typer.Argument(help="A bank's folder, or a behavior policy: random, zero, expert, …")],
+    who: Annotated[str, typer.Argument(help="A bank, a folder or builtin:NAME; or a behavior policy: random, zero, expert, …")],
     names: TaskNames = None,
     all_tasks: AllTasks = False,
     task_set: TaskSet = None,
@@ -343,16 +345,18 @@ def _bank_to_evaluate(who: str) -> ExpertBank | None:
     """The bank `who`, or None if `who` is a behavior policy's level.
 
     Raises:
-        BankError: neither a folder nor a level.
+        BankError: neither a bank nor a level.
     """
-    from .bank import ExpertBank
+    from .builtin_banks import is_builtin, open_bank
     from .data.behavior import SNAPSHOT_LEVELS, parse_level
 
-    if Path(who).is_dir():
-        return ExpertBank.open(who, check="sizes")
+    if is_builtin(who) or Path(who).is_dir():
+        return open_bank(who, check="sizes")
     if parse_level(who)[0] in ("random", "zero", "scripted", *SNAPSHOT_LEVELS):
         return None
-    raise BankError(f"{who!r} is neither a bank's folder nor a behavior policy (random, zero, novice, medium, expert)")
+    raise BankError(
+        f"{who!r} is neither a bank (a folder, or builtin:NAME) nor a behavior policy (random, zero, novice, medium, expert)"
+    )
 
 
 def _load_agent(bank: ExpertBank, experts: Experts | None, device: str, precision: Precision) -> M3DTAgent:
@@ -390,13 +394,13 @@ def _interval(interval: tuple[float, float]) -> str:
 
 
 def info_command(
-    bank: Annotated[Path, typer.Argument(help="Folder of the bank.")],
+    bank: Annotated[str, typer.Argument(help="A bank: a folder, or builtin:NAME.")],
     as_json: AsJson = False,
 ) -> None:
     """What a bank holds; every file of it is verified."""
-    from .bank import ExpertBank
+    from .builtin_banks import open_bank
 
-    document = describe_bank(ExpertBank.open(bank))
+    document = describe_bank(open_bank(bank))
     emit(document, as_json=as_json, table=bank_table(document))
 
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"tasks", "config"},
     {"envs", "data"},
     {"model", "scores"},  # scores are arithmetic on rows: cards put them into model cards, so they lie left of the hub
-    {"bank", "bank_files", "bank_storage"},
+    {"bank", "bank_files", "bank_storage", "builtin_banks"},
     {"shipping"},
     {"training", "hub"},
     {"agent", "history"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,16 +18,22 @@ from contracts import random_bank, random_datasets
 from m3dt_agent.config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
+BANK = "m3dt_agent/assets/banks/tiny"
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy, since setuptools would pick up what earlier builds left in the checkout's build/."""
+    """A wheel built from a copy, since setuptools would pick up what earlier builds left in the checkout's build/; builtin:tiny
+    is put into it, with a card."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("m3dt_agent", "hub"):
         shutil.copytree(ROOT / name, source / name)
+    data = random_datasets(tmp_path_factory.mktemp("datasets"), ["walker-run", "reach"])
+    made = random_bank(tmp_path_factory.mktemp("made") / "bank", data, ModelConfig.preset("tiny"))
+    made.copy_to(source / BANK, storage="bfloat16")
+    (source / BANK / "README.md").write_text("# tiny\n")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", str(out), str(source)], check=True)
     return next(out.glob("*.whl"))
@@ -36,7 +43,9 @@ def test_wheel_holds_every_module_and_asset(wheel: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     expected = {str(p.relative_to(ROOT)) for p in (ROOT / "m3dt_agent").rglob("*.py")}
     expected |= {f"m3dt_agent/hub/{p.name}" for p in (ROOT / "hub").glob("*.py")}
-    expected |= {f"m3dt_agent/assets/{p.name}" for p in (ROOT / "m3dt_agent/assets").iterdir()}
+    expected |= {str(p.relative_to(ROOT)) for p in (ROOT / "m3dt_agent/assets").rglob("*") if p.is_file()}
+    files = ("bank.json", "README.md", *(f"{part}.safetensors" for part in ("backbone", "router", "statistics", "prompts")))
+    expected |= {f"{BANK}/{name}" for name in (*files, *(f"experts/{e:03d}.safetensors" for e in range(3)))}
     assert expected | {"m3dt_agent/py.typed"} <= packed
     assert not any(name.split("/")[0] in ("hub", "benchmarks", "tests") for name in packed)
 
@@ -80,6 +89,29 @@ def test_the_command_lists_tasks_from_the_wheel(bare_python: Path, tmp_path: Pat
     code = "import sys; from m3dt_agent.cli import main; sys.argv = ['m3dt', 'tasks', '--json']; main()"
     listed = run_in(tmp_path, bare_python, code)
     assert '"walker-run"' in listed
+
+
+def test_a_builtin_bank_acts_from_the_wheel(bare_python: Path, tmp_path: Path) -> None:
+    """Offline and away from any folder; what is found is what was packed."""
+    code = """
+import json, socket, sys
+import numpy as np
+def refuse(*_): raise AssertionError("no network")
+socket.socket.connect = refuse
+from m3dt_agent import M3DTAgent
+from m3dt_agent.cli import main
+agent = M3DTAgent.from_pretrained("builtin:tiny")
+agent.reset(task="walker-run")
+action = agent.act(np.zeros(24))
+print(json.dumps([str(agent.bank.path), agent.bank.storage, agent.experts, action.shape, bool(np.abs(action).max() > 0)]))
+print(main(["info", "builtin:tiny", "--json"]), main(["info", "builtin:other"]))
+"""
+    printed = run_in(tmp_path, bare_python, code).splitlines()
+    path, *found = json.loads(printed[0])
+    assert path.endswith(BANK)
+    assert str(ROOT) not in path
+    assert found == ["bfloat16", "mixture", [6], True]
+    assert printed[-1] == "0 1"
 
 
 def test_a_bank_acts_from_the_wheel(bare_python: Path, tmp_path: Path) -> None:
