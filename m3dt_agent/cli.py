@@ -3,6 +3,7 @@
     m3dt tasks                       the 160 tasks and the published sets
     m3dt collect, behavior, data     demonstrations                               (cli_data.py)
     m3dt train, eval, info           stages, evaluation, banks                    (cli_train.py)
+    m3dt play                        one episode of one task                      (cli_play.py)
     m3dt convert                     published weights to a bank, and back        (cli_convert.py)
     m3dt push, pull                  banks and datasets on the Hugging Face Hub   (cli_hub.py)
     m3dt doctor                      what this machine can do
@@ -32,6 +33,7 @@ from .cli_console import AsJson, Seed, SetSeed, TaskNames, TaskSet, Workers, emi
 from .cli_convert import convert_command
 from .cli_data import behavior_app, collect_command, data_app
 from .cli_hub import data_pull_command, data_push_command, pull_command, push_command
+from .cli_play import play_command
 from .cli_train import eval_command, info_command, train_command
 from .errors import M3DTError, WorkerError
 from .tasks import TASKS, resolve, task_set
@@ -51,6 +53,7 @@ app.add_typer(behavior_app, name="behavior")
 app.add_typer(data_app, name="data")
 app.command("train")(train_command)
 app.command("eval")(eval_command)
+app.command("play")(play_command)
 app.command("info")(info_command)
 app.command("convert")(convert_command)
 app.command("bench")(bench_command)

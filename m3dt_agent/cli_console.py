@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console, RenderableType
@@ -42,6 +42,19 @@ RayAddress = Annotated[
 CpusPerJob = Annotated[int, typer.Option(help="With --ray: CPUs that a job reserves.")]
 GpusPerJob = Annotated[float, typer.Option(help="With --ray: GPUs that a job reserves; fractions are allowed.")]
 Retries = Annotated[int, typer.Option(help="How often a job is tried again after it failed or its machine did.")]
+ActingExperts = Annotated[
+    str | None, typer.Option("--experts", help="mixture, none or an expert's number; default: what is trained.")
+]
+RoutingMass = Annotated[
+    float | None, typer.Option(help="Of the mixture, use the experts that carry this share of the router's weight.")
+]
+MaxExperts = Annotated[int | None, typer.Option(help="Of the mixture, use at most so many experts per block.")]
+ActingPrecision = Annotated[
+    Literal["float32", "bfloat16", "auto"],
+    typer.Option("--precision", help="Of the agent's products; auto: what is faster here."),
+]
+StopOnSuccess = Annotated[bool, typer.Option("--stop-on-success", help="End Meta-World episodes at success.")]
+ReturnToGoMode = Annotated[Literal["rewards", "constant"], typer.Option("--rtg-mode", help="How the return-to-go moves.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 
 

@@ -13,16 +13,22 @@ import typer
 from rich.table import Table
 
 from .cli_console import (
+    ActingExperts,
+    ActingPrecision,
     AllTasks,
     AsJson,
     CpusPerJob,
     GpusPerJob,
+    MaxExperts,
     RayAddress,
     Retries,
+    ReturnToGoMode,
     Root,
+    RoutingMass,
     SetSeed,
     Shard,
     Source,
+    StopOnSuccess,
     TaskNames,
     TaskSet,
     Workers,
@@ -271,18 +277,14 @@ def eval_command(
     set_seed: SetSeed = 0,
     episodes: Annotated[int, typer.Option(help="Episodes per task.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of each task's first episode; the next ones count up.")] = 10_000,
-    experts: Annotated[str | None, typer.Option(help="mixture, none or an expert's number; default: what is trained.")] = None,
-    routing_mass: Annotated[
-        float | None, typer.Option(help="Of the mixture, use the experts that carry this share of the router's weight.")
-    ] = None,
-    max_experts: Annotated[int | None, typer.Option(help="Of the mixture, use at most so many experts per block.")] = None,
-    precision: Annotated[
-        Literal["float32", "bfloat16", "auto"], typer.Option(help="Of the agent's products; auto: what is faster here.")
-    ] = "float32",
+    experts: ActingExperts = None,
+    routing_mass: RoutingMass = None,
+    max_experts: MaxExperts = None,
+    precision: ActingPrecision = "float32",
     slots: Annotated[int, typer.Option(help="Environments that run at once.")] = 32,
     workers: Workers = None,
-    stop_on_success: Annotated[bool, typer.Option("--stop-on-success", help="End Meta-World episodes at success.")] = False,
-    rtg_mode: Annotated[Literal["rewards", "constant"], typer.Option(help="How the return-to-go moves.")] = "rewards",
+    stop_on_success: StopOnSuccess = False,
+    rtg_mode: ReturnToGoMode = "rewards",
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same rows, to the last bit, on every machine of this type.")
     ] = False,
@@ -302,14 +304,14 @@ def eval_command(
     from .evaluation import evaluate, summarize, write_rows
 
     config = EvalConfig(episodes, seed, slots, workers, stop_on_success, rtg_mode, deterministic=deterministic)
-    chosen = _chosen_experts(experts, routing_mass, max_experts)
+    chosen = chosen_experts(experts, routing_mass, max_experts)
     cluster = ray_cluster(ray, cpus_per_job, gpus_per_job, retries)
     bank = _bank_to_evaluate(who)
     named = bool(names or all_tasks or task_set)
     tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed) if named or bank is None else bank.tasks
     tasks = tuple(shard_of(tasks, parse_shard(shard)))
     with quiet_stdout():
-        agent = None if bank is None or (cluster and video is None) else _load_agent(bank, chosen, device, precision)
+        agent = None if bank is None or (cluster and video is None) else load_agent(bank, chosen, device, precision)
         if video is not None:  # first, since it is what may not work here
             from .videos import record
 
@@ -326,7 +328,7 @@ def eval_command(
     emit(dataclasses.asdict(summary), as_json=as_json, table=_score_table(summary))
 
 
-def _chosen_experts(experts: str | None, routing_mass: float | None, max_experts: int | None) -> Experts | None:
+def chosen_experts(experts: str | None, routing_mass: float | None, max_experts: int | None) -> Experts | None:
     """What the options name; None: nothing.
 
     Raises:
@@ -359,7 +361,7 @@ def _bank_to_evaluate(who: str) -> ExpertBank | None:
     )
 
 
-def _load_agent(bank: ExpertBank, experts: Experts | None, device: str, precision: Precision) -> M3DTAgent:
+def load_agent(bank: ExpertBank, experts: Experts | None, device: str, precision: Precision) -> M3DTAgent:
     """The bank's agent, set to `experts` if any are named."""
     from .agent import M3DTAgent
 

@@ -66,6 +66,7 @@ def test_help_lists_every_command(run: Run) -> None:
         "data",
         "train",
         "eval",
+        "play",
         "info",
         "convert",
         "push",

@@ -21,9 +21,9 @@ LAYERS = [
     {"training", "hub"},
     {"agent", "history"},
     {"adapters", "evaluation", "evaluation_jobs"},
-    {"plots", "doctor", "videos"},
+    {"plots", "doctor", "videos", "play"},
     {"quickstart", "quickstart_parts"},
-    {"cli", "cli_bench", "cli_console", "cli_convert", "cli_data", "cli_hub", "cli_train"},
+    {"cli", "cli_bench", "cli_console", "cli_convert", "cli_data", "cli_hub", "cli_play", "cli_train"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FORBIDDEN = {"data": {"envs"}, "model": {"envs"}, "hub": {"training", "agent", "envs"}}
