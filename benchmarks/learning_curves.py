@@ -97,8 +97,8 @@ def run_arm(name: str, out: Path, datasets: Path, workers: int | None) -> list[P
 def _rows(arm: Arm, data: TaskDatasets, folder: Path, steps: int, workers: int | None) -> list[EpisodeResult]:
     file = folder / f"rows-{steps}.jsonl"
     if not file.exists():
-        settings = {"steps": steps, "batch_size": arm.batch_size, "learning_rate": arm.learning_rate, "warmup_steps": 100}
-        settings |= {"threads": arm.threads, "checkpoint_every": 500, "log_every": 100, "precision": "bfloat16"}
+        settings: dict[str, Any] = {"steps": steps, "batch_size": arm.batch_size, "learning_rate": arm.learning_rate}
+        settings |= {"warmup_steps": 100, "threads": arm.threads, "checkpoint_every": 500, "precision": "bfloat16"}
         config = train_preset("small", "backbone", **settings)
         agent = M3DTAgent(arm.model, data.tasks)
         agent.fit_stage("backbone", data, bank=folder / "bank", config=config)
