@@ -87,6 +87,7 @@ def test_light_commands_load_neither_torch_nor_simulators() -> None:
     assert done.stderr.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_bench_runs_the_programs_of_the_checkout(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "startup", "--quick", "--json"]) == 0
     (record,) = json.loads(capfd.readouterr().out)["records"]

@@ -135,6 +135,7 @@ def test_an_array_of_processes_shares_the_experts_stage(train):
     assert train("array", Fanout(engine, shard=(2, 2))).manifest == one.manifest
 
 
+@pytest.mark.slow
 def test_evaluation_gives_the_same_rows(train, engine):
     bank, config = train("bank"), EvalConfig(2, 10_000, slots=4, deterministic=True, workers=0)
     here = evaluate(M3DTAgent.load(bank.path), TASKS, config)
