@@ -15,7 +15,6 @@ from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.builtin_banks import builtin_banks as names_of_all
 from m3dt_agent.builtin_banks import folder_to_write, is_builtin, open_bank
-from m3dt_agent.cli import main
 from m3dt_agent.config import ModelConfig, train_preset
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError
@@ -46,19 +45,6 @@ def shipped(folder: Path, tmp_path: Path, data: TaskDatasets) -> ExpertBank:
     copy = bank.copy_to(folder / "two", storage="bfloat16")
     (copy.path / "README.md").write_text("# two\n")
     return copy
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process: exit code, stdout, stderr."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -18,7 +18,6 @@ from PIL import Image
 from m3dt_agent import builtin_banks
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.cli import main
 from m3dt_agent.config import EvalConfig, ModelConfig
 from m3dt_agent.errors import UnknownTaskError
 from m3dt_agent.evaluation import evaluate
@@ -40,19 +39,6 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> ExpertBank:
     bank = random_bank(folder / "bank", random_datasets(folder / "data", NAMES), ModelConfig.preset("tiny", n_experts=2))
     bank.commit({}, groups=dict(zip(NAMES, (0, 1), strict=True)))
     return bank
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process: exit code, stdout, stderr."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
 
 
 @pytest.mark.parametrize(
