@@ -26,7 +26,7 @@ from m3dt_agent.data.disk import write_file
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, evaluate, installed_versions, read_rows, router_usage, write_rows
-from m3dt_agent.jobs import Engine, LocalProcesses, run_jobs, shard_of
+from m3dt_agent.jobs import Engine, LocalProcesses, run_jobs, runs_here, shard_of
 
 from .conflict import module_conflict
 from .data import describe_data, prepare, require_disjoint
@@ -61,7 +61,6 @@ def run_cells(
         ConfigError: a shard that does not exist. Whatever collection, training and evaluation raise.
     """
     mine = shard_of(list({cell.id: cell for cell in cells}.values()), shard)
-    here = engine == LocalProcesses(0)
     jobs: list[CellJob] = []
     for number, cell in enumerate(mine, 1):
         job = CellJob(
@@ -71,7 +70,7 @@ def run_cells(
             datasets.absolute(),
             device,
             workers,
-            progress if here else False,
+            progress if runs_here(engine) else False,
             keep_weights,
         )
         if is_finished(run, cell):

@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 
 from . import training
-from .bank import ExpertBank
+from .bank import ExpertBank, is_bank
 from .builtin_banks import folder_to_write
 from .config import ExpertsConfig, ModelConfig, TrainConfig, stage_name
 from .data.prompts import Prompt, prompt_window
@@ -270,7 +270,7 @@ class M3DTAgent:
         _require_same_tasks(self.tasks, data.tasks, "the datasets")
         if isinstance(bank, ExpertBank):
             opened = bank
-        elif any((folder_to_write(bank) / name).exists() for name in ("bank.json", "bank.json.next")):
+        elif is_bank(folder_to_write(bank)):
             opened = ExpertBank.open(Path(bank))
         elif self.bank is not None:
             opened = self.bank.copy_to(bank)

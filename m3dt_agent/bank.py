@@ -91,7 +91,7 @@ class ExpertBank:
             DiskSpaceError: no room.
         """
         path = Path(path)
-        if (path / "bank.json").exists() or (path / "bank.json.next").exists():
+        if is_bank(path):
             raise BankError(f"there is a bank at {path} already; open it, or choose another folder")
         names = tuple(spec.name for spec in task_table.resolve(tasks))
         for what, found in (("statistics", statistics), ("prompts", prompts)):
@@ -368,6 +368,11 @@ class ExpertBank:
             differ = sorted(set(found) ^ set(self.manifest.tasks))
             raise BankError(f"{self.path / what}.safetensors and bank.json disagree about tasks {differ}")
         return self.manifest.tasks
+
+
+def is_bank(path: Path) -> bool:
+    """Whether there is a bank at `path`, finished or not."""
+    return any((path / name).exists() for name in ("bank.json", "bank.json.next"))
 
 
 def _empty_model(config: ModelConfig) -> M3DT:

@@ -123,7 +123,7 @@ def train_command(
     Under torchrun, stages 1 and 3 are shared by its workers; datasets and bank are in folders that all of them see.
     """
     from .agent import M3DTAgent
-    from .bank import ExpertBank
+    from .bank import ExpertBank, is_bank
     from .builtin_banks import folder_to_write
     from .training.distributed import joined, own_device, require_one_worker
 
@@ -249,11 +249,6 @@ def to_train(bank: ExpertBank | None, stage: Stage, *, resume: bool, alone: bool
     if status == "done" and not alone and tell:
         say(f"stage {stage}: done before, kept")
     return status != "done" or alone
-
-
-def is_bank(path: Path) -> bool:
-    """Whether there is a bank at `path`, finished or not."""
-    return any((path / name).exists() for name in ("bank.json", "bank.json.next"))
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

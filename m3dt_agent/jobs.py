@@ -86,6 +86,11 @@ class RayCluster:
 Engine: TypeAlias = LocalProcesses | RayCluster
 
 
+def runs_here(engine: Engine) -> bool:
+    """Whether jobs run in this very process, one after the other, so that nothing is sent anywhere."""
+    return isinstance(engine, LocalProcesses) and engine.workers == 0
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What went wrong in a worker. kind: of error; text: what follows the job's name; final: trying again is no use."""
@@ -110,7 +115,7 @@ def run_jobs(jobs: Sequence[Job[R]], engine: Engine) -> Generator[tuple[int, R]]
         from .ray_jobs import run_on_ray
 
         yield from run_on_ray(jobs, engine)
-    elif engine.workers == 0:
+    elif runs_here(engine):
         for number, job in enumerate(jobs):
             yield number, job()
     else:

@@ -11,7 +11,6 @@ import torch
 from contracts import random_bank, random_datasets
 
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.cli import main
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
 
@@ -21,17 +20,10 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command in this process, in an empty folder: exit code, stdout, stderr."""
+def run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from m3dt_agent.agent import M3DTAgent
-from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank import ExpertBank, is_bank
 from m3dt_agent.config import ModelConfig, Stage, TrainConfig, train_preset
 from m3dt_agent.data.batches import BatchSampler, derive_seed
 from m3dt_agent.data.prompts import Prompt, make_prompts
@@ -127,7 +127,7 @@ def steps_at(fraction: str, steps: int) -> int:
 def bank_of(work: Work, config: ModelConfig, statistics: Mapping[str, TaskStatistics] | None = None) -> ExpertBank:
     """The cell's bank, made if it is not there."""
     path = work.folder / "bank"
-    if (path / "bank.json").exists() or (path / "bank.json.next").exists():
+    if is_bank(path):
         return ExpertBank.open(path)
     return ExpertBank.create(path, config, work.data.tasks, statistics or work.statistics(), work.prompts(), work.data.config)
 

@@ -36,7 +36,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import ConfigError, DatasetError
-from ..jobs import Engine, LocalProcesses, run_jobs
+from ..jobs import Engine, LocalProcesses, run_jobs, runs_here
 from ..tasks import Domain, TaskSpec
 from .behavior import levels, parse_level
 from .disk import disk_space_errors, write_file
@@ -262,7 +262,7 @@ def _check(plans: Sequence[_Plan], policy: PolicyFactory | None, engine: Engine,
     uses_custom = any(parse_level(level)[0] == "custom" for plan in plans for level in plan.config.levels)
     if plans and uses_custom != (policy is not None):
         raise ConfigError("the level 'custom' and the argument policy= go together: one of them is missing")
-    if policy is not None and engine != LocalProcesses(0):
+    if policy is not None and not runs_here(engine):
         try:
             ForkingPickler.dumps(policy)
         except Exception as error:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ..bank import ExpertBank
+from ..bank import ExpertBank, is_bank
 from ..bank_files import FileRecord, expert_file, read_content, received_tensors
 from ..config import ExpertsConfig
 from ..data.disk import file_lock
@@ -98,14 +98,14 @@ class ExpertsJob:
             return TrainedExperts(files, records, read_rows(folder / "logs" / "experts.csv"))
 
     def _folder(self) -> Path:
-        shared = (self.home / "bank.json").exists()
+        shared = is_bank(self.home)
         parent = job_folders(self.home) if shared else node_folder() / f"jobs-{self.bank.key}"
         return parent / _span(self.experts)
 
     def _own_bank(self, folder: Path) -> ExpertBank:
         """The job's bank in `folder`: one that an earlier attempt left, if it was made of the same, else a new one."""
         base = self.bank.open()
-        if (folder / "bank.json").exists() or (folder / "bank.json.next").exists():
+        if is_bank(folder):
             bank = ExpertBank.open(folder)
             if bank.manifest.with_experts(()).files == base.manifest.files and bank.groups == base.groups:
                 return bank

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..bank import ExpertBank
+from ..bank import ExpertBank, is_bank
 from ..config import ModelConfig, Stage, TrainConfig, stage_name
 from ..data.task_datasets import TaskDatasets
 from ..errors import ConfigError, M3DTError, StageError, WorkerError
@@ -98,7 +98,7 @@ def _work(
         raise ConfigError("these datasets were put together in memory; only those of TaskDatasets.open can be sent to workers")
     folder = Path(bank).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return _Work(stage_name(stage), data.reopen, folder, None if _is_bank(folder) else model_config, config)
+    return _Work(stage_name(stage), data.reopen, folder, None if is_bank(folder) else model_config, config)
 
 
 def _check(work: _Work, most_workers: int) -> None:
@@ -108,12 +108,8 @@ def _check(work: _Work, most_workers: int) -> None:
         require_one_worker(world)
     if work.config is not None:
         world.rows(work.config.batch_size)
-    if work.model is None and not _is_bank(work.bank):
+    if work.model is None and not is_bank(work.bank):
         raise StageError(f"there is no bank at {work.bank}; with model_config=… stage 'backbone' makes it")
-
-
-def _is_bank(path: Path) -> bool:
-    return any((path / name).exists() for name in ("bank.json", "bank.json.next"))
 
 
 def _fit(told: dict[str, _Work]) -> None:
@@ -126,7 +122,7 @@ def _fit(told: dict[str, _Work]) -> None:
     with joined(device) as world:
         with world.main_first():
             data = work.data()
-            if work.model is not None and not _is_bank(work.bank):
+            if work.model is not None and not is_bank(work.bank):
                 create_bank(work.bank, work.model, data)
             bank = ExpertBank.open(work.bank)
         fit_stage(work.stage, data, bank, work.config, device=device)
