@@ -3,10 +3,11 @@
     <root>/m3dt/<task>/mixture-200-seed0-v0          200 whole episodes of full length
     <root>/m3dt/<task>/expert-24-seed0-stop10-v0     Meta-World's cut on the tenth step with success
 
-Two conditions, as shares of a task's episodes; shares of levels a task does not have go to the others in proportion:
+Three conditions, as shares of a task's episodes; shares of levels a task does not have go to the others in proportion:
 
     mixture   random 1, low 1, middle 2, noisy expert 2, expert 2
     expert    noisy expert 1, expert 1
+    best      the planner where there is one, the others as `expert`
 
 Low and middle are the novice and medium snapshots; on Meta-World, which has none, its scripted policy with more noise.
 Collection is `m3dt_agent.data.collect`: killed at any moment it continues, a finished dataset of the same config is kept.
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from m3dt_agent.data.behavior import levels
+from m3dt_agent.data.behavior import PLANNER_LEVEL, levels
 from m3dt_agent.data.collect import CollectConfig, collect
 from m3dt_agent.data.disk import file_lock
 from m3dt_agent.data.shards import episode_seed
@@ -30,7 +31,7 @@ from m3dt_agent.quickstart import NOISE
 from m3dt_agent.tasks import Domain, TaskSpec, lookup, resolve
 from m3dt_agent.training.job import data_fingerprint
 
-CONDITIONS = ("mixture", "expert")
+CONDITIONS = ("mixture", "expert", "best")
 STEPS_DOWN: Mapping[Domain, Mapping[str, float]] = {"metaworld": {"expert+1.0": 1.0, "expert+0.5": 2.0}}
 """Shares of what stands for novice and medium where there are no snapshots. Measured on every third Meta-World task, 3 episodes
 each: success 47% with noise 1.0, 73% with 0.5, 94% with the 0.2 of the noisy expert."""
@@ -45,7 +46,10 @@ def level_shares(task: TaskSpec, condition: str) -> dict[str, float]:
         UnknownTaskError: no such condition.
     """
     noisy = f"expert+{NOISE[task.domain]}"
-    if lookup({name: name for name in CONDITIONS}, condition, "data condition") == "expert":
+    found = lookup({name: name for name in CONDITIONS}, condition, "data condition")
+    if found == "best" and PLANNER_LEVEL in levels(task):
+        return {PLANNER_LEVEL: 1.0}
+    if found != "mixture":
         return {"expert": 1.0, noisy: 1.0}
     between = STEPS_DOWN.get(task.domain, {level: share for level, share in SNAPSHOTS.items() if level in levels(task)})
     return {"random": 1.0, **between, noisy: 2.0, "expert": 2.0}

@@ -27,6 +27,8 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, evaluate, installed_versions, read_rows, router_usage, write_rows
 from m3dt_agent.jobs import Engine, LocalProcesses, run_jobs, runs_here, shard_of
+from m3dt_agent.training.estimate import duration
+from m3dt_agent.training.logs import announce
 
 from .conflict import module_conflict
 from .data import describe_data, prepare, require_disjoint
@@ -125,7 +127,7 @@ def _run_cell(
     episodes, stop = settings["demonstrations"], settings.get("stop_after_success")
     require_disjoint(cell.tasks, episodes, COLLECTION_SEED, settings["eval_seed"], settings["episodes"])
     data = prepare(datasets, cell.tasks, cell.condition, episodes, COLLECTION_SEED, workers, stop_after_success=stop)
-    work = Work(cell, data, folder / "work", device, progress)
+    work = Work(cell, data, folder / "work", device, progress, shared=run / "shared")
     work.folder.mkdir(exist_ok=True)
     chosen = method(cell.method)
     began = time.monotonic()
@@ -164,13 +166,18 @@ def _episodes(outcome: Outcome, work: Work, fraction: str, workers: int | None) 
         stop_on_success=settings.get("stop_on_success", False),
     )
     policy = AgentPolicy(outcome.policy, name=work.cell.method) if isinstance(outcome.policy, M3DTAgent) else outcome.policy
-    rows: list[EpisodeResult] = []
-    for first in range(0, len(names), TASKS_PER_PART):
-        part = work.folder / f"rows-{fraction}-{first:03d}.jsonl"
-        if not part.exists():
-            write_rows(part, evaluate(policy, names[first : first + TASKS_PER_PART], config, progress=work.progress))
-        rows += read_rows(part)
-    return rows
+    parts = {
+        work.folder / f"rows-{fraction}-{first:03d}.jsonl": names[first : first + TASKS_PER_PART]
+        for first in range(0, len(names), TASKS_PER_PART)
+    }
+    missing = [part for part in parts if not part.exists()]
+    began = time.monotonic()
+    for number, part in enumerate(missing):
+        if number:
+            left = duration((time.monotonic() - began) / number * (len(missing) - number))
+            announce(f"{work.cell.method}: {number} of {len(missing)} parts evaluated, about {left} left", work.progress)
+        write_rows(part, evaluate(policy, parts[part], config, progress=work.progress))
+    return [row for part in parts for row in read_rows(part)]
 
 
 def _seconds(folder: Path, seconds: float) -> float:

@@ -3,6 +3,8 @@
     paper    as published: months on one GPU
     small    a twentieth of the steps, of four times the windows, half the widths: hours on one GPU
     laptop   a two-hundredth of the steps, of twice the windows, a quarter of the widths, two seeds: an hour or two on two cores
+    box      a twentieth of the steps, of four times the windows, half the width, three layers, 16 experts: the bank that the
+             package ships, three hours on two cores
     smoke    a thousandth of the steps, tiny models, at most 13 tasks, the first seed: minutes on two cores
 
 Settings are written once, in the paper's numbers; a scale maps steps, widths, experts and the sizes of task sets, and replaces
@@ -19,6 +21,8 @@ from typing import Any
 UNTRAINED = ("random", "zero", "behavior")
 BASELINES = ("mtdt", "prompt-dt", "prompt-bc", "prompt-dt-wide", "harmo-dt", "harmo-dt-published")
 """One network without experts, trained for the published baselines' number of steps."""
+BANK_METHODS = ("bank-mixture", "bank-routed", "bank-oracle", "bank-backbone")
+"""Actors with one bank; see `methods.one_bank`."""
 M3DT_METHODS = (
     *("m3dt-random", "m3dt-gradient", "m3dt-end-to-end", "m3dt-no-grouping", "m3dt-random-unfrozen", "m3dt-gradient-unfrozen"),
     *("m3dt-all-tasks", "m3dt-oracle", "m3dt-top-k", "m3dt-sample-router", "m3dt-big-experts", "m3dt-published-residual"),
@@ -113,6 +117,22 @@ SCALES: Mapping[str, Scale] = {
             "grouping_batches": 5,
             "grouping_runs": 10,
             "demonstrations": 40,
+        },
+    ),
+    "box": Scale(
+        share=1 / 20,
+        widths=dict(zip(WIDTHS, (64, 128, 256, 512, 768), strict=True)),
+        experts=dict(zip(EXPERT_COUNTS, (4, 8, 10, 12, 16, 20), strict=True)),
+        replaced={
+            **_FASTER,
+            "n_layers": 3,
+            "n_heads": 4,
+            "context_length": 8,
+            "batch_size": 64,
+            "tasks_per_batch": None,
+            "grouping_batches": 5,
+            "grouping_runs": 10,
+            "demonstrations": 80,
         },
     ),
     "smoke": Scale(

@@ -109,6 +109,7 @@ def train_command(
         typer.Option(help="Datasets on the Hub, user/name or user/name@revision, to fetch into --root first, on every node."),
     ] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
+    cooldown_steps: Annotated[int | None, typer.Option(help="Last steps, over which it falls to nothing.")] = None,
     conflict_every: Annotated[int | None, typer.Option(help="Stage 1: measure gradient conflict every N steps.")] = None,
     early_stop: Annotated[bool, typer.Option("--early-stop", help="Stage 1: end when gradient conflict has peaked.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random; default: 0.")] = None,
@@ -129,7 +130,8 @@ def train_command(
 
     folder_to_write(bank)
     settings = {"batch_size": batch_size, "learning_rate": learning_rate, "steps": steps, "precision": precision}
-    settings |= {"threads": threads, "checkpoint_every": checkpoint_every, "warmup_steps": warmup_steps, "seed": seed}
+    settings |= {"threads": threads, "checkpoint_every": checkpoint_every, "warmup_steps": warmup_steps}
+    settings |= {"cooldown_steps": cooldown_steps, "seed": seed}
     for_one: dict[Stage, dict[str, Any]] = {
         "backbone": {"conflict_every": conflict_every, "early_stop": early_stop or None},
         "experts": {"grouping": grouping, "experts_at_once": experts_at_once},

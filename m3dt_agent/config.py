@@ -170,6 +170,7 @@ class DataConfig:
 class TrainConfig:
     """What every stage shares. Defaults are the published code's (DESIGN section 5), except `steps`.
 
+    warmup_steps, cooldown_steps: the learning rate rises linearly over the first and falls to nothing over the last of `steps`.
     batch_size: windows per step (per expert in stage 2). tasks_per_batch: tasks mixed in one batch; 1 is the published
     schedule, None is as many as there are windows. threads: torch CPU threads, recorded with the run because results depend on
     it; None is what torch has when the run starts. precision: "float32", "bfloat16" (autocast, float32 masters), "float64"
@@ -185,6 +186,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     grad_clip: float = 0.25
     warmup_steps: int = 10_000
+    cooldown_steps: int = 0
     seed: int = 0
     precision: Literal["float32", "bfloat16", "float64", "auto"] = "float32"
     threads: int | None = None
@@ -199,7 +201,7 @@ class TrainConfig:
         _require((self.tasks_per_batch or 1) <= self.batch_size, self, "tasks_per_batch", "<= batch_size")
         for field in ("learning_rate", "grad_clip"):
             _require(getattr(self, field) > 0, self, field, "> 0")
-        for field in ("weight_decay", "warmup_steps", "seed"):
+        for field in ("weight_decay", "warmup_steps", "cooldown_steps", "seed"):
             _require(getattr(self, field) >= 0, self, field, ">= 0")
         precisions = ("float32", "bfloat16", "float64", "auto")
         _require(self.precision in precisions, self, "precision", f"one of {', '.join(map(repr, precisions))}")

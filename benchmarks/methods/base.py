@@ -40,7 +40,10 @@ ONE_RUN = ("0.75", FINAL)
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One cell in hand: its data, and a folder for whatever must survive a kill. progress, on_log: as for `fit_stage`."""
+    """One cell in hand: its data, and a folder for whatever must survive a kill. progress, on_log: as for `fit_stage`.
+
+    shared: a folder of what several cells of the run use; None: each has its own.
+    """
 
     cell: Cell
     data: TaskDatasets
@@ -48,6 +51,7 @@ class Work:
     device: str = "cpu"
     progress: bool | None = None
     on_log: OnLog | None = None
+    shared: Path | None = None
 
     def setting(self, name: str) -> Any:
         """A number of the cell.
@@ -69,9 +73,13 @@ class Work:
         values: dict[str, Any] = {name: self.setting(name) for name in names}
         if stage == "router":
             values["learning_rate"] = self.setting("router_learning_rate")
+            values |= {name: self.setting(name) for name in _SPARSE if name in self.cell.settings}
         if stage == "experts":
             values |= {name: self.setting(name) for name in _GROUPING if name in self.cell.settings}
-        values |= {"steps": steps or whole, "seed": self.cell.training_seed}
+        seed = self.cell.training_seed
+        later = self.cell.settings.get("later_seed", seed)
+        values |= {"steps": steps or whole, "seed": seed if stage == "backbone" else later}
+        values |= {"cooldown_steps": round(self.cell.settings.get("cooldown", 0.0) * whole)}
         values |= {"checkpoint_every": max(50, whole // 10), "log_every": max(1, whole // 50)}
         return train_preset("small", stage, **{**values, **changes})
 
@@ -90,6 +98,7 @@ class Work:
 
 _STEPS: Mapping[Stage, str] = {"backbone": "backbone_steps", "experts": "expert_steps", "router": "router_steps"}
 _GROUPING = ("grouping_batches", "grouping_runs")
+_SPARSE = ("skip_below", "concentrate")
 """What a cell may leave to the package's defaults, the published numbers."""
 
 
@@ -124,9 +133,11 @@ def steps_at(fraction: str, steps: int) -> int:
     return max(1, math.ceil(float(fraction) * steps))
 
 
-def bank_of(work: Work, config: ModelConfig, statistics: Mapping[str, TaskStatistics] | None = None) -> ExpertBank:
-    """The cell's bank, made if it is not there."""
-    path = work.folder / "bank"
+def bank_of(
+    work: Work, config: ModelConfig, statistics: Mapping[str, TaskStatistics] | None = None, *, folder: Path | None = None
+) -> ExpertBank:
+    """The cell's bank, or the one in `folder`, made if it is not there."""
+    path = folder or work.folder / "bank"
     if is_bank(path):
         return ExpertBank.open(path)
     return ExpertBank.create(path, config, work.data.tasks, statistics or work.statistics(), work.prompts(), work.data.config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -50,7 +51,7 @@ class Oracle:
     def train(self, work: Work, fraction: str) -> Outcome:
         agent = fit_stages(work, work.model_config(), self.grouping, STAGES[:2])
         phases = stage_phases(work, agent, self.grouping, STAGES[:2])
-        outcome = outcome_of(work, OraclePolicy(agent), agent.model, 0, phases)
+        outcome = outcome_of(work, OraclePolicy(agent, work.cell.method), agent.model, 0, phases)
         routers = sum(p.numel() for p in agent.model.router_tensors().values())
         active = active_parameters(agent.model, 1) - routers
         return dataclasses.replace(outcome, parameters=outcome.parameters - routers, active_parameters=active)
@@ -59,9 +60,8 @@ class Oracle:
 class OraclePolicy:
     """An agent's model, of which each slot uses the expert of its task's group; slots are split by expert."""
 
-    name = "m3dt-oracle"
-
-    def __init__(self, agent: M3DTAgent) -> None:
+    def __init__(self, agent: M3DTAgent, name: str) -> None:
+        self.name = name
         self.bank_hash = agent.content_hash
         self._groups = require_bank(agent).groups or {}
         self._policies = {e: AgentPolicy(_with_expert(agent, e)) for e in sorted(set(self._groups.values()))}
@@ -99,12 +99,21 @@ def stage_config(work: Work, stage: Stage, grouping: Grouping) -> TrainConfig:
     return work.train_config(stage, **changes)
 
 
-def stage_phases(work: Work, agent: M3DTAgent, grouping: Grouping, stages: Sequence[Stage] = STAGES) -> list[Phase]:
-    """What the stages took that an agent's bank was trained in; a grouping by gradients is part of the second."""
+def stage_phases(
+    work: Work,
+    agent: M3DTAgent,
+    grouping: Grouping,
+    stages: Sequence[Stage] = STAGES,
+    logs: Mapping[Stage, Path] | None = None,
+) -> list[Phase]:
+    """What the stages took that an agent's bank was trained in; a grouping by gradients is part of the second.
+
+    logs: the bank where each stage was trained, if that is not the agent's.
+    """
     model, found = agent.model, []
     for stage in stages:
         settings = stage_config(work, stage, grouping)
-        curve = read_curve(require_bank(agent).path, settings)
+        curve = read_curve(logs[stage] if logs else require_bank(agent).path, settings)
         if stage == "backbone":
             found.append(phase(work, model, stage, model.backbone_tensors(), "none", curve))
         elif stage == "experts":

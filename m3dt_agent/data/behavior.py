@@ -6,6 +6,7 @@
     novice     –                                an early snapshot of training, where there is one
     medium     –                                a later snapshot, where there is one
     expert     Meta-World's scripted policy     the best snapshot trained for this project
+    planner    –                                four weak tasks of DMControl: a sampling planner (see `planner`)
 
 Trained policies are multilayer perceptrons of two hidden layers (128, 128), a = tanh(relu(relu(x·w0 + b0)·w1 + b1)·w2 + b2),
 stored in float16 as `<task or domain>/<level>/{w0,b0,w1,b1,w2,b2}` in `assets/behavior_policies.safetensors`;
@@ -30,17 +31,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ConfigError, InvalidValueError, MissingDependencyError, ShapeError
 from ..tasks import TASKS, TaskSpec, lookup
+from .planner import PLANS, PlannerPolicy
 
 Array: TypeAlias = NDArray[np.float32]
 
 SNAPSHOT_LEVELS = ("novice", "medium", "expert")
 """Levels of the trained policies, worst first."""
+PLANNER_LEVEL = "planner"
 _LAYER_NAMES = ("w0", "b0", "w1", "b1", "w2", "b2")
 _WEIGHTS_ASSET = "behavior_policies.safetensors"
 _RETURNS_ASSET = "behavior_returns.json"
@@ -197,16 +201,22 @@ def goal_features(task: TaskSpec, observation: Array) -> Array:
 
 
 def behavior_policy(
-    task: TaskSpec, level: str = "expert", noise: float = 0.0, *, weights: str | Path | None = None
+    task: TaskSpec,
+    level: str = "expert",
+    noise: float = 0.0,
+    *,
+    weights: str | Path | None = None,
+    env: gym.Env[Any, Any] | None = None,
 ) -> BehaviorPolicy:
     """The policy of `task` at `level`, with Gaussian action noise of deviation `noise` (the random level stays uniform).
 
     `level` may carry its own noise: "expert+0.3" is the expert level with noise 0.3, whatever `noise` says. "scripted" is
     another name for Meta-World's expert level. `weights` reads trained policies from another file in the asset's format (as
-    `train_behavior` writes it) instead.
+    `train_behavior` writes it) instead. `env` is the environment that the actions will go to; only "planner" needs it, which
+    looks ahead in its simulator.
 
     Raises:
-        ConfigError: the task has no such level, or a noise that is negative or not finite.
+        ConfigError: the task has no such level, a noise that is negative or not finite, or a planner without `env`.
         MissingDependencyError: a scripted policy without metaworld installed.
     """
     level, noise = parse_level(level, noise)
@@ -215,7 +225,11 @@ def behavior_policy(
     if level == "random":
         return RandomPolicy(task.act_dim)
     policy: BehaviorPolicy
-    if level == "zero":
+    if level == PLANNER_LEVEL and task.name in PLANS:
+        if env is None:
+            raise ConfigError(f"{task.name}: a planner acts in one environment, and there is none here; `m3dt collect` has one")
+        policy = PlannerPolicy(task, env)
+    elif level == "zero":
         policy = ZeroPolicy(task.act_dim)
     elif task.domain == "metaworld" and level == "expert" and weights is None:
         policy = ScriptedPolicy(task)
@@ -241,10 +255,11 @@ def parse_level(level: str, noise: float = 0.0) -> tuple[str, float]:
 
 
 def levels(task: TaskSpec) -> tuple[str, ...]:
-    """The levels `task` has, worst first: random, zero, then its trained or scripted ones."""
+    """The levels `task` has, worst first: random, zero, its trained or scripted ones, its planner."""
     if task.domain == "metaworld":
         return ("random", "zero", "expert")
-    return ("random", "zero", *(name for name in SNAPSHOT_LEVELS if name in _returns_table().get(_policy_name(task), {})))
+    trained = (name for name in SNAPSHOT_LEVELS if name in _returns_table().get(_policy_name(task), {}))
+    return ("random", "zero", *trained, *((PLANNER_LEVEL,) if task.name in PLANS else ()))
 
 
 def measured_returns(task: TaskSpec) -> dict[str, MeasuredReturn]:

@@ -54,7 +54,7 @@ class ShardJob:
         """Rolls the episodes out; the task's environment stays open for the next job of this process."""
         began = time.monotonic()
         env = _environment(self.task)
-        policies = {level: _make_policy(self, level) for level in set(self.levels)}
+        policies = {level: _make_policy(self, level, env) for level in set(self.levels)}
         episodes = [
             rollout(env, self.task, policies[level], episode_seed(self.seed, self.task, index), self.stop_after_success)
             for index, level in enumerate(self.levels, self.first)
@@ -125,14 +125,14 @@ def close_environment() -> None:
         _open_environments.popitem()[1].close()
 
 
-def _make_policy(job: ShardJob, level: str) -> BehaviorPolicy:
+def _make_policy(job: ShardJob, level: str, env: gym.Env[Any, Any]) -> BehaviorPolicy:
     name, noise = parse_level(level, job.noise)
     if name == "custom":
         assert job.policy is not None
         custom = job.policy(job.task)
         checked = from_callable(job.task, custom, reset=custom.reset)
         return checked if noise == 0 else NoisyPolicy(checked, noise)
-    return behavior_policy(job.task, name, noise)
+    return behavior_policy(job.task, name, noise, env=env)
 
 
 def _encode(episodes: Sequence[Episode]) -> bytes:

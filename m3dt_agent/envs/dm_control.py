@@ -13,15 +13,19 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from ..errors import ConfigError
 from ..tasks import TaskSpec, get
 from .base import Observation, TaskEnv, Transition, simulator
 
 with simulator("dm_control"):
+    import mujoco
     from dm_control import suite
+    from mujoco import rollout
     from shimmy.dm_control_compatibility import DmControlCompatibilityV0
 
     from .custom_tasks import CUSTOM_TASKS
 
+_FULL_STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
 ACTION_REPEAT = 2
 """Control steps per agent step (the published setting, after TD-MPC2)."""
 
@@ -51,6 +55,25 @@ class DMControlEnv(TaskEnv):
     def physics(self) -> Any:
         """The `dm_control.mujoco.Physics` of this task."""
         return self._sim._env.physics
+
+    def look_ahead(self, actions: NDArray[np.float64], tip: str, target: str) -> NDArray[np.float64]:
+        """Distances (S, T) in meters between two sites or geoms after every agent step of S action sequences (S, T, act_dim)
+        in [-1, 1], each begun in the present state; the episode is not touched."""
+        model = self.physics.model.ptr
+        begin = np.empty(mujoco.mj_stateSize(model, _FULL_STATE))
+        mujoco.mj_getState(model, self.physics.data.ptr, begin, _FULL_STATE)
+        substeps = ACTION_REPEAT * self._sim._env._n_sub_steps
+        control = self._action_low + (actions + 1.0) * self._action_half_range
+        data = mujoco.MjData(model)
+        states, _ = rollout.rollout(model, [data], begin[None], np.repeat(control, substeps, axis=1), skip_checks=False)
+        reached = states[:, substeps - 1 :: substeps]  # (S, T, n)
+        places = [_position_of(model, data, name) for name in (tip, target)]
+        distances = np.empty(reached.shape[:2])
+        for index in np.ndindex(distances.shape):
+            mujoco.mj_setState(model, data, reached[index], _FULL_STATE)
+            mujoco.mj_kinematics(model, data)
+            distances[index] = np.linalg.norm(places[0] - places[1])
+        return distances
 
     def _start(self, seed: int) -> Observation:
         observation, _ = self._sim.reset(seed=seed)
@@ -82,6 +105,14 @@ def make(task: str, render_mode: str | None = None) -> DMControlEnv:
         UnknownTaskError: there is no such task.
     """
     return DMControlEnv(get(task), render_mode)
+
+
+def _position_of(model: Any, data: Any, name: str) -> NDArray[np.float64]:
+    """A view (3,) of where the site or geom called `name` is in `data`."""
+    for kind, positions in ((mujoco.mjtObj.mjOBJ_SITE, data.site_xpos), (mujoco.mjtObj.mjOBJ_GEOM, data.geom_xpos)):
+        if (number := mujoco.mj_name2id(model, kind, name)) >= 0:
+            return np.asarray(positions[number])
+    raise ConfigError(f"the simulation has no site or geom called {name!r}")
 
 
 def _simulation(task: TaskSpec) -> Any:

@@ -293,11 +293,10 @@ class Trainer:
 
     def _set_learning_rate(self, index: int) -> None:
         config = self.run.config
-        rate = (
-            config.learning_rate * min((index + 1) / config.warmup_steps, 1.0) if config.warmup_steps else config.learning_rate
-        )
+        rising = (index + 1) / max(config.warmup_steps, 1)
+        falling = (config.steps - index) / max(config.cooldown_steps, 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = config.learning_rate * min(rising, falling, 1.0)
 
     def _measure_conflict(self) -> None:
         config = self.run.config

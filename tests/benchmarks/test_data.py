@@ -11,7 +11,8 @@ import pytest
 from benchmarks.data import CONDITIONS, collection_seeds, describe_data, level_shares, prepare, require_disjoint
 from benchmarks.runner import COLLECTION_SEED
 from benchmarks.scales import PROTOCOL, SCALES
-from m3dt_agent.data.behavior import behavior_policy
+from m3dt_agent.data.behavior import behavior_policy, levels
+from m3dt_agent.data.planner import PLANS
 from m3dt_agent.data.shards import episode_seed
 from m3dt_agent.errors import ConfigError, UnknownTaskError
 from m3dt_agent.tasks import TASKS, get
@@ -26,8 +27,10 @@ def test_every_level_of_every_task_exists(condition: str) -> None:
         assert ("random" in shares) == (condition == "mixture")
         assert min(shares.values()) > 0
         for level in shares:
-            if task.domain != "metaworld":  # scripted policies need their simulator
+            assert level.partition("+")[0] in levels(task)
+            if task.domain != "metaworld" and level != "planner":  # scripted policies and planners need their simulator
                 behavior_policy(task, level)
+        assert ("planner" in shares) == (condition == "best" and task.name in PLANS)
 
 
 def test_a_condition_that_does_not_exist() -> None:

@@ -1,4 +1,4 @@
-"""All methods but those of mtdt.py, wide.py and harmo.py: what each trains, sees and costs, and that kills change nothing."""
+"""What each method trains, sees and costs, and that kills change nothing; some families have files of their own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,16 @@ STEPS = {  # of training, in terms of the three stages' 6, 4 (each of 2 experts)
     "m3dt-big-experts": 6 + 2 * 4 + 5,
     "m3dt-sample-router": 6 + 2 * 4 + 5,
 }
-ELSEWHERE = {"mtdt", "prompt-dt-wide", "harmo-dt", "harmo-dt-published"}
+ELSEWHERE = {
+    "mtdt",
+    "prompt-dt-wide",
+    "harmo-dt",
+    "harmo-dt-published",
+    "bank-mixture",
+    "bank-routed",
+    "bank-oracle",
+    "bank-backbone",
+}
 
 
 def train(work: Work) -> Outcome:

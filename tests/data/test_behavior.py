@@ -36,8 +36,9 @@ def episodes_of(task, level, count, stop=None):
 def test_every_level_of_every_task_acts_within_bounds(noise):
     for task in tasks.TASKS:
         assert levels(task)[:2] == ("random", "zero")
-        assert levels(task)[-1] == "expert"
-        for level in levels(task):
+        planned = [level for level in levels(task) if level == "planner"]  # needs a simulator: see test_planner
+        assert levels(task)[-1 - len(planned)] == "expert"
+        for level in set(levels(task)).difference(planned):
             policy = behavior_policy(task, level, noise)
             policy.reset(1)
             action = policy(observation_of(task))

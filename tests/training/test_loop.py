@@ -244,3 +244,12 @@ def test_bfloat16_trains(data: TaskDatasets, make_bank: MakeBank) -> None:
     config = BackboneConfig(**SHARED | {"steps": 60, "log_every": 20}, precision="bfloat16")  # type: ignore[arg-type]
     fit_stage(1, data, make_bank(), config, progress=False, on_log=records.append)
     assert records[-1].loss < 0.9 * records[0].loss
+
+
+def test_the_learning_rate_rises_and_falls_linearly(data: TaskDatasets, make_bank: MakeBank) -> None:
+    trainer = Trainer(backbone_run(data, make_bank(), steps=8, warmup_steps=2, cooldown_steps=4), "cpu")
+    rates = []
+    for _ in range(8):
+        trainer.step()
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.01, 0.01, 0.0075, 0.005, 0.0025])

@@ -1,0 +1,123 @@
+"""One bank, several actors: what a cell of these methods trains is found by all cells of its run that ask for the same.
+
+    <run>/shared/<id>/    stage 1, for every seed of the later stages
+    <run>/shared/<id>/    all three stages
+    <run>/shared/<id>/    the same with its weights in the cell's `storage`: this one acts
+
+An id is a hash of what the bank depends on. The setting `later_seed` is the seed of stages 2 and 3 (without it: the training
+seed), so that their luck is seen apart from the backbone's. The banks stay, whatever becomes of the cells' own folders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from m3dt_agent.agent import Experts, M3DTAgent
+from m3dt_agent.bank import ExpertBank, is_bank
+from m3dt_agent.config import STAGES, Stage
+from m3dt_agent.data.disk import file_lock
+from m3dt_agent.evaluation import AgentPolicy, VectorPolicy
+from m3dt_agent.model import ExpertChoice, Routing
+
+from ..records import FINAL, TaskIdUse
+from .base import Method, Outcome, Work, bank_of, outcome_of
+from .costs import active_parameters
+from .m3dt import Grouping, OraclePolicy, stage_config, stage_phases
+
+GROUPING: Grouping = "gradient"
+MASS = 0.99
+"""Of the router's weight that the routed actor keeps: the default of a bank whose router was trained to concentrate it."""
+_EVALUATION = ("episodes", "eval_seed", "stop_on_success", "slots")
+_STAGES_2_AND_3 = (
+    *("later_seed", "expert_steps", "router_steps", "router_learning_rate"),
+    *("grouping_batches", "grouping_runs", "skip_below", "concentrate"),
+)
+_DOES_NOT_MATTER: Mapping[str, Sequence[str]] = {
+    "backbone": (*_EVALUATION, "storage", *_STAGES_2_AND_3),
+    "bank": (*_EVALUATION, "storage"),
+    "stored": _EVALUATION,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Acts with the shared bank. experts: what the agent uses; "oracle": for every task the expert that was trained on it."""
+
+    experts: Experts | Literal["oracle"]
+    task_id: TaskIdUse = "training"
+    fractions: tuple[str, ...] = (FINAL,)
+
+    def train(self, work: Work, fraction: str) -> Outcome:
+        agent = M3DTAgent.load(shared_bank(work), device=work.device)
+        stages, choice, experts = self._uses(agent)
+        phases = stage_phases(work, agent, GROUPING, stages, _logs(work))
+        outcome = outcome_of(work, self._policy(agent, work.cell.method), agent.model, choice, phases)
+        return dataclasses.replace(outcome, active_parameters=active_parameters(agent.model, experts))
+
+    def _uses(self, agent: M3DTAgent) -> tuple[Sequence[Stage], ExpertChoice, int]:
+        """The stages it comes from, what its model is run with, and the most experts that a token meets."""
+        if self.experts == "none":
+            return STAGES[:1], "none", 0
+        if self.experts == "oracle":
+            return STAGES[:2], 0, 1
+        return STAGES, "mixture", agent.config.n_experts
+
+    def _policy(self, agent: M3DTAgent, name: str) -> VectorPolicy:
+        if self.experts == "oracle":
+            return OraclePolicy(agent, name)
+        agent.experts = self.experts
+        return AgentPolicy(agent, name=name)
+
+
+def shared_bank(work: Work) -> Path:
+    """The bank that acts, trained from wherever it is; another process that is training it is waited for."""
+    return _made(work, "stored", _store)
+
+
+def _made(work: Work, kind: str, make: Callable[[Work, Path], None]) -> Path:
+    folder = _folder(work, kind)
+    with file_lock(folder.with_suffix(".lock")):
+        make(work, folder)
+    return folder
+
+
+def _folder(work: Work, kind: str) -> Path:
+    settings = {name: value for name, value in work.cell.settings.items() if name not in _DOES_NOT_MATTER[kind]}
+    return (work.shared or work.folder) / dataclasses.replace(work.cell, method=f"one-bank-{kind}", settings=settings).id
+
+
+def _logs(work: Work) -> dict[Stage, Path]:
+    """Stage → the bank where it was trained; copies have no logs."""
+    return {stage: _folder(work, "backbone" if stage == "backbone" else "bank") for stage in STAGES}
+
+
+def _train_backbone(work: Work, folder: Path) -> None:
+    config = work.model_config()
+    _fit(work, M3DTAgent(config, work.data.tasks, device=work.device), STAGES[:1], bank_of(work, config, folder=folder))
+
+
+def _train_bank(work: Work, folder: Path) -> None:
+    _fit(work, M3DTAgent.load(_made(work, "backbone", _train_backbone), device=work.device), STAGES[1:], folder)
+
+
+def _store(work: Work, folder: Path) -> None:
+    if not is_bank(folder):
+        ExpertBank.open(_made(work, "bank", _train_bank)).copy_to(folder, storage=work.cell.settings.get("storage"))
+
+
+def _fit(work: Work, agent: M3DTAgent, stages: Sequence[Stage], bank: Path | ExpertBank) -> None:
+    for stage in stages:
+        config: Any = stage_config(work, stage, GROUPING)
+        agent.fit_stage(stage, work.data, bank=bank, config=config, progress=work.progress, on_log=work.on_log)
+
+
+METHODS: Mapping[str, Method] = {
+    "bank-mixture": Actor("mixture"),
+    "bank-routed": Actor(Routing(mass=MASS)),
+    "bank-oracle": Actor("oracle", task_id="acting"),
+    "bank-backbone": Actor("none", task_id="none"),
+}

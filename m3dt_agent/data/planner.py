@@ -1,0 +1,100 @@
+"""A sampling planner that acts from the simulator's own state: the behavior policy of tasks whose trained one is weak.
+
+Predictive sampling: at every replanning, splines with normal noise around what is left of the last plan are rolled out in the
+simulator, and the one whose tip is nearest to its target over the horizon becomes the plan (Howell et al. 2022,
+arXiv 2212.00541). It sees the simulator's state, not the observation, and acts in one environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError
+from ..tasks import TaskSpec
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a task is planned. tip, target: the sites or geoms whose distance is the cost. horizon: agent steps, planned with
+    `knots` points of a linear spline. samples: splines per replanning, which comes every `every` agent steps."""
+
+    tip: str
+    target: str
+    horizon: int
+    samples: int
+    knots: int
+    every: int = 1
+
+
+PLANS: Mapping[str, Plan] = {
+    "finger-turn-easy": Plan("tip", "target", horizon=24, samples=18, knots=6, every=2),
+    "finger-turn-hard": Plan("tip", "target", horizon=24, samples=18, knots=6, every=2),
+    "fish-swim": Plan("mouth", "target", horizon=20, samples=24, knots=6, every=2),
+    "acrobot-swingup": Plan("tip", "target", horizon=60, samples=96, knots=10, every=5),
+}
+"""Of the tasks that have one. Measured over 2 or 3 episodes each: 971, 968, 791 and about 530 of 1000, at 2, 2, 9 and 7 s of a
+core an episode; the trained policies reach 357, 280, 346 and 45."""
+NOISES = (0.1, 0.3, 0.7)
+"""Deviations of the splines' noise; a third of the samples each."""
+
+
+class PlannerPolicy:
+    """Plans `task` in `env`, which must be the environment that its actions go to.
+
+    Raises:
+        ConfigError: the task has no plan.
+    """
+
+    def __init__(self, task: TaskSpec, env: gym.Env[Any, Any]) -> None:
+        if task.name not in PLANS:
+            raise ConfigError(f"task {task.name!r} has no planner; those with one are {', '.join(PLANS)}")
+        self._plan = PLANS[task.name]
+        self._env: Any = env.unwrapped
+        self._act_dim = task.act_dim
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        """Forgets the plan; the samples of an episode derive from `seed`."""
+        self._generator = np.random.default_rng([seed, 3])
+        self._knots = np.zeros((self._plan.knots, self._act_dim))
+        self._age = 0
+
+    def __call__(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._age % self._plan.every == 0:
+            self._replan()
+        action = _spline(self._knots[None], self._plan.horizon)[0, self._age % self._plan.every]
+        self._age += 1
+        return action.astype(np.float32)
+
+    def _replan(self) -> None:
+        plan = self._plan
+        if self._age:
+            self._knots = _shifted(self._knots, plan.horizon, plan.every)
+        noise = np.resize(NOISES, plan.samples)[:, None, None]
+        drawn = self._knots + noise * self._generator.standard_normal((plan.samples, *self._knots.shape))
+        candidates = np.clip(np.concatenate([self._knots[None], drawn]), -1.0, 1.0)  # (S, K, act_dim)
+        distances = self._env.look_ahead(_spline(candidates, plan.horizon), plan.tip, plan.target)  # (S, horizon)
+        self._knots = candidates[int(np.argmin(distances.mean(axis=1)))]
+
+
+def _spline(knots: Floats, horizon: int) -> Floats:
+    """(S, horizon, act_dim) actions of knots (S, K, act_dim), linear in between."""
+    position = np.linspace(0.0, knots.shape[1] - 1.0, horizon)
+    left = np.minimum(position.astype(np.int64), knots.shape[1] - 2)
+    weight = (position - left)[:, None]
+    return knots[:, left] * (1.0 - weight) + knots[:, left + 1] * weight
+
+
+def _shifted(knots: Floats, horizon: int, steps: int) -> Floats:
+    """The knots of the same plan, `steps` later; the last one is held."""
+    later = np.linspace(0.0, horizon - 1.0, len(knots)) + steps
+    actions = _spline(knots[None], horizon)[0]
+    return np.stack([np.interp(later, np.arange(horizon), column) for column in actions.T], axis=1)
