@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test test-slow lint bench perf clean
+.PHONY: install quickstart test test-slow lint bench pretrained perf clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,13 @@ lint: install
 bench: install
 	$(BIN)/python -m benchmarks run methods --scale smoke --out runs/bench
 	$(BIN)/python -m benchmarks report runs/bench --out runs/bench-report
+
+# builtin:mt160, from nothing: demonstrations of 160 tasks, three stages, all actors, the card. Hours on two cores, on a GPU if
+# there is one. Killed, it continues.
+pretrained: install
+	nice -n 10 $(BIN)/python -m benchmarks run pretrained --scale box --device auto --out runs/pretrained
+	$(BIN)/python -m benchmarks report runs/pretrained --out runs/pretrained-report
+	$(BIN)/python -m benchmarks ship runs/pretrained --results runs/pretrained-results
 
 perf: install
 	$(BIN)/python -m benchmarks.perf

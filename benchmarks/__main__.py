@@ -5,6 +5,7 @@ run EXPERIMENT… --scale …     every cell that is not done yet; killed, it co
 status EXPERIMENT… --scale …  what there is of every cell
 report RUN… --out FOLDER      tables, figures and one HTML page
 compare RUN… --a A --b B      one method against another, with the interval of their paired difference
+ship RUN                      the bank of the experiment "pretrained" into the package, with its card; its rows into results
 validate FOLDER               whether result rows, yours or ours, are in the format of `records`
 """
 
@@ -59,7 +60,7 @@ def run_command(
     out: Run = Path("runs", "benchmark"),
     datasets: Annotated[Path | None, typer.Option(help="Minari root of the demonstrations; default: beside the run.")] = None,
     shard: Shard = "1/1",
-    device: Annotated[str, typer.Option(help="Where models run: cpu, cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where models run: cpu, cuda, or auto, a GPU if there is one.")] = "cpu",
     workers: Workers = None,
     ray: RayAddress = None,
     cpus_per_job: CpusPerJob = 1,
@@ -136,6 +137,22 @@ def compare_command(
     from .report import compare
 
     print(compare(runs, a, b))
+
+
+@app.command("ship")
+def ship_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `pretrained`.")],
+    results: Annotated[Path, typer.Option(help="Where its cells are kept.")],
+    bank: Annotated[Path, typer.Option(help="Where the bank goes.")] = Path("m3dt_agent", "assets", "banks", "mt160"),
+    notes: Annotated[Path | None, typer.Option(help="Markdown that the card has after its scores.")] = None,
+) -> None:
+    """The bank that acted, its card and its rows, where they are committed."""
+    from .shipping import ship
+
+    with quiet_stdout():
+        shipped = ship(run, bank, results, [] if notes is None else [notes.read_text().strip()])
+    size = sum(path.stat().st_size for path in shipped.path.rglob("*") if path.is_file())
+    say(f"{shipped.path}: {size / 1e6:.1f} MB, content hash {shipped.content_hash}")
 
 
 @app.command("validate")

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.config import EvalConfig
 from m3dt_agent.data.disk import write_file
@@ -127,6 +129,8 @@ def _run_cell(
     episodes, stop = settings["demonstrations"], settings.get("stop_after_success")
     require_disjoint(cell.tasks, episodes, COLLECTION_SEED, settings["eval_seed"], settings["episodes"])
     data = prepare(datasets, cell.tasks, cell.condition, episodes, COLLECTION_SEED, workers, stop_after_success=stop)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     work = Work(cell, data, folder / "work", device, progress, shared=run / "shared")
     work.folder.mkdir(exist_ok=True)
     chosen = method(cell.method)

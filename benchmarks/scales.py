@@ -21,7 +21,7 @@ from typing import Any
 UNTRAINED = ("random", "zero", "behavior")
 BASELINES = ("mtdt", "prompt-dt", "prompt-bc", "prompt-dt-wide", "harmo-dt", "harmo-dt-published")
 """One network without experts, trained for the published baselines' number of steps."""
-BANK_METHODS = ("bank-mixture", "bank-routed", "bank-oracle", "bank-backbone")
+BANK_METHODS = ("bank-mixture", "bank-backbone", "bank-routed", "bank-oracle")
 """Actors with one bank; see `methods.one_bank`."""
 M3DT_METHODS = (
     *("m3dt-random", "m3dt-gradient", "m3dt-end-to-end", "m3dt-no-grouping", "m3dt-random-unfrozen", "m3dt-gradient-unfrozen"),

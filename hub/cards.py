@@ -41,13 +41,15 @@ def model_card(
     policy: str | None = None,
     figure: str | None = None,
     license: str = "apache-2.0",  # noqa: A002
+    notes: Sequence[str] = (),
 ) -> str:
-    """The text of README.md for `bank`, published as `repo_id`.
+    """The text of README.md for `bank`, published as `repo_id`, or part of the package as `builtin:NAME`.
 
     Args:
         rows: evaluated episodes of this bank, and of policies without a bank for comparison.
         policy: whose rows are the bank's scores; None: those of the only policy with this bank, or of its default experts.
         figure: path inside the repository of a figure of the scores. license: an identifier of the Hub.
+        notes: paragraphs and sections of Markdown after the scores, as they are.
 
     Raises:
         ConfigError: rows of another bank or none of this one, several policies and no choice, or a repo id, figure or license
@@ -68,6 +70,7 @@ def model_card(
         *_model(bank),
         *_tasks(bank),
         *([] if scores is None else evaluation_sections(scores, figure)),
+        *notes,
         *_settings(bank),
         *_integrity(scores),
     ]

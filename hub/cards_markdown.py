@@ -19,6 +19,7 @@ from huggingface_hub import CardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from m3dt_agent.builtin_banks import PREFIX, is_builtin
 from m3dt_agent.errors import ConfigError
 
 PAPER = "[arXiv 2505.24378](https://arxiv.org/abs/2505.24378)"
@@ -40,13 +41,15 @@ def check_names(repo_id: str, figure: str | None, license: str) -> None:  # noqa
     """Checks what the caller of a card gives, so that it can stand in Markdown and code as it is.
 
     Raises:
-        ConfigError: a repo id the Hub does not take, a figure outside the repository, or a license that is no identifier.
+        ConfigError: a name neither the Hub nor a bank of the package has, a figure outside the repository, or a license that
+            is no identifier.
     """
+    checked = repo_id.replace(PREFIX, "namespace/", 1) if is_builtin(repo_id) else repo_id
     try:
-        validate_repo_id(repo_id)
+        validate_repo_id(checked)
     except HFValidationError as error:
         raise ConfigError(f"a card is for a repository of the Hub, 'namespace/name': {error}") from error
-    if repo_id.count("/") != 1:
+    if checked.count("/") != 1:
         raise ConfigError(f"a card is for a repository of the Hub, 'namespace/name'; got {repo_id!r}")
     if figure is not None and not _FIGURE.fullmatch(figure):
         raise ConfigError(f"figure must be a path inside the repository, such as 'scores.png'; got {figure!r}")

@@ -16,11 +16,13 @@ from huggingface_hub import EvalResult
 from m3dt_agent import tasks as task_table
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.errors import ConfigError
-from m3dt_agent.hub.cards_markdown import count, escape, figure_lines, table
+from m3dt_agent.hub.cards_markdown import PAPER, count, escape, figure_lines, table
 from m3dt_agent.scores import EpisodeResult, Interval, Summary, TaskSummary, summarize
 
 WEAK_BELOW = 50.0
 """Half of the normalized scale; a task below it is listed as weak."""
+BEHAVIOR = "expert"
+"""What an evaluation calls the behavior policies; a task on which the bank has less than half of their score is listed, too."""
 
 DEFAULT_POLICIES = {"mixture": "m3dt-mixture", "none": "m3dt-backbone"}
 """What an evaluation calls an agent that acts with its bank's default experts (`AgentPolicy`)."""
@@ -90,13 +92,12 @@ def _task_results(task: TaskSummary) -> list[EvalResult]:
 
 def evaluation_sections(scores: BankScores, figure: str | None) -> list[str]:
     """The part of a card about scores; `figure` is a path inside the repository."""
-    weak = sorted((t for t in scores.summary.tasks.values() if t.mean_score < WEAK_BELOW), key=lambda t: t.mean_score)
-    listed = ", ".join(f"{t.task} ({t.mean_score:.1f})" for t in weak)
     explanation = (
         f"Of {len(scores.summary.tasks)} of the bank's {count(scores.bank_tasks, 'task')}, normalized from 0 to 100, each task "
         f"with the same weight. The policy is {escape(scores.summary.policy)}, with the bank whose content hash is "
         f"`{scores.content_hash}`. Intervals are of 95%: Wilson's for success rates, else percentile-bootstrap intervals over "
-        "episodes. They say how well these episodes measure this bank, nothing about other training seeds."
+        "episodes. They say how well these episodes measure this bank, nothing about other training seeds. Published is what "
+        f"one Prompt-DT per task reached on the data of M3DT ({PAPER}, appendix A.3)."
     )
     return [
         "## Scores",
@@ -107,8 +108,21 @@ def evaluation_sections(scores: BankScores, figure: str | None) -> list[str]:
         _policy_table(scores),
         _conditions([row for rows in scores.rows.values() for row in rows]),
         "### Where it is weak",
-        f"Below {WEAK_BELOW:.0f}: {listed}." if weak else f"None of these tasks scores below {WEAK_BELOW:.0f}.",
+        *_weak_tasks(scores),
     ]
+
+
+def _weak_tasks(scores: BankScores) -> list[str]:
+    """Which tasks are weak on the scale, and which beside those that the bank learned from, worst first."""
+    tasks = sorted(scores.summary.tasks.values(), key=lambda task: task.mean_score)
+    weak = ", ".join(f"{t.task} ({t.mean_score:.1f})" for t in tasks if t.mean_score < WEAK_BELOW)
+    said = [f"Below {WEAK_BELOW:.0f}: {weak}." if weak else f"None of these tasks scores below {WEAK_BELOW:.0f}."]
+    if BEHAVIOR not in scores.others:
+        return said
+    behavior = {name: task.mean_score for name, task in scores.others[BEHAVIOR].tasks.items()}
+    half = [t for t in tasks if t.mean_score < behavior.get(t.task, 0.0) / 2]
+    listed = ", ".join(f"{t.task} ({t.mean_score:.1f} of {behavior[t.task]:.1f})" for t in half)
+    return [*said, f"Under half of the behavior policy: {listed or 'none of these tasks'}."]
 
 
 def _score_table(scores: BankScores) -> str:
@@ -120,10 +134,18 @@ def _score_table(scores: BankScores) -> str:
     iqms = ["-" if other is None else f"{other.iqm_score:.1f}" for other in whole]
     mean, iqm = (f"**{summary.mean_score:.1f}**", f"**{summary.iqm_score:.1f}**")
     rows = [_score_row(task, others) for task in summary.tasks.values()]
-    rows.append(["**mean**", "", f"{summary.episodes}", "", mean, _interval(summary.mean_interval), success, *means])
-    rows.append(["**IQM**", "", "", "", iqm, _interval(summary.iqm_interval), "", *iqms])
+    published = [task_table.get(name).published_score for name in summary.tasks]
+    rows.append(
+        [
+            *("**mean**", "", f"{summary.episodes}", "", mean, _interval(summary.mean_interval), success, *means),
+            f"{sum(published) / len(published):.1f}",
+        ]
+    )
+    rows.append(["**IQM**", "", "", "", iqm, _interval(summary.iqm_interval), "", *iqms, ""])
     names = [escape(name) for name in others]
-    return table(("task", "domain", "episodes", "return", "score", "95% interval", "success", *names), rows, left=2)
+    return table(
+        ("task", "domain", "episodes", "return", "score", "95% interval", "success", *names, "published"), rows, left=2
+    )
 
 
 def _score_row(task: TaskSummary, others: Mapping[str, Summary]) -> list[str]:
@@ -138,6 +160,7 @@ def _score_row(task: TaskSummary, others: Mapping[str, Summary]) -> list[str]:
         _interval(wilson or task.score_interval),
         "-" if task.success_rate is None else f"{100 * task.success_rate:.0f}%",
         *(f"{other.tasks[task.task].mean_score:.1f}" if task.task in other.tasks else "-" for other in others.values()),
+        f"{task_table.get(task.task).published_score:.1f}",
     ]
 
 

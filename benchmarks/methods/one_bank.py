@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from m3dt_agent.agent import Experts, M3DTAgent
+from m3dt_agent.agent import ROUTED_MASS, Experts, M3DTAgent
 from m3dt_agent.bank import ExpertBank, is_bank
 from m3dt_agent.config import STAGES, Stage
 from m3dt_agent.data.disk import file_lock
@@ -29,8 +29,6 @@ from .costs import active_parameters
 from .m3dt import Grouping, OraclePolicy, stage_config, stage_phases
 
 GROUPING: Grouping = "gradient"
-MASS = 0.99
-"""Of the router's weight that the routed actor keeps: the default of a bank whose router was trained to concentrate it."""
 _EVALUATION = ("episodes", "eval_seed", "stop_on_success", "slots")
 _STAGES_2_AND_3 = (
     *("later_seed", "expert_steps", "router_steps", "router_learning_rate"),
@@ -117,7 +115,7 @@ def _fit(work: Work, agent: M3DTAgent, stages: Sequence[Stage], bank: Path | Exp
 
 METHODS: Mapping[str, Method] = {
     "bank-mixture": Actor("mixture"),
-    "bank-routed": Actor(Routing(mass=MASS)),
+    "bank-routed": Actor(Routing(mass=ROUTED_MASS)),
     "bank-oracle": Actor("oracle", task_id="acting"),
     "bank-backbone": Actor("none", task_id="none"),
 }

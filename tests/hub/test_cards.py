@@ -242,7 +242,7 @@ def test_scores_with_intervals_beside_those_of_others(bank: ExpertBank) -> None:
     table = {row[0]: row for row in page.table("task", "domain")}
     summary = summarize(rows_of(bank.content_hash))
     low, high = summary.tasks["walker-run"].score_interval
-    assert table["walker-run"][1:] == ["dmcontrol", "10", "450.0", "45.0", f"{low:.1f} … {high:.1f}", "-", "45.0", "-"]
+    assert table["walker-run"][1:] == ["dmcontrol", "10", "450.0", "45.0", f"{low:.1f} … {high:.1f}", "-", "45.0", "-", "43.8"]
     low, high = wilson_interval(9, 10)
     assert table["drawer-open"][1:] == [
         "metaworld",
@@ -253,10 +253,19 @@ def test_scores_with_intervals_beside_those_of_others(bank: ExpertBank) -> None:
         "90%",
         "90.0",
         "-",
+        f"{tasks.get('drawer-open').published_score:.1f}",
     ]
-    assert table["cheetah-vel-22"][-2:] == ["100.0", "50.0"]
-    assert table["mean"][4:] == ["78.3", "{:.1f} … {:.1f}".format(*summary.mean_interval), "90%", "78.3", "-"]
-    assert table["IQM"][4:] == ["78.3", "{:.1f} … {:.1f}".format(*summary.iqm_interval), "", "78.3", "-"]
+    published = [tasks.get(name).published_score for name in TASKS]
+    assert table["cheetah-vel-22"][-3:] == ["100.0", "50.0", f"{published[0]:.1f}"]
+    assert table["mean"][4:] == [
+        "78.3",
+        "{:.1f} … {:.1f}".format(*summary.mean_interval),
+        "90%",
+        "78.3",
+        "-",
+        f"{sum(published) / 3:.1f}",
+    ]
+    assert table["IQM"][4:] == ["78.3", "{:.1f} … {:.1f}".format(*summary.iqm_interval), "", "78.3", "-", ""]
     policies = {row[0]: row[1:5] for row in page.table("policy", "acts with")}
     assert policies == {
         "m3dt-mixture": [f"this bank, {bank.content_hash[:12]}", "3", "30", "10000 … 10009"],
@@ -270,11 +279,30 @@ def test_others_are_compared_on_the_tasks_of_the_bank(bank: ExpertBank) -> None:
     rows = [*rows_of(bank.content_hash, names=TASKS[:1]), *rows_of("", "zero", TASKS), *rows_of("", "random", TASKS[1:])]
     page = Page(model_card(bank, REPO, rows=rows))
     assert [row[0] for row in page.table("policy", "acts with")] == ["m3dt-mixture", "zero"]
-    assert {row[0]: row[-1] for row in page.table("task", "domain")} == {
+    assert {row[0]: row[-2] for row in page.table("task", "domain")} == {
         "cheetah-vel-22": "100.0",
         "mean": "100.0",
         "IQM": "100.0",
     }
+
+
+def test_tasks_under_half_of_the_behavior_policy_are_named(bank: ExpertBank) -> None:
+    behavior = [*rows_of("", "expert", TASKS[1:2]), *rows_of("", "expert", TASKS[2:], episode_return=950.0)]
+    text = model_card(bank, REPO, rows=[*rows_of(bank.content_hash), *behavior])
+    assert "Under half of the behavior policy: walker-run (45.0 of 95.0)." in text
+    equal = model_card(bank, REPO, rows=[*rows_of(bank.content_hash), *rows_of("", "expert")])
+    assert "Under half of the behavior policy: none of these tasks." in equal
+    assert "Under half" not in model_card(bank, REPO, rows=rows_of(bank.content_hash))
+
+
+def test_a_card_of_a_bank_in_the_package_and_notes_after_its_scores(bank: ExpertBank) -> None:
+    text = model_card(bank, "builtin:mt160", rows=rows_of(bank.content_hash), notes=["### Made with", "patience"])
+    assert "# builtin:mt160" in text
+    assert 'from_pretrained("builtin:mt160")' in text
+    assert text.index("Where it is weak") < text.index("### Made with\n\npatience") < text.index("Training configuration")
+    for wrong in ("builtin:a/b", "builtin:`a`", "mt160"):
+        with pytest.raises(ConfigError, match="namespace/name"):
+            model_card(bank, wrong)
 
 
 def test_weak_tasks_hashes_and_versions_are_named(bank: ExpertBank) -> None:

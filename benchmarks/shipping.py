@@ -1,0 +1,67 @@
+"""From a run of the experiment "pretrained" to the bank in the package: the bank that acted, its card, its rows.
+
+    <run>  ─►  m3dt_agent/assets/banks/mt160/    bank.json, the weights, README.md (the card)
+           ─►  benchmarks/results/<name>/cells/  cell.json and rows of every finished cell
+
+The card's scores are those of what an agent of the bank acts with unless told otherwise; the other actors stand beside them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from m3dt_agent.agent import M3DTAgent
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.builtin_banks import PREFIX
+from m3dt_agent.data.disk import write_file
+from m3dt_agent.errors import DatasetError
+from m3dt_agent.hub.cards import model_card
+from m3dt_agent.model import Routing
+from m3dt_agent.scores import EpisodeResult
+
+from .records import CellResult, read_run
+
+
+def ship(run: Path, bank_folder: Path, results: Path, notes: Sequence[str] = ()) -> ExpertBank:
+    """Puts the bank, its card and its rows where they are committed; what was there is replaced.
+
+    notes: sections of the card after its scores.
+
+    Raises:
+        DatasetError: nobody has acted with a bank in this run yet, or the bank that did is gone.
+    """
+    finished = [result for result in read_run(run) if result.final]
+    source = _acting_bank(run, finished)
+    staged = bank_folder.with_name(f".{bank_folder.name}-new")
+    shutil.rmtree(staged, ignore_errors=True)
+    bank = ExpertBank.open(source).copy_to(staged)
+    own = "bank-routed" if isinstance(M3DTAgent.load(staged).experts, Routing) else "bank-mixture"
+    rows = list(_rows(finished, bank.content_hash))
+    card = model_card(bank, f"{PREFIX}{bank_folder.name}", rows=rows, policy=own, notes=notes)
+    write_file(staged / "README.md", card.encode())
+    shutil.rmtree(bank_folder, ignore_errors=True)
+    staged.rename(bank_folder)
+    for result in finished:
+        target = results / "cells" / result.cell.id
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(run / result.cell.id, target, ignore=shutil.ignore_patterns("work", ".lock"))
+    return ExpertBank.open(bank_folder)
+
+
+def _acting_bank(run: Path, finished: Sequence[CellResult]) -> Path:
+    """The bank of the first training that the cells acted with."""
+    hashes = [row.bank_hash for result in finished if "later_seed" not in result.cell.settings for row in result.final[:1]]
+    for manifest in sorted(run.glob("shared/*/bank.json")):
+        bank = ExpertBank.open(manifest.parent, check="sizes")
+        if bank.content_hash in hashes:
+            return bank.path
+    raise DatasetError(f"{run} holds no bank that acted in one of its {len(finished)} finished cells; run `pretrained` first")
+
+
+def _rows(finished: Sequence[CellResult], bank_hash: str) -> Iterator[EpisodeResult]:
+    """The episodes that belong on the bank's card: its own, and those of policies without a bank."""
+    for result in finished:
+        if result.final[0].bank_hash in ("", bank_hash):
+            yield from result.final

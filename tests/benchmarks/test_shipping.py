@@ -1,0 +1,68 @@
+"""From a run to the package: the bank that acted, a card whose numbers are its rows', and rows that can be read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.records import Cell, read_run
+from benchmarks.runner import run_cells
+from benchmarks.shipping import ship
+from m3dt_agent import builtin_banks
+from m3dt_agent.agent import M3DTAgent
+from m3dt_agent.errors import DatasetError
+from m3dt_agent.model import Routing
+
+from .test_runner import SETTINGS, TASKS
+
+pytest.importorskip("mujoco")
+
+BANK: dict[str, Any] = SETTINGS | {"storage": "bfloat16", "skip_below": 0.05, "concentrate": 0.003}
+
+
+def cell(method: str, settings: dict[str, Any]) -> Cell:
+    return Cell("pretrained", method, "two", 0, 0, "box", "best", TASKS, settings)
+
+
+ACTORS = [cell(name, BANK) for name in ("bank-mixture", "bank-routed", "bank-backbone")]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained")
+    cells = [*ACTORS, cell("behavior", SETTINGS), cell("bank-mixture", BANK | {"later_seed": 1})]
+    run_cells(cells, folder / "run", folder / "datasets", workers=0, progress=False, say=lambda _: None)
+    return folder / "run"
+
+
+def test_what_is_shipped_acted_and_its_card_says_how(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):  # what was there is replaced
+        shipped = ship(run, tmp_path / "banks" / "small", tmp_path / "results", ["### How it was made\n\nQuickly."])
+    results = {(r.cell.method, "later_seed" in r.cell.settings): r for r in read_run(tmp_path / "results" / "cells")}
+    assert len(results) == 5
+    routed = results["bank-routed", False]
+    assert {row.bank_hash for row in routed.final} == {shipped.content_hash}
+    assert results["bank-mixture", True].final[0].bank_hash != shipped.content_hash
+    monkeypatch.setattr(builtin_banks, "FOLDER", tmp_path / "banks")
+    agent = M3DTAgent.from_pretrained("builtin:small")
+    assert isinstance(agent.experts, Routing)
+    card = (tmp_path / "banks" / "small" / "README.md").read_text()
+    mean = np.mean([row.normalized_score for row in routed.final])
+    assert f"| **{mean:.1f}** |" in card.split("| **mean** |")[1].splitlines()[0]
+    assert "Under half of the behavior policy:" in card
+    assert "### How it was made" in card
+    for policy in ("bank-routed", "bank-mixture", "bank-backbone", "expert"):
+        assert f"| {policy} |" in card
+    assert sorted(path.name for path in tmp_path.joinpath("banks").iterdir()) == ["small"]
+
+
+def test_a_run_without_its_bank_ships_nothing(run: Path, tmp_path: Path) -> None:
+    run_cells(
+        [cell("random", SETTINGS)], tmp_path / "run", run.parent / "datasets", workers=0, progress=False, say=lambda _: None
+    )
+    with pytest.raises(DatasetError, match="holds no bank that acted"):
+        ship(tmp_path / "run", tmp_path / "banks" / "small", tmp_path / "results")
+    assert not (tmp_path / "banks").exists()
