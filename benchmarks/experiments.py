@@ -188,7 +188,7 @@ def _ours(title: str, arms_: tuple[Arm, ...], contrast: tuple[str, str], note: s
 
 _MATCHED = Arm("prompt-dt", equal_parameters=True, budget="equal-flop")
 _CLAIM = (_MATCHED, *arms(("m3dt-gradient", "m3dt-random", "m3dt-all-tasks")))
-_DATA = {"stop_after_success": 1, "slots": 50, "precision": "bfloat16", "threads": 2}
+_DATA = {"stop_after_success": 1, "slots": 50, "precision": "bfloat16"}
 _BANK = {
     **_DATA,
     "expert_steps": 40_000,

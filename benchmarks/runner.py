@@ -131,7 +131,7 @@ def _run_cell(
     data = prepare(datasets, cell.tasks, cell.condition, episodes, COLLECTION_SEED, workers, stop_after_success=stop)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    work = Work(cell, data, folder / "work", device, progress, shared=run / "shared")
+    work = Work(cell, data, folder / "work", device, progress, shared=run / "shared", workers=workers)
     work.folder.mkdir(exist_ok=True)
     chosen = method(cell.method)
     began = time.monotonic()

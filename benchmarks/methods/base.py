@@ -42,7 +42,8 @@ ONE_RUN = ("0.75", FINAL)
 class Work:
     """One cell in hand: its data, and a folder for whatever must survive a kill. progress, on_log: as for `fit_stage`.
 
-    shared: a folder of what several cells of the run use; None: each has its own.
+    shared: a folder of what several cells of the run use; None: each has its own. workers: processes (None: one per core; 0:
+    none) for what can be spread without changing a number.
     """
 
     cell: Cell
@@ -52,6 +53,7 @@ class Work:
     progress: bool | None = None
     on_log: OnLog | None = None
     shared: Path | None = None
+    workers: int | None = 0
 
     def setting(self, name: str) -> Any:
         """A number of the cell.

@@ -14,14 +14,16 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from m3dt_agent.agent import ROUTED_MASS, Experts, M3DTAgent
 from m3dt_agent.bank import ExpertBank, is_bank
 from m3dt_agent.config import STAGES, Stage
 from m3dt_agent.data.disk import file_lock
 from m3dt_agent.evaluation import AgentPolicy, VectorPolicy
+from m3dt_agent.jobs import LocalProcesses
 from m3dt_agent.model import ExpertChoice, Routing
+from m3dt_agent.training import Fanout
 
 from ..records import FINAL, TaskIdUse
 from .base import Method, Outcome, Work, bank_of, outcome_of
@@ -108,9 +110,17 @@ def _store(work: Work, folder: Path) -> None:
 
 
 def _fit(work: Work, agent: M3DTAgent, stages: Sequence[Stage], bank: Path | ExpertBank) -> None:
+    spread = Fanout(LocalProcesses(work.workers)) if work.workers != 0 and work.device == "cpu" else None
     for stage in stages:
-        config: Any = stage_config(work, stage, GROUPING)
-        agent.fit_stage(stage, work.data, bank=bank, config=config, progress=work.progress, on_log=work.on_log)
+        agent.fit_stage(
+            stage,
+            work.data,
+            bank=bank,
+            config=stage_config(work, stage, GROUPING),
+            fanout=spread if stage == "experts" else None,
+            progress=work.progress,
+            on_log=work.on_log,
+        )
 
 
 METHODS: Mapping[str, Method] = {
