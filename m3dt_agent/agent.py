@@ -223,13 +223,14 @@ class M3DTAgent:
         config: TrainConfig | None = None,
         experts: Sequence[int] | None = None,
         fanout: Fanout | None = None,
+        start: ExpertBank | None = None,
         progress: bool | None = None,
         on_log: OnLog | None = None,
     ) -> None:
         """Trains one stage into `bank` (made if it does not exist) and loads the result; a killed run continues where it was.
 
         A new bank takes prompts and statistics from `data`; an agent that already has a bank starts the new one as its copy.
-        config, experts, fanout, progress, on_log: as `training.fit_stage` takes them.
+        config, experts, fanout, start, progress, on_log: as `training.fit_stage` takes them.
 
         Raises:
             UnknownTaskError: no such stage. StageError: an earlier stage is not done.
@@ -246,6 +247,7 @@ class M3DTAgent:
                 config,
                 experts=experts,
                 fanout=fanout,
+                start=start,
                 device=self.device,
                 progress=progress,
                 on_log=on_log,

@@ -290,14 +290,47 @@ class ExpertBank:
             ConfigError: no such storage. DiskSpaceError: no room.
         """
         path = Path(path)
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise BankError(f"{path} exists and is not an empty folder; a bank is saved into a new one")
+        _require_new(path)
         manifest = dataclasses.replace(self.manifest, storage=storage or self.storage).checked()
         with disk_space_errors(path), scratch_folder(path.parent) as scratch:
             records = {name: self._copy_file(name, scratch / name, manifest.storage) for name in manifest.files}
             (scratch / "bank.json").write_text(dataclasses.replace(manifest, files=records).to_json())
             publish(scratch, path)
         return ExpertBank.open(path)
+
+    def for_tasks(self, path: str | Path, tasks: Sequence[TaskSpec | str]) -> ExpertBank:
+        """A new bank at `path` for some of this one's tasks: its backbone, its experts, no router; weights in float32.
+
+        Stage 3 fits a router to these tasks, from new weights or from this bank's (`fit_stage(..., start=bank)`).
+
+        Raises:
+            UnknownTaskError: a task that this bank has not. StageError: no backbone, or experts are missing.
+            BankError: `path` exists and is not an empty folder, or a file is damaged. DiskSpaceError: no room.
+        """
+        path, specs = Path(path), task_table.resolve(tasks)
+        names = [
+            task_table.lookup({name: name for name in self.manifest.tasks}, spec.name, "task of this bank") for spec in specs
+        ]
+        if self.status("backbone") != "done" or self.status("experts") != "done":
+            raise StageError(f"bank {self.path} is not trained as far as its experts: there is nothing to fit a router to")
+        _require_new(path)
+        weights = ["backbone.safetensors", *map(expert_file, self.finished_experts)]
+        stages = {stage: record for stage, record in self.manifest.stages.items() if stage != "router"}
+        groups = None if self.groups is None else {name: self.groups[name] for name in names}
+        with disk_space_errors(path), scratch_folder(path.parent) as scratch:
+            kept = ({name: of[name] for name in names} for of in (self.statistics, self.prompts))
+            new = ExpertBank.create(scratch / "bank", self.config, names, *kept, self.data_config)
+            new.commit({name: self.read(name) for name in weights}, stages=stages, groups=groups)
+            publish(scratch / "bank", path)
+        return ExpertBank.open(path)
+
+    def load_router(self, model: M3DT) -> None:
+        """Copies the bank's router into `model`.
+
+        Raises:
+            BankError: there is none, it is damaged, or it does not fit.
+        """
+        self._load_file(model, "router.safetensors")
 
     def _copy_file(self, name: str, target: Path, storage: Storage) -> FileRecord:
         """Writes a file of this bank to `target` as a bank of `storage` has it."""
@@ -373,6 +406,11 @@ class ExpertBank:
 def is_bank(path: Path) -> bool:
     """Whether there is a bank at `path`, finished or not."""
     return any((path / name).exists() for name in ("bank.json", "bank.json.next"))
+
+
+def _require_new(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise BankError(f"{path} exists and is not an empty folder; a bank is saved into a new one")
 
 
 def _empty_model(config: ModelConfig) -> M3DT:

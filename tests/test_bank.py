@@ -30,7 +30,7 @@ from m3dt_agent.bank_files import FileRecord, Manifest, read_tensors, write_tens
 from m3dt_agent.config import DataConfig, ModelConfig
 from m3dt_agent.data.prompts import Prompt
 from m3dt_agent.data.stats import TaskStatistics
-from m3dt_agent.errors import BankError, ConfigError, DiskSpaceError, StageError
+from m3dt_agent.errors import BankError, ConfigError, DiskSpaceError, StageError, UnknownTaskError
 from m3dt_agent.model import M3DT
 
 CONFIG = ModelConfig(16, 2, 2, n_experts=2, context_length=4, prompt_length=2)
@@ -452,6 +452,26 @@ def test_a_copy_holds_the_public_files_and_nothing_else(full_bank: ExpertBank, t
     assert found == {"bank.json", *full_bank.manifest.files}
     with pytest.raises(BankError, match="not an empty folder"):
         full_bank.copy_to(tmp_path / "copies" / "one")
+
+
+def test_a_bank_for_some_of_the_tasks_has_all_but_the_router(full_bank: ExpertBank, tmp_path: Path) -> None:
+    names = list(full_bank.manifest.tasks)[::-1][:2]
+    part = full_bank.for_tasks(tmp_path / "part", names)
+    assert part.manifest.tasks == tuple(names)
+    assert part.groups == {name: full_bank.groups[name] for name in names}  # type: ignore[index]
+    assert (part.status("experts"), part.status("router")) == ("done", "absent")
+    for name in ("backbone.safetensors", "experts/001.safetensors"):
+        assert part.manifest.files[name].sha256 == full_bank.manifest.files[name].sha256
+    for name in names:
+        np.testing.assert_array_equal(part.statistics[name].mean, full_bank.statistics[name].mean)
+        np.testing.assert_array_equal(part.prompts[name][0].states, full_bank.prompts[name][0].states)
+    with pytest.raises(BankError, match="not an empty folder"):
+        full_bank.for_tasks(tmp_path / "part", names)
+    with pytest.raises(UnknownTaskError, match="unknown task of this bank 'fish-swim'"):
+        full_bank.for_tasks(tmp_path / "other", ["fish-swim"])
+    with pytest.raises(StageError, match="not trained as far as its experts"):
+        ExpertBank.open(full_bank.path, experts=[0]).for_tasks(tmp_path / "other", names)
+    assert not (tmp_path / "other").exists()
 
 
 @settings(deadline=None)

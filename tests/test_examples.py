@@ -37,7 +37,7 @@ def run(name: str, *arguments: str | Path, where: Path, **environment: str) -> s
 def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         *("act.py", "evaluate_mt10.py", "adapters.py"),
-        *("publish_a_bank.py", "resume_from_hub.py"),
+        *("publish_a_bank.py", "resume_from_hub.py", "fine_tune.py"),
     }
 
 
@@ -58,6 +58,14 @@ def test_adapters(bank: Path, tmp_path: Path) -> None:
     metaworld_task = next(task.name for task in task_set("mt10") if task.domain == "metaworld")
     out = run("adapters.py", bank, "cheetah-vel-25", metaworld_task, where=tmp_path)
     assert [line.split(":")[0] for line in out.splitlines()] == ["Stable-Baselines3", "Meta-World", "Gymnasium"]
+
+
+def test_fine_tune(bank: Path, tmp_path: Path) -> None:
+    names = ["cheetah-vel-25"]
+    random_datasets(tmp_path / "data", names, episodes=3)
+    out = run("fine_tune.py", "./published", tmp_path / "data", *names, "--bank", bank, "--steps", "4", where=tmp_path)
+    assert [line.split(":")[0] for line in out.splitlines()] == ["before", "after", "published"]
+    assert ExpertBank.open(tmp_path / "published").manifest.tasks == tuple(names)
 
 
 def test_publish_a_bank_and_resume_from_hub(tmp_path: Path) -> None:

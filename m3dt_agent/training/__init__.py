@@ -63,6 +63,7 @@ def fit_stage(
     *,
     experts: Sequence[int] | None = None,
     fanout: Fanout | None = None,
+    start: ExpertBank | None = None,
     device: str | torch.device = "cpu",
     progress: bool | None = None,
     on_log: OnLog | None = None,
@@ -77,6 +78,7 @@ def fit_stage(
         data: of the bank's tasks, made with its DataConfig.
         experts: in stage 2, train only these (others are trained elsewhere, and merged on the Hub); None: all that are missing.
         fanout: in stage 2, train in jobs, as `Fanout` says; None: in this process.
+        start: in stage 3, the bank whose router is trained on; None: a new router.
         config: of the stage. None: the one the stage was started with, else the preset that goes with the bank's model.
         device: where to train; "cuda" is each worker's own GPU.
         progress: a bar and messages on stderr; None: the bar only on a terminal; False: neither.
@@ -95,6 +97,8 @@ def fit_stage(
     check_data(data, bank)
     if fanout is not None and stage != "experts":
         raise ConfigError(f"fanout= goes with stage 'experts'; got stage {stage!r}")
+    if start is not None and stage != "router":
+        raise ConfigError(f"start= goes with stage 'router'; got stage {stage!r}")
     with joined(device) as world, contextlib.ExitStack() as stack:
         device, progress = own_device(device), progress if world.is_main else False
         if stage == "experts":
@@ -108,7 +112,7 @@ def fit_stage(
         _refresh(bank, world)
         if settled.config is None:
             return
-        job = Job(data, bank, settled.config, settled.experts)
+        job = Job(data, bank, settled.config, settled.experts, start)
         with cpu_threads(settled.threads):
             if fanout is None:
                 _fit(job, settled.threads, settled.recorded, device, progress, on_log, world)

@@ -25,12 +25,14 @@ ConfigT = TypeVar("ConfigT", bound=TrainConfig, covariant=True)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job(Generic[ConfigT]):
-    """One stage of one bank on one data set. experts: in stage 2, only these; None: all that are missing."""
+    """One stage of one bank on one data set. experts: in stage 2, only these; None: all that are missing. start: in stage 3,
+    the bank whose router is trained on; None: a new one."""
 
     data: TaskDatasets
     bank: ExpertBank
     config: ConfigT
     experts: frozenset[int] | None = None
+    start: ExpertBank | None = None
 
     @property
     def cpu(self) -> torch.device:

@@ -29,6 +29,10 @@ def runs(job: Job[RouterConfig]) -> Iterator[Run]:
     bank.load_backbone(model)
     for e in bank.finished_experts:
         bank.load_expert(model, e, slot=e)
+    start = {}
+    if job.start is not None:
+        job.start.load_router(model)
+        start = {"router at the start": job.start.manifest.files["router.safetensors"].sha256}
     parameters = model.router_tensors()
     yield Run(
         name="router",
@@ -37,7 +41,7 @@ def runs(job: Job[RouterConfig]) -> Iterator[Run]:
         parameters=parameters,
         samplers=(job.sampler(job.data),),
         choice=Routing(min_weight=config.skip_below) if config.skip_below else "mixture",
-        built_on=job.built_on("backbone.safetensors", *map(expert_file, bank.finished_experts)),
+        built_on=job.built_on("backbone.safetensors", *map(expert_file, bank.finished_experts)) | start,
         public_files=lambda: {"router.safetensors": job.public(parameters)},
         hooks=Concentration(model, config) if config.concentrate else StepHooks(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.errors import BankError, ConfigError
 from m3dt_agent.model import Routing
 from m3dt_agent.training import LogRecord, fit_stage, router
 from m3dt_agent.training.job import Job
@@ -103,3 +105,28 @@ def test_a_concentrated_router_acts_with_few_experts_by_default(
     fit_stage("router", data, bank, RouterConfig(steps=4, concentrate=concentrate, **SHARED), progress=False)  # type: ignore[arg-type]
     assert M3DTAgent.load(bank.path).experts == experts
     assert bank.default_experts == "mixture"
+
+
+def test_a_router_starts_from_anothers_weights(data: TaskDatasets, bank: ExpertBank, tmp_path: Path) -> None:
+    config = RouterConfig(steps=4, **SHARED)  # type: ignore[arg-type]
+    fit_stage("router", data, bank, config, progress=False)
+    other = bank.for_tasks(tmp_path / "other", data.tasks)
+    still = dataclasses.replace(config, steps=1, learning_rate=1e-12, weight_decay=0.0)
+    fit_stage("router", data, other, still, start=bank, progress=False)
+    before, after = bank.read("router.safetensors"), other.read("router.safetensors")
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor)
+    new = bank.for_tasks(tmp_path / "new", data.tasks)
+    fit_stage("router", data, new, still, progress=False)
+    assert any(not torch.allclose(tensor, before[name]) for name, tensor in new.read("router.safetensors").items())
+
+
+def test_a_run_from_anothers_weights_continues_on_those_alone(data: TaskDatasets, bank: ExpertBank, tmp_path: Path) -> None:
+    config = RouterConfig(steps=4, checkpoint_every=2, **SHARED)  # type: ignore[arg-type]
+    fit_stage("router", data, bank, config, progress=False)
+    other = bank.for_tasks(tmp_path / "other", data.tasks)
+    fit_stage("router", data, other, config, start=bank, progress=False)
+    with pytest.raises(BankError, match="router at the start was"):
+        fit_stage("router", data, other, dataclasses.replace(config, steps=6), progress=False)
+    with pytest.raises(ConfigError, match="start= goes with stage 'router'"):
+        fit_stage("backbone", data, other, start=bank, progress=False)
