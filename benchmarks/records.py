@@ -37,8 +37,8 @@ class Cell:
     """One model to train and evaluate.
 
     experiment: the table or figure it belongs to. method: by name (see `methods`). task_set: a published set (mt10 …), or the
-    name of a sampled one; task_set_seed and training_seed are independent. scale: paper, small or smoke. condition: of the
-    data, "mixture" (random to expert) or "expert". settings: every number that model and training depend on.
+    name of a sampled one; task_set_seed and training_seed are independent. scale: as `scales` has it. condition: of the
+    data, as `data` has it. settings: every number that model and training depend on.
     """
 
     experiment: str
