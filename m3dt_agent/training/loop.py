@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..config import BackboneConfig, TrainConfig
 from ..data.batches import Batch, derive_seed
+from ..errors import InvalidValueError
 from ..model import M3DT, ExpertChoice, Routing
 from ..model.dropout import Rows, keyed_dropout
 from .checkpoint import Checkpoint, RunState, newest_checkpoint, write_checkpoint
@@ -162,8 +163,25 @@ class Trainer:
         self._measure_conflict()
         self.seconds += time.perf_counter() - started
 
+    def require_finite(self) -> None:
+        """Checks losses and gradients since the last report.
+
+        Raises:
+            InvalidValueError: one is NaN or infinite.
+        """
+        if not bool(self._sums.isfinite().all()):
+            raise InvalidValueError(
+                f"{self.run.name}: the loss or its gradient became NaN or infinite by step {self.step_count:,}; checkpoints "
+                "from before it stand. A lower learning rate may help, or a look at the data"
+            )
+
     def report(self) -> LogRecord:
-        """Means since the last report; the only place where the device is waited for."""
+        """Means since the last report.
+
+        Raises:
+            InvalidValueError: as `require_finite`.
+        """
+        self.require_finite()
         losses, norms, kept = (self._sums / self._summed).tolist()
         self._reset_sums()
         return LogRecord(
@@ -325,7 +343,7 @@ def train(
     world: the workers that all call this; worker 0 reads and writes checkpoints and logs, and calls `on_log`.
 
     Raises:
-        BankError: every checkpoint is damaged.
+        BankError: every checkpoint is damaged. InvalidValueError: the loss is NaN or infinite; no checkpoint has it.
         DiskSpaceError: no room for a checkpoint; the last one stands.
         ConfigError: fewer windows in a batch than workers. WorkerError: another worker failed or is lost.
     """
@@ -348,6 +366,7 @@ def train(
                 if on_log is not None:
                     on_log(record)
             if trainer.step_count % config.checkpoint_every == 0 or trainer.is_over:
+                trainer.require_finite()
                 log.flush()
                 write_checkpoint(bank, trainer.state(threads), trainer.tensors())
 

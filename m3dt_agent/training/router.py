@@ -20,6 +20,9 @@ from ..model import M3DT, Routing
 from .job import Job
 from .loop import Run, StepHooks, seeded
 
+_LEAST = torch.finfo(torch.float32).tiny
+"""Of a weight in the entropy, whose slope is infinite at 0, where weights of a router that is sure of itself underflow to."""
+
 
 def runs(job: Job[RouterConfig]) -> Iterator[Run]:
     """The stage's one run."""
@@ -64,7 +67,8 @@ class Concentration(StepHooks):
     def extra_loss(self) -> Tensor | float:
         if self._step < self._first_step:
             return 0.0
-        entropies = [torch.special.entr(weights.mean(1)).sum(-1).mean() for weights in self._weights]
+        means = (weights.mean(1).clamp_min(_LEAST) for weights in self._weights)  # (B, E)
+        entropies = [torch.special.entr(mean).sum(-1).mean() for mean in means]
         return self._share * torch.stack(entropies).mean()
 
     def _keep(self, _router: nn.Module, _inputs: tuple[Tensor, ...], weights: Tensor) -> None:

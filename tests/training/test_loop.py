@@ -14,6 +14,7 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig
 from m3dt_agent.data.batches import Batch
 from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.errors import InvalidValueError
 from m3dt_agent.training import LogRecord, backbone, experts, fit_stage, router
 from m3dt_agent.training.checkpoint import newest_checkpoint, write_checkpoint
 from m3dt_agent.training.conflict import masked_losses
@@ -253,3 +254,24 @@ def test_the_learning_rate_rises_and_falls_linearly(data: TaskDatasets, make_ban
         trainer.step()
         rates.append(trainer.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.01, 0.01, 0.0075, 0.005, 0.0025])
+
+
+@pytest.mark.parametrize(("log_every", "checkpoint_every"), [(2, 4), (7, 2)])
+def test_a_loss_that_is_not_finite_ends_the_run_before_a_checkpoint_has_it(
+    data: TaskDatasets, make_bank: MakeBank, log_every: int, checkpoint_every: int
+) -> None:
+    bank = make_bank()
+    run = backbone_run(data, bank, steps=8, log_every=log_every, checkpoint_every=checkpoint_every)
+
+    class Breaking(StepHooks):
+        def before_forward(self, step: int, batch: Batch) -> None:
+            if step == 4:
+                batch.window.states.fill_(float("nan"))
+
+    broken = dataclasses.replace(run, hooks=Breaking())
+    with pytest.raises(InvalidValueError, match=r"backbone: the loss or its gradient became NaN or infinite by step \d; "):
+        train(broken, bank.path, device="cpu", threads=1, progress=False)
+    found, _ = newest_checkpoint(bank.path, "backbone")
+    assert found is not None
+    assert found.state.step == 4
+    assert all(tensor.isfinite().all() for tensor in found.read("weights").values())

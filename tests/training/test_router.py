@@ -130,3 +130,16 @@ def test_a_run_from_anothers_weights_continues_on_those_alone(data: TaskDatasets
         fit_stage("router", data, other, dataclasses.replace(config, steps=6), progress=False)
     with pytest.raises(ConfigError, match="start= goes with stage 'router'"):
         fit_stage("backbone", data, other, start=bank, progress=False)
+
+
+def test_concentration_has_a_finite_slope_where_an_expert_is_never_used(data: TaskDatasets, bank: ExpertBank) -> None:
+    run = router_run(data, bank, concentrate=0.1, concentrate_after=0.0)
+    with torch.no_grad():
+        for name, parameter in run.model.router_tensors().items():
+            if name.endswith("bias") and parameter.shape == (3,):
+                parameter.copy_(torch.tensor([300.0, 0.0, 0.0]))  # softmax gives the other two exactly nothing
+    trainer = Trainer(run, "cpu")
+    for _ in range(3):
+        trainer.step()
+    assert torch.isfinite(torch.tensor(trainer.report().loss))
+    assert all(torch.isfinite(parameter).all() for parameter in run.model.router_tensors().values())
