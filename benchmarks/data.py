@@ -7,7 +7,7 @@ Three conditions, as shares of a task's episodes; shares of levels a task does n
 
     mixture   random 1, low 1, middle 2, noisy expert 2, expert 2
     expert    noisy expert 1, expert 1
-    best      the planner where there is one, the others as `expert`
+    best      the planner where there is one, else noisy expert 1, expert 3
 
 Low and middle are the novice and medium snapshots; on Meta-World, which has none, its scripted policy with more noise.
 Collection is `m3dt_agent.data.collect`: killed at any moment it continues, a finished dataset of the same config is kept.
@@ -50,7 +50,7 @@ def level_shares(task: TaskSpec, condition: str) -> dict[str, float]:
     if found == "best" and PLANNER_LEVEL in levels(task):
         return {PLANNER_LEVEL: 1.0}
     if found != "mixture":
-        return {"expert": 1.0, noisy: 1.0}
+        return {"expert": 3.0 if found == "best" else 1.0, noisy: 1.0}
     between = STEPS_DOWN.get(task.domain, {level: share for level, share in SNAPSHOTS.items() if level in levels(task)})
     return {"random": 1.0, **between, noisy: 2.0, "expert": 2.0}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Arm:
     batch_size: int = 64
     learning_rate: float = 1e-3
     threads: int = 1
+    domain_weights: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def model(self) -> ModelConfig:
@@ -69,6 +70,8 @@ ARMS: Mapping[str, Arm] = {
     "mixture": Arm(condition="mixture"),
     "30 demonstrations": Arm(demonstrations=30),
     "learning rate 3e-4": Arm(learning_rate=3e-4),
+    "best": Arm(condition="best"),
+    "harder domains more often": Arm(domain_weights={"dmcontrol": 3, "metaworld": 2}),
 }
 
 
@@ -99,6 +102,7 @@ def _rows(arm: Arm, data: TaskDatasets, folder: Path, steps: int, workers: int |
     if not file.exists():
         settings: dict[str, Any] = {"steps": steps, "batch_size": arm.batch_size, "learning_rate": arm.learning_rate}
         settings |= {"warmup_steps": 100, "threads": arm.threads, "checkpoint_every": 500, "precision": "bfloat16"}
+        settings["domain_weights"] = arm.domain_weights
         config = train_preset("small", "backbone", **settings)
         agent = M3DTAgent(arm.model, data.tasks)
         agent.fit_stage("backbone", data, bank=folder / "bank", config=config)

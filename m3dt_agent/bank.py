@@ -318,8 +318,11 @@ class ExpertBank:
         stages = {stage: record for stage, record in self.manifest.stages.items() if stage != "router"}
         groups = None if self.groups is None else {name: self.groups[name] for name in names}
         with disk_space_errors(path), scratch_folder(path.parent) as scratch:
-            kept = ({name: of[name] for name in names} for of in (self.statistics, self.prompts))
-            new = ExpertBank.create(scratch / "bank", self.config, names, *kept, self.data_config)
+            statistics, prompts = (
+                {name: self.statistics[name] for name in names},
+                {name: self.prompts[name] for name in names},
+            )
+            new = ExpertBank.create(scratch / "bank", self.config, names, statistics, prompts, self.data_config)
             new.commit({name: self.read(name) for name in weights}, stages=stages, groups=groups)
             publish(scratch / "bank", path)
         return ExpertBank.open(path)

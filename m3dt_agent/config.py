@@ -15,11 +15,12 @@ arXiv 2505.24378 says "prompt length 20" and "Adam" instead.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 from .errors import ConfigError
-from .tasks import MAX_ACT_DIM, MAX_OBS_DIM, lookup
+from .tasks import DOMAINS, MAX_ACT_DIM, MAX_OBS_DIM, lookup
 
 Stage = Literal["backbone", "experts", "router"]
 STAGES: tuple[Stage, ...] = ("backbone", "experts", "router")
@@ -172,9 +173,10 @@ class TrainConfig:
 
     warmup_steps, cooldown_steps: the learning rate rises linearly over the first and falls to nothing over the last of `steps`.
     batch_size: windows per step (per expert in stage 2). tasks_per_batch: tasks mixed in one batch; 1 is the published
-    schedule, None is as many as there are windows. threads: torch CPU threads, recorded with the run because results depend on
-    it; None is what torch has when the run starts. precision: "float32", "bfloat16" (autocast, float32 masters), "float64"
-    (proofs), or "auto": whichever of the first two is faster here, measured when the stage starts.
+    schedule, None is as many as there are windows. domain_weights: {"dmcontrol": 3} draws tasks of that domain three times as
+    often as those of domains without a weight; {} is as published. threads: torch CPU threads, recorded with the run because
+    results depend on it; None is what torch has when the run starts. precision: "float32", "bfloat16" (autocast, float32
+    masters), "float64" (proofs), or "auto": whichever of the first two is faster here, measured when the stage starts.
     """
 
     stage: ClassVar[Stage]
@@ -187,6 +189,7 @@ class TrainConfig:
     grad_clip: float = 0.25
     warmup_steps: int = 10_000
     cooldown_steps: int = 0
+    domain_weights: Mapping[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 0
     precision: Literal["float32", "bfloat16", "float64", "auto"] = "float32"
     threads: int | None = None
@@ -203,6 +206,9 @@ class TrainConfig:
             _require(getattr(self, field) > 0, self, field, "> 0")
         for field in ("weight_decay", "warmup_steps", "cooldown_steps", "seed"):
             _require(getattr(self, field) >= 0, self, field, ">= 0")
+        for domain, weight in self.domain_weights.items():
+            known = isinstance(weight, int) and weight > 0 and domain in DOMAINS
+            _require(known, self, "domain_weights", f"weights > 0 of {', '.join(DOMAINS)}")
         precisions = ("float32", "bfloat16", "float64", "auto")
         _require(self.precision in precisions, self, "precision", f"one of {', '.join(map(repr, precisions))}")
 

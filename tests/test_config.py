@@ -9,6 +9,7 @@ import pytest
 
 from m3dt_agent.config import (
     STAGES,
+    BackboneConfig,
     DataConfig,
     EvalConfig,
     ExpertsConfig,
@@ -58,6 +59,9 @@ def test_stages_answer_to_names_and_numbers(given: str | int, name: str) -> None
         lambda: train_preset("tiny", 2, grouping="best"),
         lambda: EvalConfig(episodes=0),
         lambda: EvalConfig(workers=-1),
+        lambda: BackboneConfig(steps=1, domain_weights={"dmcontrol": 0}),
+        lambda: BackboneConfig(steps=1, domain_weights={"walker-run": 2}),
+        lambda: BackboneConfig(steps=1, cooldown_steps=-1),
     ],
 )
 def test_bad_values_are_named_with_what_is_valid(make: Any) -> None:
@@ -71,7 +75,9 @@ def test_unknown_presets_and_stages(call: Any) -> None:
         call()
 
 
-@pytest.mark.parametrize("config", [ModelConfig.preset("small"), DataConfig(), ExpertsConfig(steps=3), EvalConfig()])
+@pytest.mark.parametrize(
+    "config", [ModelConfig.preset("small"), DataConfig(), ExpertsConfig(steps=3, domain_weights={"metaworld": 2}), EvalConfig()]
+)
 def test_round_trip_through_a_dict(config: Any) -> None:
     assert from_dict(type(config), dataclasses.asdict(config)) == config
 

@@ -73,6 +73,7 @@ class Work:
         whole = self.setting(_STEPS[stage])
         names = ("batch_size", "warmup_steps", "tasks_per_batch", "precision", "threads", "learning_rate")
         values: dict[str, Any] = {name: self.setting(name) for name in names}
+        values |= {name: self.setting(name) for name in _ANY_STAGE if name in self.cell.settings}
         if stage == "router":
             values["learning_rate"] = self.setting("router_learning_rate")
             values |= {name: self.setting(name) for name in _SPARSE if name in self.cell.settings}
@@ -100,6 +101,7 @@ class Work:
 
 _STEPS: Mapping[Stage, str] = {"backbone": "backbone_steps", "experts": "expert_steps", "router": "router_steps"}
 _GROUPING = ("grouping_batches", "grouping_runs")
+_ANY_STAGE = ("domain_weights",)
 _SPARSE = ("skip_below", "concentrate")
 """What a cell may leave to the package's defaults, the published numbers."""
 

@@ -30,11 +30,10 @@ from .base import Method, Outcome, Work, bank_of, outcome_of
 from .costs import active_parameters
 from .m3dt import Grouping, OraclePolicy, stage_config, stage_phases
 
-GROUPING: Grouping = "gradient"
 _EVALUATION = ("episodes", "eval_seed", "stop_on_success", "slots")
 _STAGES_2_AND_3 = (
     *("later_seed", "expert_steps", "router_steps", "router_learning_rate"),
-    *("grouping_batches", "grouping_runs", "skip_below", "concentrate"),
+    *("grouping", "grouping_batches", "grouping_runs", "skip_below", "concentrate"),
 )
 _DOES_NOT_MATTER: Mapping[str, Sequence[str]] = {
     "backbone": (*_EVALUATION, "storage", *_STAGES_2_AND_3),
@@ -54,7 +53,7 @@ class Actor:
     def train(self, work: Work, fraction: str) -> Outcome:
         agent = M3DTAgent.load(shared_bank(work), device=work.device)
         stages, choice, experts = self._uses(agent)
-        phases = stage_phases(work, agent, GROUPING, stages, _logs(work))
+        phases = stage_phases(work, agent, _grouping(work), stages, _logs(work))
         outcome = outcome_of(work, self._policy(agent, work.cell.method), agent.model, choice, phases)
         return dataclasses.replace(outcome, active_parameters=active_parameters(agent.model, experts))
 
@@ -90,6 +89,11 @@ def _folder(work: Work, kind: str) -> Path:
     return (work.shared or work.folder) / dataclasses.replace(work.cell, method=f"one-bank-{kind}", settings=settings).id
 
 
+def _grouping(work: Work) -> Grouping:
+    found: Grouping = work.cell.settings.get("grouping", "gradient")
+    return found
+
+
 def _logs(work: Work) -> dict[Stage, Path]:
     """Stage → the bank where it was trained; copies have no logs."""
     return {stage: _folder(work, "backbone" if stage == "backbone" else "bank") for stage in STAGES}
@@ -116,7 +120,7 @@ def _fit(work: Work, agent: M3DTAgent, stages: Sequence[Stage], bank: Path | Exp
             stage,
             work.data,
             bank=bank,
-            config=stage_config(work, stage, GROUPING),
+            config=stage_config(work, stage, _grouping(work)),
             fanout=spread if stage == "experts" else None,
             progress=work.progress,
             on_log=work.on_log,

@@ -48,8 +48,8 @@ class BatchSampler:
     """Draws the batches of one training run, or of one expert's share of it.
 
     Tasks are drawn first: `tasks_per_batch` of them, uniformly and without repeating one before all have come (None: one per
-    window), each for an equal share of the windows, which lie next to each other in the batch. A window's prompt is one of its
-    task's prompts, uniformly.
+    window), each for an equal share of the windows, which lie next to each other in the batch. With `domain_weights`, domain →
+    n, a task of that domain comes n times where another comes once. A window's prompt is one of its task's prompts, uniformly.
 
     Raises:
         UnknownTaskError: a task without statistics or prompts.
@@ -69,11 +69,13 @@ class BatchSampler:
         seed: int,
         stage: Stage,
         expert: int = 0,
+        domain_weights: Mapping[str, int] | None = None,
     ) -> None:
         _check(data, config, batch_size, tasks_per_batch)
         self.data, self.config, self.batch_size = data, config, batch_size
         self.tasks_per_batch = batch_size if tasks_per_batch is None else tasks_per_batch
         self._run = (seed, stage, expert)
+        self._urn = np.repeat(np.arange(len(data.tasks)), [(domain_weights or {}).get(task.domain, 1) for task in data.tasks])
         self._turns = np.arange(batch_size) * self.tasks_per_batch // batch_size  # which of the drawn tasks each window is of
         self._widths = [(task.obs_dim, task.act_dim) for task in data.tasks]
         self._positions = np.arange(config.context_length)
@@ -92,8 +94,8 @@ class BatchSampler:
     def sample(self, step: int) -> Batch:
         """The batch of training step `step`; B = batch_size, T = context_length, prompts prompt_length long."""
         rng = np.random.default_rng(derive_seed(*self._run, step, "batch"))
-        n_tasks, wanted = len(self.data.tasks), self.tasks_per_batch
-        drawn = np.concatenate([rng.permutation(n_tasks) for _ in range(-(-wanted // n_tasks))])[:wanted]
+        wanted, size = self.tasks_per_batch, len(self._urn)
+        drawn = np.concatenate([self._urn[rng.permutation(size)] for _ in range(-(-wanted // size))])[:wanted]
         return self._draw(drawn.take(self._turns), rng)
 
     def sample_task(self, task_index: int, step: int) -> Batch:

@@ -52,6 +52,7 @@ class Job(Generic[ConfigT]):
             seed=config.seed,
             stage=config.stage,
             expert=expert,
+            domain_weights=config.domain_weights,
         )
 
     def built_on(self, *files: str, groups: Mapping[str, int] | None = None) -> dict[str, str]:

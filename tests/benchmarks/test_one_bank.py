@@ -14,7 +14,7 @@ from contracts import observations, padded
 
 from benchmarks.methods import Outcome, Work, method
 from benchmarks.methods.m3dt import OraclePolicy
-from benchmarks.methods.one_bank import GROUPING, METHODS, shared_bank
+from benchmarks.methods.one_bank import METHODS, shared_bank
 from benchmarks.records import FINAL
 from benchmarks.scales import BANK_METHODS
 from m3dt_agent.bank import ExpertBank
@@ -81,7 +81,17 @@ def test_what_acts_is_what_is_stored(shared: MakeWork) -> None:
     configs = {stage: bank.manifest.stages[stage]["config"] for stage in STAGES}
     assert [config["cooldown_steps"] for config in configs.values()] == [3, 2, 2]
     assert (configs["router"]["skip_below"], configs["router"]["concentrate"]) == (0.05, 0.003)
-    assert configs["experts"]["grouping"] == GROUPING
+    assert configs["experts"]["grouping"] == "gradient"
+    assert configs["backbone"]["domain_weights"] == {}
+
+
+def test_a_cell_may_group_at_random_and_weigh_domains(shared: MakeWork) -> None:
+    weights = {"dmcontrol": 2}
+    work = shared("bank-mixture", grouping="random", domain_weights=weights)
+    trained(work)
+    stages = ExpertBank.open(shared_bank(work)).manifest.stages
+    assert stages["experts"]["config"]["grouping"] == "random"
+    assert [stages[stage]["config"]["domain_weights"] for stage in STAGES] == [weights] * 3
 
 
 def test_a_later_seed_changes_stages_2_and_3_alone(shared: MakeWork) -> None:

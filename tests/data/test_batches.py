@@ -291,6 +291,19 @@ def test_tasks_share_a_batch_equally(data: TaskDatasets, tasks_per_batch: int | 
     assert max(totals.values()) < 1.4 * min(totals.values())
 
 
+def test_domains_come_as_often_as_they_weigh(data: TaskDatasets) -> None:
+    config = ModelConfig.preset("tiny", context_length=3)
+    domains = [task.domain for task in data.tasks]
+    heavy = domains[0]
+    weights = [3 if domain == heavy else 1 for domain in domains]
+    assert 1 < sum(weights) / len(weights) < 3
+    sampler = make_sampler(data, config, batch_size=sum(weights), tasks_per_batch=None, domain_weights={heavy: 3})
+    for step in range(3):
+        assert np.bincount(sampler.sample(step).tasks, minlength=len(weights)).tolist() == weights
+    one, same_for_all = (make_sampler(data, config, domain_weights=w) for w in (None, dict.fromkeys(domains, 1)))
+    assert equal(one.sample(5), same_for_all.sample(5))
+
+
 def test_pure_in_step(data: TaskDatasets) -> None:
     sampler = make_sampler(data, CONFIG)
     forwards = [sampler.sample(step) for step in range(6)]
