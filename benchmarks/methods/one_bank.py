@@ -4,8 +4,9 @@
     <run>/shared/<id>/    all three stages
     <run>/shared/<id>/    the same with its weights in the cell's `storage`: this one acts
 
-An id is a hash of what the bank depends on. The setting `later_seed` is the seed of stages 2 and 3 (without it: the training
-seed), so that their luck is seen apart from the backbone's. The banks stay, whatever becomes of the cells' own folders.
+An id is a hash of what the bank depends on. Two settings of a cell are of these methods alone: `later_seed`, the seed of stages
+2 and 3 (without it: the training seed), so that their luck is seen apart from the backbone's; and `acting`, the precision of
+the agent that acts. The banks stay, whatever becomes of the cells' own folders.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .base import Method, Outcome, Work, bank_of, outcome_of
 from .costs import active_parameters
 from .m3dt import Grouping, OraclePolicy, stage_config, stage_phases
 
-_EVALUATION = ("episodes", "eval_seed", "stop_on_success", "slots")
+_EVALUATION = ("episodes", "eval_seed", "stop_on_success", "slots", "acting")
 _STAGES_2_AND_3 = (
     *("later_seed", "expert_steps", "router_steps", "router_learning_rate"),
     *("grouping", "grouping_batches", "grouping_runs", "skip_below", "concentrate"),
@@ -51,10 +52,12 @@ class Actor:
     fractions: tuple[str, ...] = (FINAL,)
 
     def train(self, work: Work, fraction: str) -> Outcome:
-        agent = M3DTAgent.load(shared_bank(work), device=work.device)
+        bank = shared_bank(work)
+        agent = M3DTAgent.load(bank, device=work.device)
         stages, choice, experts = self._uses(agent)
         phases = stage_phases(work, agent, _grouping(work), stages, _logs(work))
-        outcome = outcome_of(work, self._policy(agent, work.cell.method), agent.model, choice, phases)
+        acting = M3DTAgent.load(bank, device=work.device, precision=work.cell.settings.get("acting", "float32"))
+        outcome = outcome_of(work, self._policy(acting, work.cell.method), agent.model, choice, phases)
         return dataclasses.replace(outcome, active_parameters=active_parameters(agent.model, experts))
 
     def _uses(self, agent: M3DTAgent) -> tuple[Sequence[Stage], ExpertChoice, int]:
