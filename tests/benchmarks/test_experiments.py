@@ -92,7 +92,7 @@ def _check_trainable(cell: Cell) -> None:
         assert settings["expert_steps"] == settings["router_steps"] == 0
     else:
         assert TOP_K <= settings["n_experts"] <= len(cell.tasks)
-        assert min(settings["expert_steps"], settings["router_steps"]) >= 40
+        assert min(settings["expert_steps"], settings["router_steps"]) >= 20
 
 
 def test_seeds_are_paired_as_published_or_crossed() -> None:
