@@ -196,6 +196,7 @@ _BANK = {
     "cooldown": 0.2,
     "domain_weights": {"dmcontrol": 3, "metaworld": 2},
     "grouping": "random",
+    "guide": 0.01,
     "storage": "bfloat16",
     "acting": "bfloat16",
 }

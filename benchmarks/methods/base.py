@@ -76,7 +76,7 @@ class Work:
         values |= {name: self.setting(name) for name in _ANY_STAGE if name in self.cell.settings}
         if stage == "router":
             values["learning_rate"] = self.setting("router_learning_rate")
-            values |= {name: self.setting(name) for name in _SPARSE if name in self.cell.settings}
+            values |= {name: self.setting(name) for name in _ROUTER if name in self.cell.settings}
         if stage == "experts":
             values |= {name: self.setting(name) for name in _GROUPING if name in self.cell.settings}
         seed = self.cell.training_seed
@@ -102,7 +102,7 @@ class Work:
 _STEPS: Mapping[Stage, str] = {"backbone": "backbone_steps", "experts": "expert_steps", "router": "router_steps"}
 _GROUPING = ("grouping_batches", "grouping_runs")
 _ANY_STAGE = ("domain_weights",)
-_SPARSE = ("skip_below", "concentrate")
+_ROUTER = ("skip_below", "concentrate", "guide")
 """What a cell may leave to the package's defaults, the published numbers."""
 
 

@@ -34,7 +34,7 @@ from .m3dt import Grouping, OraclePolicy, stage_config, stage_phases
 _EVALUATION = ("episodes", "eval_seed", "stop_on_success", "slots", "acting")
 _STAGES_2_AND_3 = (
     *("later_seed", "expert_steps", "router_steps", "router_learning_rate"),
-    *("grouping", "grouping_batches", "grouping_runs", "skip_below", "concentrate"),
+    *("grouping", "grouping_batches", "grouping_runs", "skip_below", "concentrate", "guide"),
 )
 _DOES_NOT_MATTER: Mapping[str, Sequence[str]] = {
     "backbone": (*_EVALUATION, "storage", *_STAGES_2_AND_3),

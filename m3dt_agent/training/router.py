@@ -1,9 +1,10 @@
 """Stage 3: the routers alone, on all tasks mixed; backbone and experts are frozen.
 
-Two options, both off as published: experts that a window hardly uses are skipped while training (`skip_below`), and the routers
-are asked to use few experts per window (`concentrate`):
+Three options, all off as published: experts that a window hardly uses are skipped while training (`skip_below`), the routers
+are asked to use few experts per window (`concentrate`), and shown the expert e of the window's own group at first (`guide`):
 
     loss = masked MSE + concentrate · mean over windows and blocks of H(mean over tokens of w)          H: entropy in nats
+                      + guide · (1 - step / steps) · mean over windows, blocks and tokens of -log wₑ
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ..bank_files import expert_file
 from ..config import RouterConfig
 from ..data.batches import Batch, derive_seed
+from ..errors import StageError
 from ..model import M3DT, Routing
 from .job import Job
 from .loop import Run, StepHooks, seeded
@@ -37,6 +39,9 @@ def runs(job: Job[RouterConfig]) -> Iterator[Run]:
         job.start.load_router(model)
         start = {"router at the start": job.start.manifest.files["router.safetensors"].sha256}
     parameters = model.router_tensors()
+    if config.guide and bank.groups is None:
+        raise StageError(f"guide needs the groups that bank {bank.path} was trained in, and it has none")
+    experts = torch.tensor([(bank.groups or {}).get(task.name, 0) for task in job.data.tasks])
     yield Run(
         name="router",
         config=config,
@@ -46,16 +51,19 @@ def runs(job: Job[RouterConfig]) -> Iterator[Run]:
         choice=Routing(min_weight=config.skip_below) if config.skip_below else "mixture",
         built_on=job.built_on("backbone.safetensors", *map(expert_file, bank.finished_experts)) | start,
         public_files=lambda: {"router.safetensors": job.public(parameters)},
-        hooks=Concentration(model, config) if config.concentrate else StepHooks(),
+        hooks=RouterLosses(model, config, experts) if config.concentrate or config.guide else StepHooks(),
     )
 
 
-class Concentration(StepHooks):
-    """Adds the entropy of each window's mean router weights to the loss, in the last part of a run."""
+class RouterLosses(StepHooks):
+    """Adds to the loss what `RouterConfig` says of the router's weights: their entropy, late; their distance to groups, early.
 
-    def __init__(self, model: M3DT, config: RouterConfig) -> None:
-        self._share, self._first_step = config.concentrate, config.concentrate_after * config.steps
-        self._weights: list[Tensor] = []
+    experts: (n_tasks,) the expert of each task's group.
+    """
+
+    def __init__(self, model: M3DT, config: RouterConfig, experts: Tensor) -> None:
+        self._config, self._experts = config, experts
+        self._weights: list[Tensor] = []  # of each block, (B, tokens, E)
         for block in model.blocks:
             block.get_submodule("router").register_forward_hook(self._keep)
         self._step = 0
@@ -63,13 +71,21 @@ class Concentration(StepHooks):
     def before_forward(self, step: int, batch: Batch) -> None:
         self._step = step
         self._weights.clear()
+        self._own = self._experts.to(batch.tasks.device)[batch.tasks]  # (B,)
 
     def extra_loss(self) -> Tensor | float:
-        if self._step < self._first_step:
-            return 0.0
-        means = (weights.mean(1).clamp_min(_LEAST) for weights in self._weights)  # (B, E)
-        entropies = [torch.special.entr(mean).sum(-1).mean() for mean in means]
-        return self._share * torch.stack(entropies).mean()
+        config, done = self._config, self._step / self._config.steps
+        total: Tensor | float = 0.0
+        if config.concentrate and done >= config.concentrate_after:
+            means = (weights.mean(1).clamp_min(_LEAST) for weights in self._weights)  # (B, E)
+            total = config.concentrate * torch.stack([torch.special.entr(mean).sum(-1).mean() for mean in means]).mean()
+        if config.guide:
+            own = (
+                weights[torch.arange(len(weights), device=weights.device), :, self._own].clamp_min(_LEAST)
+                for weights in self._weights
+            )  # (B, tokens)
+            total = total - config.guide * (1.0 - done) * torch.stack([weight.log().mean() for weight in own]).mean()
+        return total
 
     def _keep(self, _router: nn.Module, _inputs: tuple[Tensor, ...], weights: Tensor) -> None:
         self._weights.append(weights)

@@ -14,7 +14,7 @@ from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.errors import BankError, ConfigError
+from m3dt_agent.errors import BankError, ConfigError, StageError
 from m3dt_agent.model import Routing
 from m3dt_agent.training import LogRecord, fit_stage, router
 from m3dt_agent.training.job import Job
@@ -143,3 +143,36 @@ def test_concentration_has_a_finite_slope_where_an_expert_is_never_used(data: Ta
         trainer.step()
     assert torch.isfinite(torch.tensor(trainer.report().loss))
     assert all(torch.isfinite(parameter).all() for parameter in run.model.router_tensors().values())
+
+
+def test_a_guided_router_finds_the_experts_of_its_tasks(data: TaskDatasets, bank: ExpertBank) -> None:
+    groups = bank.groups or {}
+
+    def weight_of_own(guide: float) -> float:
+        run = trained(router_run(data, bank, guide=guide, steps=300), 200)
+        run.model.eval()
+        found = []
+        for i, task in enumerate(data.tasks):
+            batch = router_run(data, bank).samplers[0].sample_task(i, 0)  # type: ignore[attr-defined]
+            with torch.no_grad():
+                weights = run.model.router_weights(batch.window, batch.prompt)[batch.window.mask]
+            found.append(float(weights[..., groups[task.name]].mean()))
+        return sum(found) / len(found)
+
+    assert weight_of_own(1.0) > weight_of_own(0.0) + 0.05  # 1/3 is what a router that knows nothing gives
+
+
+def test_guidance_falls_to_nothing_and_needs_groups(data: TaskDatasets, bank: ExpertBank) -> None:
+    sampler, losses = router_run(data, bank).samplers[0], []
+    run = router_run(data, bank, guide=0.5, steps=10)
+    for step in (0, 5, 10):
+        batch = sampler.sample(0)
+        run.hooks.before_forward(step, batch)
+        run.model(batch.window, batch.prompt, "mixture")
+        losses.append(float(run.hooks.extra_loss()))
+    assert losses[0] == pytest.approx(2 * losses[1])
+    assert losses[0] > 0.0
+    assert losses[2] == 0.0
+    bank.commit({}, groups=None)
+    with pytest.raises(StageError, match="guide needs the groups"):
+        router_run(data, bank, guide=0.5)
