@@ -63,7 +63,7 @@ def collect_command(
     set_seed: SetSeed = 0,
     root: Root = DEFAULT_ROOT,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes per task.")] = 100,
-    level: Annotated[str, typer.Option(help="random, zero, novice, medium or expert; expert+0.3 adds noise.")] = "expert",
+    level: Annotated[str, typer.Option(help="random, zero, novice, medium, expert, planner; expert+0.3: noise.")] = "expert",
     noise: Annotated[float, typer.Option(help="Standard deviation of the noise added to actions.")] = 0.0,
     mixture: Annotated[str | None, typer.Option(help="Shares of levels instead: random:0.2,expert:0.8.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Trained policies of `m3dt behavior train` to use instead.")] = None,
