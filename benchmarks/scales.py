@@ -3,8 +3,8 @@
     paper    as published: months on one GPU
     small    a twentieth of the steps, of four times the windows, half the widths: hours on one GPU
     laptop   a two-hundredth of the steps, of twice the windows, a quarter of the widths, two seeds: an hour or two on two cores
-    box      a tenth of the steps, of four times the windows, half the widths, three layers: the bank that the package ships,
-             two hours of training and two of episodes on two cores
+    box      a tenth of the steps, of four times the windows, half the widths, three layers: of the bank that the package is
+             to ship, hours on two cores
     smoke    a thousandth of the steps, tiny models, at most 13 tasks, the first seed: minutes on two cores
 
 Settings are written once, in the paper's numbers; a scale maps steps, widths, experts and the sizes of task sets, and replaces

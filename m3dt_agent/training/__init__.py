@@ -90,6 +90,7 @@ def fit_stage(
             workers than windows in a batch, or several in stage 2.
         BankError: data of other tasks than the bank's, a damaged file, or another process training the bank.
         DiskSpaceError: no room for the checkpoints.
+        InvalidValueError: the loss became NaN or infinite; checkpoints from before stand.
         WorkerError: another worker failed or was lost.
     """
     stage = stage_name(stage)
