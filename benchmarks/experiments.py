@@ -191,16 +191,18 @@ _CLAIM = (_MATCHED, *arms(("m3dt-gradient", "m3dt-random", "m3dt-all-tasks")))
 _DATA = {"stop_after_success": 1, "slots": 50, "precision": "bfloat16"}
 _BANK = {
     **_DATA,
-    "expert_steps": 25_000,
-    "router_steps": 30_000,
+    "backbone_steps": 240_000,
+    "expert_steps": 12_000,
+    "router_steps": 25_000,
     "cooldown": 0.2,
     "domain_weights": {"dmcontrol": 3, "metaworld": 2},
     "grouping": "random",
-    "guide": 0.01,
+    "guide": 0.1,
+    "skip_below": 0.05,
     "storage": "bfloat16",
     "acting": "bfloat16",
 }
-"""Of `builtin:mt160`. Stages 2 and 3 are shorter than the published ones by as much as two cores have no time for; why the
+"""Of `builtin:mt160`. The stages are shorter than the published ones by as much as two cores have no time for; why the
 others differ is in `pretrained.md`."""
 _METHODS = (*UNTRAINED, *BASELINES, *M3DT_METHODS)
 

@@ -125,6 +125,7 @@ SCALES: Mapping[str, Scale] = {
         experts=dict(zip(EXPERT_COUNTS, (4, 8, 10, 12, 16, 20), strict=True)),
         replaced={
             **_FASTER,
+            "router_learning_rate": 1e-3,
             "n_layers": 3,
             "n_heads": 4,
             "context_length": 8,

@@ -257,10 +257,9 @@ class RouterConfig(TrainConfig):
     """Stage 3. skip_below: a window's experts whose router weight is smaller at each of its tokens are left out of a block, in
     that step only, and the others' weights renormalised (0: none are). concentrate: from `concentrate_after` of the steps on,
     this times the entropy of each window's mean router weights (nats, mean over windows and blocks) is added to the loss, so
-    that acting needs fewer experts (0: as published). guide: this, falling to nothing over the stage, times the cross-entropy
-    between the router's weights and the expert of the window's own group (nats, mean over windows, blocks and tokens) is added
-    to the loss, since with many tasks the action error alone finds the experts of few tasks slowly or not at all (0: as
-    published)."""
+    that acting needs fewer experts (0: as published). guide: this times the cross-entropy between the router's weights and the
+    expert of the window's own group (nats, mean over windows, blocks and tokens) is added to the loss, since with many tasks
+    the action error alone finds the experts of few tasks slowly or not at all (0: as published)."""
 
     stage: ClassVar[Stage] = "router"
 

@@ -1,10 +1,10 @@
 """Stage 3: the routers alone, on all tasks mixed; backbone and experts are frozen.
 
 Three options, all off as published: experts that a window hardly uses are skipped while training (`skip_below`), the routers
-are asked to use few experts per window (`concentrate`), and shown the expert e of the window's own group at first (`guide`):
+are asked to use few experts per window (`concentrate`), and shown the expert e of the window's own group (`guide`):
 
     loss = masked MSE + concentrate · mean over windows and blocks of H(mean over tokens of w)          H: entropy in nats
-                      + guide · (1 - step / steps) · mean over windows, blocks and tokens of -log wₑ
+                      + guide · mean over windows, blocks and tokens of -log wₑ
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def runs(job: Job[RouterConfig]) -> Iterator[Run]:
 
 
 class RouterLosses(StepHooks):
-    """Adds to the loss what `RouterConfig` says of the router's weights: their entropy, late; their distance to groups, early.
+    """Adds to the loss what `RouterConfig` says of the router's weights: their entropy, late; their distance to groups.
 
     experts: (n_tasks,) the expert of each task's group.
     """
@@ -84,7 +84,7 @@ class RouterLosses(StepHooks):
                 weights[torch.arange(len(weights), device=weights.device), :, self._own].clamp_min(_LEAST)
                 for weights in self._weights
             )  # (B, tokens)
-            total = total - config.guide * (1.0 - done) * torch.stack([weight.log().mean() for weight in own]).mean()
+            total = total - config.guide * torch.stack([weight.log().mean() for weight in own]).mean()
         return total
 
     def _keep(self, _router: nn.Module, _inputs: tuple[Tensor, ...], weights: Tensor) -> None:

@@ -162,17 +162,22 @@ def test_a_guided_router_finds_the_experts_of_its_tasks(data: TaskDatasets, bank
     assert weight_of_own(1.0) > weight_of_own(0.0) + 0.05  # 1/3 is what a router that knows nothing gives
 
 
-def test_guidance_falls_to_nothing_and_needs_groups(data: TaskDatasets, bank: ExpertBank) -> None:
-    sampler, losses = router_run(data, bank).samplers[0], []
+def test_guidance_is_the_cross_entropy_with_the_own_groups_and_needs_groups(data: TaskDatasets, bank: ExpertBank) -> None:
+    groups = bank.groups or {}
+    batch = router_run(data, bank).samplers[0].sample(0)
     run = router_run(data, bank, guide=0.5, steps=10)
-    for step in (0, 5, 10):
-        batch = sampler.sample(0)
-        run.hooks.before_forward(step, batch)
-        run.model(batch.window, batch.prompt, "mixture")
-        losses.append(float(run.hooks.extra_loss()))
-    assert losses[0] == pytest.approx(2 * losses[1])
-    assert losses[0] > 0.0
-    assert losses[2] == 0.0
+    weights: list[torch.Tensor] = []
+    for block in run.model.blocks:
+        block.get_submodule("router").register_forward_hook(lambda _module, _inputs, found: weights.append(found))
+    run.hooks.before_forward(9, batch)
+    run.model(batch.window, batch.prompt, "mixture")
+    cross_entropy = [
+        -found[window, token, groups[data.tasks[int(task)].name]].log()
+        for found in weights
+        for window, task in enumerate(batch.tasks)
+        for token in range(found.shape[1])
+    ]
+    assert float(torch.as_tensor(run.hooks.extra_loss()).detach()) == pytest.approx(0.5 * float(torch.stack(cross_entropy).mean().detach()), rel=1e-5)
     bank.commit({}, groups=None)
     with pytest.raises(StageError, match="guide needs the groups"):
         router_run(data, bank, guide=0.5)
