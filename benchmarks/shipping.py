@@ -4,6 +4,9 @@
            ─►  benchmarks/results/<name>/cells/  cell.json and rows of every finished cell
 
 The card's scores are those of what an agent of the bank acts with unless told otherwise; the other actors stand beside them.
+For the five tasks that are furthest below their behavior policy it says on the way from there to the score where most is lost:
+
+    behavior policy ─ data ─► demonstrations ─ experts ─► own group's expert alone ─ router ─► score
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from m3dt_agent.builtin_banks import PREFIX
 from m3dt_agent.data.disk import write_file
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.hub.cards import model_card
+from m3dt_agent.hub.cards_markdown import table
 from m3dt_agent.model import Routing
-from m3dt_agent.scores import EpisodeResult
+from m3dt_agent.scores import EpisodeResult, summarize
 
 from .records import CellResult, read_run
+
+WORST = 5
 
 
 def ship(run: Path, bank_folder: Path, results: Path, notes: Sequence[str] = ()) -> ExpertBank:
@@ -39,7 +45,7 @@ def ship(run: Path, bank_folder: Path, results: Path, notes: Sequence[str] = ())
     bank = ExpertBank.open(source).copy_to(staged)
     own = "bank-routed" if isinstance(M3DTAgent.load(staged).experts, Routing) else "bank-mixture"
     rows = list(_rows(finished, bank.content_hash))
-    card = model_card(bank, f"{PREFIX}{bank_folder.name}", rows=rows, policy=own, notes=notes)
+    card = model_card(bank, f"{PREFIX}{bank_folder.name}", rows=rows, policy=own, notes=[*_losses(finished, own), *notes])
     write_file(staged / "README.md", card.encode())
     shutil.rmtree(bank_folder, ignore_errors=True)
     staged.rename(bank_folder)
@@ -58,6 +64,32 @@ def _acting_bank(run: Path, finished: Sequence[CellResult]) -> Path:
         if bank.content_hash in hashes:
             return bank.path
     raise DatasetError(f"{run} holds no bank that acted in one of its {len(finished)} finished cells; run `pretrained` first")
+
+
+def _losses(finished: Sequence[CellResult], own: str) -> list[str]:
+    """A section of the card on where the worst tasks lose their points; nothing if an actor that it takes is missing."""
+    cells = {result.cell.method: result for result in finished if "later_seed" not in result.cell.settings}
+    facts = cells[own].facts
+    if facts is None or not {"behavior", "bank-oracle"} <= set(cells):
+        return []
+    behavior, expert, acting = (summarize(cells[method].final).tasks for method in ("behavior", "bank-oracle", own))
+    worst = sorted(acting, key=lambda name: acting[name].mean_score - behavior[name].mean_score)[:WORST]
+    rows = []
+    for name in worst:
+        demonstrations = float(facts.data["tasks"][name]["mean_score"])
+        way = [behavior[name].mean_score, demonstrations, expert[name].mean_score, acting[name].mean_score]
+        lost = {what: above - below for what, above, below in zip(("data", "experts", "router"), way, way[1:], strict=False)}
+        low, high = acting[name].success_interval or acting[name].score_interval
+        noise = (high - low) / 2 * (100.0 if acting[name].success_interval else 1.0)
+        most = max(lost, key=lambda what: lost[what])
+        rows.append([name, *(f"{score:.1f}" for score in way), f"{noise:.1f}", most if lost[most] > noise else "noise"])
+    text = (
+        f"The {WORST} tasks furthest below their behavior policy, from it over its demonstrations (also noisy ones) and the "
+        "expert of the task's own group alone to the score, and at which step most is lost: data, experts (their capacity or "
+        "training) or router; noise, if none of it is more than half the interval of the score."
+    )
+    header = ("task", "behavior policy", "demonstrations", "own expert alone", "score", "half its interval", "lost by")
+    return ["### Why the worst are weak", text, table(header, rows)]
 
 
 def _rows(finished: Sequence[CellResult], bank_hash: str) -> Iterator[EpisodeResult]:

@@ -27,7 +27,7 @@ def cell(method: str, settings: dict[str, Any]) -> Cell:
     return Cell("pretrained", method, "two", 0, 0, "box", "best", TASKS, settings)
 
 
-ACTORS = [cell(name, BANK) for name in ("bank-mixture", "bank-routed", "bank-backbone")]
+ACTORS = [cell(name, BANK) for name in ("bank-mixture", "bank-routed", "bank-backbone", "bank-oracle")]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_what_is_shipped_acted_and_its_card_says_how(run: Path, tmp_path: Path, 
     for _ in range(2):  # what was there is replaced
         shipped = ship(run, tmp_path / "banks" / "small", tmp_path / "results", ["### How it was made\n\nQuickly."])
     results = {(r.cell.method, "later_seed" in r.cell.settings): r for r in read_run(tmp_path / "results" / "cells")}
-    assert len(results) == 5
+    assert len(results) == 6
     routed = results["bank-routed", False]
     assert {row.bank_hash for row in routed.final} == {shipped.content_hash}
     assert results["bank-mixture", True].final[0].bank_hash != shipped.content_hash
@@ -54,6 +54,16 @@ def test_what_is_shipped_acted_and_its_card_says_how(run: Path, tmp_path: Path, 
     assert f"| **{mean:.1f}** |" in card.split("| **mean** |")[1].splitlines()[0]
     assert "Under half of the behavior policy:" in card
     assert "### How it was made" in card
+    worst = card.split("### Why the worst are weak")[1].split("\n\n")[2].splitlines()[2:]
+    for line in worst:
+        task, behavior, demonstrations, expert, score, noise, reason = (value.strip() for value in line.split("|")[1:-1])
+        for shown, method in ((behavior, "behavior"), (expert, "bank-oracle"), (score, "bank-routed")):
+            mean = np.mean([row.normalized_score for row in results[method, False].final if row.task == task])
+            assert shown == f"{mean:.1f}"
+        way = [float(value) for value in (behavior, demonstrations, expert, score)]
+        lost = dict(zip(("data", "experts", "router"), -np.diff(way), strict=True))
+        assert reason == "noise" if max(lost.values()) < float(noise) else lost[reason] == max(lost.values())
+    assert len(worst) == len(TASKS)
     for policy in ("bank-routed", "bank-mixture", "bank-backbone", "expert"):
         assert f"| {policy} |" in card
     assert sorted(path.name for path in tmp_path.joinpath("banks").iterdir()) == ["small"]
