@@ -191,9 +191,9 @@ _CLAIM = (_MATCHED, *arms(("m3dt-gradient", "m3dt-random", "m3dt-all-tasks")))
 _DATA = {"stop_after_success": 1, "slots": 50, "precision": "bfloat16"}
 _BANK = {
     **_DATA,
-    "backbone_steps": 240_000,
-    "expert_steps": 12_000,
-    "router_steps": 25_000,
+    "backbone_steps": 160_000,
+    "expert_steps": 10_000,
+    "router_steps": 20_000,
     "cooldown": 0.2,
     "domain_weights": {"dmcontrol": 3, "metaworld": 2},
     "grouping": "random",
