@@ -2,8 +2,8 @@
 
 The backbone and the experts stay as they are; the router, which weighs the experts, goes on training on your demonstrations of
 these tasks alone. REPO is an id on the Hugging Face Hub, or a folder written ./so. DATASETS is a Minari root, as `m3dt collect`
-fills it; BANK is a bank with its experts, builtin:mt160 (where the package has it) unless you say otherwise. Stopped half-way,
-it continues when run again.
+fills it; BANK is a bank with its experts, builtin:mt160 unless you say otherwise. Stopped half-way, it continues
+when run again.
 """
 
 import argparse

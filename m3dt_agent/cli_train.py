@@ -91,6 +91,9 @@ def train_command(
     concentrate: Annotated[
         float | None, typer.Option(help="Stage 3: weight of the routers' entropy in the second half's loss; default: 0.")
     ] = None,
+    guide: Annotated[
+        float | None, typer.Option(help="Stage 3: weight of the cross-entropy with each window's own group; default: 0.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Stage 2: processes that train side by side; default: this one.")] = None,
     experts_per_job: Annotated[
         int | None, typer.Option(help="Stage 2 in jobs: experts of each; default: those trained at once.")
@@ -135,7 +138,7 @@ def train_command(
     for_one: dict[Stage, dict[str, Any]] = {
         "backbone": {"conflict_every": conflict_every, "early_stop": early_stop or None},
         "experts": {"grouping": grouping, "experts_at_once": experts_at_once},
-        "router": {"skip_below": skip_below, "concentrate": concentrate},
+        "router": {"skip_below": skip_below, "concentrate": concentrate, "guide": guide},
     }
     wanted = STAGES if stage == "all" else (stage_name(stage),)
     for option, value in {"--only-experts": only_experts, "--shard": shard}.items():

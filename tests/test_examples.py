@@ -1,4 +1,4 @@
-"""Every example runs, from another folder, on a bank of random weights."""
+"""Every example runs, from another folder, on a bank of random weights or that of the package."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from contracts import random_bank, random_datasets
 from hub_server import Hub
 
 from m3dt_agent.bank import ExpertBank
+from m3dt_agent.builtin_banks import open_bank
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.evaluation import read_rows
 from m3dt_agent.tasks import task_set
@@ -60,12 +61,14 @@ def test_adapters(bank: Path, tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in out.splitlines()] == ["Stable-Baselines3", "Meta-World", "Gymnasium"]
 
 
-def test_fine_tune(bank: Path, tmp_path: Path) -> None:
+def test_fine_tune(tmp_path: Path) -> None:
     names = ["cheetah-vel-25"]
     random_datasets(tmp_path / "data", names, episodes=3)
-    out = run("fine_tune.py", "./published", tmp_path / "data", *names, "--bank", bank, "--steps", "4", where=tmp_path)
+    out = run("fine_tune.py", "./published", tmp_path / "data", *names, "--steps", "4", where=tmp_path)  # builtin:mt160
     assert [line.split(":")[0] for line in out.splitlines()] == ["before", "after", "published"]
-    assert ExpertBank.open(tmp_path / "published").manifest.tasks == tuple(names)
+    published = ExpertBank.open(tmp_path / "published")
+    assert published.manifest.tasks == tuple(names)
+    assert published.config == open_bank("builtin:mt160").config
 
 
 def test_publish_a_bank_and_resume_from_hub(tmp_path: Path) -> None:

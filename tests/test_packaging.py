@@ -16,6 +16,7 @@ import pytest
 from contracts import random_bank, random_datasets
 
 from m3dt_agent.config import ModelConfig
+from m3dt_agent.tasks import get
 
 ROOT = Path(__file__).parents[1]
 BANK = "m3dt_agent/assets/banks/tiny"
@@ -112,6 +113,30 @@ print(main(["info", "builtin:tiny", "--json"]), main(["info", "builtin:other"]))
     assert str(ROOT) not in path
     assert found == ["bfloat16", "mixture", [6], True]
     assert printed[-1] == "0 1"
+
+
+def test_the_wheel_is_small(wheel: Path) -> None:
+    assert wheel.stat().st_size <= 25e6
+
+
+@pytest.mark.parametrize("name", ["drawer-open", "cartpole-balance", "ant-dir-10", "cheetah-vel-22"])
+def test_the_first_snippet_of_the_readme_scores_as_the_card_says(name: str, bare_python: Path, tmp_path: Path) -> None:
+    """With the bank of the package, on a task of each domain; one episode, so at least half of the card's mean score."""
+    task = get(name)
+    if task.domain == "metaworld":
+        pytest.importorskip("metaworld")
+    elif task.domain == "dmcontrol":
+        pytest.importorskip("dm_control")
+    else:
+        pytest.importorskip("mujoco")
+    snippet = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert 'from_pretrained("builtin:mt160")' in snippet
+    printed = run_in(tmp_path, bare_python, snippet.replace("drawer-open", name) + '\nprint(bool(info.get("success")))')
+    found, success = printed.splitlines()[-2:]
+    score = task.normalized_score(float(found.removeprefix("return ")), success == "True")
+    card = (ROOT / "m3dt_agent" / "assets" / "banks" / "mt160" / "README.md").read_text()
+    row = next(line for line in card.splitlines() if line.startswith(f"| {name} | {task.domain} |"))
+    assert score >= float(row.split("|")[5]) / 2
 
 
 def test_a_bank_acts_from_the_wheel(bare_python: Path, tmp_path: Path) -> None:
