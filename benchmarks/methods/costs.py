@@ -23,10 +23,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def active_parameters(model: M3DT, experts: int) -> int:
-    """Numbers in the parameters that one token meets in a model where it meets so many of the experts."""
+def active_parameters(model: M3DT, experts: int, *, routed: bool = True) -> int:
+    """Numbers in the parameters that one token meets in a model where it meets so many of the experts, and the routers if
+    `routed`."""
     stacked = sum(parameter.numel() for parameter in model.expert_tensors().values())
-    return count_parameters(model) - stacked + stacked * experts // max(model.config.n_experts, 1)
+    routers = 0 if routed else sum(parameter.numel() for parameter in model.router_tensors().values())
+    return count_parameters(model) - routers - stacked + stacked * experts // max(model.config.n_experts, 1)
 
 
 def step_flop(model: M3DT, sampler: Sampler, parameters: Mapping[str, nn.Parameter], choice: ExpertChoice) -> float:

@@ -53,7 +53,7 @@ class Oracle:
         phases = stage_phases(work, agent, self.grouping, STAGES[:2])
         outcome = outcome_of(work, OraclePolicy(agent, work.cell.method), agent.model, 0, phases)
         routers = sum(p.numel() for p in agent.model.router_tensors().values())
-        active = active_parameters(agent.model, 1) - routers
+        active = active_parameters(agent.model, 1, routed=False)
         return dataclasses.replace(outcome, parameters=outcome.parameters - routers, active_parameters=active)
 
 

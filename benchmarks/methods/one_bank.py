@@ -58,7 +58,8 @@ class Actor:
         phases = stage_phases(work, agent, _grouping(work), stages, _logs(work))
         acting = M3DTAgent.load(bank, device=work.device, precision=work.cell.settings.get("acting", "float32"))
         outcome = outcome_of(work, self._policy(acting, work.cell.method), agent.model, choice, phases)
-        return dataclasses.replace(outcome, active_parameters=active_parameters(agent.model, experts))
+        active = active_parameters(agent.model, experts, routed=stages == STAGES)
+        return dataclasses.replace(outcome, active_parameters=active)
 
     def _uses(self, agent: M3DTAgent) -> tuple[Sequence[Stage], ExpertChoice, int]:
         """The stages it comes from, what its model is run with, and the most experts that a token meets."""

@@ -17,6 +17,7 @@ from benchmarks.methods.m3dt import OraclePolicy
 from benchmarks.methods.one_bank import METHODS, shared_bank
 from benchmarks.records import FINAL
 from benchmarks.scales import BANK_METHODS
+from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import STAGES
 from m3dt_agent.evaluation import AgentPolicy
@@ -65,7 +66,9 @@ def test_it_is_trained_once_for_all_actors(shared: MakeWork, tmp_path: Path) -> 
     assert steps == {"bank-mixture": 19, "bank-routed": 19, "bank-oracle": 14, "bank-backbone": 6}
     assert first.training_flop == others["bank-mixture"].training_flop > others["bank-oracle"].training_flop
     sizes = {name: outcome.active_parameters for name, outcome in others.items()}
+    made = shared_bank(shared("bank-mixture"))
     assert sizes["bank-backbone"] < sizes["bank-oracle"] < sizes["bank-mixture"] == others["bank-mixture"].parameters
+    assert sizes["bank-backbone"] == sum(p.numel() for p in M3DTAgent.load(made).model.backbone_tensors().values())
     assert isinstance(others["bank-oracle"].policy, OraclePolicy)
     assert isinstance(others["bank-routed"].policy, AgentPolicy)
     acts = {name: actions(outcome, shared(name)) for name, outcome in others.items()}
