@@ -17,7 +17,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,12 +147,13 @@ class Manifest:
         if self.storage not in STORAGES:
             raise ConfigError(f"weights are stored as {' or '.join(STORAGES)}; got {self.storage!r}")
         if self.groups is not None:
-            check_groups(self.groups, self.tasks, self.model.n_experts)
+            trained = {expert_index(name) for name in self.files if name.startswith("experts/")}
+            check_groups(self.groups, self.tasks, self.model.n_experts, trained)
         return self
 
 
-def check_groups(groups: Mapping[str, int], tasks: Sequence[str], n_experts: int) -> None:
-    """Checks that `groups` gives each of `tasks` one expert, and each of `n_experts` at least one task.
+def check_groups(groups: Mapping[str, int], tasks: Sequence[str], n_experts: int, trained: Set[int]) -> None:
+    """Checks that `groups` gives each of `tasks` one expert, and each of `n_experts` that is not `trained` at least one task.
 
     Raises:
         ConfigError: it does not; the message names the tasks or experts.
@@ -161,8 +162,8 @@ def check_groups(groups: Mapping[str, int], tasks: Sequence[str], n_experts: int
         raise ConfigError(f"groups must cover the bank's tasks; they differ in {sorted(set(groups) ^ set(tasks))}")
     if wrong := {task: e for task, e in groups.items() if type(e) is not int or not 0 <= e < n_experts}:
         raise ConfigError(f"groups must name experts 0 … {n_experts - 1}; got {wrong}")
-    if empty := sorted(set(range(n_experts)) - set(groups.values())):
-        raise ConfigError(f"no group may be empty; experts {empty} have no task")
+    if empty := sorted(set(range(n_experts)) - set(groups.values()) - trained):
+        raise ConfigError(f"no group may be empty; experts {empty} have no task to be trained on")
 
 
 def is_bank_file(name: str) -> bool:

@@ -474,6 +474,14 @@ def test_a_bank_for_some_of_the_tasks_has_all_but_the_router(full_bank: ExpertBa
     assert not (tmp_path / "other").exists()
 
 
+def test_a_bank_for_one_task_keeps_the_experts_of_the_others(full_bank: ExpertBank, tmp_path: Path) -> None:
+    name = full_bank.manifest.tasks[0]
+    part = full_bank.for_tasks(tmp_path / "part", [name])
+    assert part.groups == {name: full_bank.groups[name]}  # type: ignore[index]
+    assert part.finished_experts == full_bank.finished_experts
+    assert len(part.finished_experts) > 1
+
+
 @settings(deadline=None)
 @given(
     st.dictionaries(
