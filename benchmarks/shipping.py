@@ -4,7 +4,7 @@
            ─►  benchmarks/results/<name>/cells/  cell.json and rows of every finished cell
 
 The card's scores are those of what an agent of the bank acts with unless told otherwise; the other actors stand beside them.
-For the five tasks that are furthest below their behavior policy it says on the way from there to the score where most is lost:
+For the five tasks that are furthest below their behavior policy it says where most is lost on the way from there to the score:
 
     behavior policy ─ data ─► demonstrations ─ experts ─► own group's expert alone ─ router ─► score
 """
@@ -69,8 +69,7 @@ def _acting_bank(run: Path, finished: Sequence[CellResult]) -> Path:
 def _losses(finished: Sequence[CellResult], own: str) -> list[str]:
     """A section of the card on where the worst tasks lose their points; nothing if an actor that it takes is missing."""
     cells = {result.cell.method: result for result in finished if "later_seed" not in result.cell.settings}
-    facts = cells[own].facts
-    if facts is None or not {"behavior", "bank-oracle"} <= set(cells):
+    if not {"behavior", "bank-oracle", own} <= set(cells) or (facts := cells[own].facts) is None:
         return []
     behavior, expert, acting = (summarize(cells[method].final).tasks for method in ("behavior", "bank-oracle", own))
     worst = sorted(acting, key=lambda name: acting[name].mean_score - behavior[name].mean_score)[:WORST]
