@@ -63,6 +63,7 @@ _STEPS = ("backbone_steps", "expert_steps", "router_steps", "warmup_steps")
 _HARMO_SWAP_EVERY = 500  # steps, as published
 _COUNTS_BY_SIZE = (8, 24, 40)
 _TASKS_PER_EXPERT = 4
+_FEWEST_STEPS = 20  # of a stage, at any scale: fewer would train nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Scale:
         scaled = {**settings, **{name: value for name, value in self.replaced.items() if name in settings}}
         for name in _STEPS:
             if settings.get(name):
-                scaled[name] = max(1, round(self.share * settings[name]))
+                scaled[name] = max(1 if name == "warmup_steps" else _FEWEST_STEPS, round(self.share * settings[name]))
         for name, table in (("embed_dim", self.widths), ("n_experts", self.experts)):
             if name in settings:
                 scaled[name] = table.get(settings[name], settings[name])
