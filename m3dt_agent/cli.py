@@ -2,7 +2,9 @@
 
     m3dt tasks                       the 160 tasks and the published sets
     m3dt collect, behavior, data     demonstrations                               (cli_data.py)
-    m3dt train, eval, info           stages, evaluation, banks                    (cli_train.py)
+    m3dt train                       the three stages, into a bank                (cli_train.py)
+    m3dt eval                        scores of a bank or a behavior policy        (cli_eval.py)
+    m3dt info                        what a bank holds                            (cli_info.py)
     m3dt play                        one episode of one task                      (cli_play.py)
     m3dt convert                     published weights to a bank, and back        (cli_convert.py)
     m3dt push, pull                  banks and datasets on the Hugging Face Hub   (cli_hub.py)
@@ -32,9 +34,11 @@ from .cli_bench import bench_command
 from .cli_console import AsJson, Seed, SetSeed, TaskNames, TaskSet, Workers, emit, make_table, quiet_stdout, say, size
 from .cli_convert import convert_command
 from .cli_data import behavior_app, collect_command, data_app
+from .cli_eval import eval_command
 from .cli_hub import data_pull_command, data_push_command, pull_command, push_command
+from .cli_info import info_command
 from .cli_play import play_command
-from .cli_train import eval_command, info_command, train_command
+from .cli_train import train_command
 from .errors import M3DTError, WorkerError
 from .tasks import TASKS, resolve, task_set
 

@@ -10,9 +10,9 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console, RenderableType
@@ -24,6 +24,8 @@ from .jobs import RayCluster
 from .ray_jobs import require_ray
 from .tasks import TaskSpec
 
+N = TypeVar("N", int, float)
+
 TaskNames = Annotated[list[str] | None, typer.Argument(help="Tasks, sets (mt10 … mt160) or domains; mixed as you like.")]
 AllTasks = Annotated[bool, typer.Option("--all", help="All 160 tasks.")]
 TaskSet = Annotated[str | None, typer.Option("--set", help="A published set: mt10, mt20, mt40, mt80, mt120, mt160.")]
@@ -31,6 +33,7 @@ SetSeed = Annotated[int, typer.Option("--set-seed", help="Which of the three pub
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Root = Annotated[Path, typer.Option(help="Minari root folder of the datasets.")]
 Source = Annotated[str | None, typer.Option(help="Name of the datasets' source, m3dt/<task>/<source>-v0.")]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")]
 Workers = Annotated[int | None, typer.Option(help="Simulator processes; 0: this process; default: one per core.")]
 Shard = Annotated[str, typer.Option(help="I/N: every N-th part of the work from the I-th on, for job arrays.")]
 RayAddress = Annotated[
@@ -155,6 +158,21 @@ def parse_experts(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() for part in text.split(",")):
         raise ConfigError(f"experts are numbers with commas between them, like 3,7; got {text!r}")
     return tuple(int(part) for part in text.split(","))
+
+
+def parse_pairs(text: str, number: Callable[[str], N], what: str, example: str) -> dict[str, N]:
+    """{"random": 0.2, "expert": 0.8} from "random:0.2,expert:0.8". what, example: for the message.
+
+    Raises:
+        ConfigError: not of this form, or a name twice.
+    """
+    try:
+        pairs = [(name.strip(), number(value)) for name, value in (part.split(":") for part in text.split(","))]
+    except ValueError:
+        raise ConfigError(f"{what} is written like {example}; got {text!r}") from None
+    if len(dict(pairs)) < len(pairs):
+        raise ConfigError(f"{what} names each of its parts once; got {text!r}")
+    return dict(pairs)
 
 
 def duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ from .cli_console import (
     quiet_stdout,
     size,
 )
-from .cli_train import bank_table, describe_bank
+from .cli_info import bank_table, describe_bank
 from .config import DataConfig
 from .errors import ConfigError
 from .tasks import TaskSpec

@@ -29,13 +29,14 @@ from .cli_console import (
     duration,
     emit,
     make_table,
+    parse_pairs,
     parse_shard,
     quiet_stdout,
     ray_cluster,
     say,
     size,
 )
-from .errors import ConfigError, DatasetError
+from .errors import DatasetError
 from .jobs import RETRIES, LocalProcesses, shard_of
 from .tasks import TASKS, TaskSpec, get, resolve
 
@@ -88,7 +89,7 @@ def collect_command(
     engine = ray_cluster(ray, cpus_per_job, 0.0, retries) or LocalProcesses(workers, retries)
     policy = None if weights is None else functools.partial(behavior_policy, level=level, weights=weights)
     config = CollectConfig(
-        levels=parse_mixture(mixture) if mixture is not None else {"custom" if policy else level: 1.0},
+        levels={"custom" if policy else level: 1.0} if mixture is None else parse_mixture(mixture),
         noise=noise,
         episodes=episodes,
         seed=seed,
@@ -107,18 +108,12 @@ def collect_command(
 
 
 def parse_mixture(text: str) -> dict[str, float]:
-    """{"random": 0.2, "expert": 0.8} from "random:0.2,expert:0.8".
+    """Levels of behavior policies and their shares.
 
     Raises:
-        ConfigError: not of this form.
+        ConfigError: as `parse_pairs`.
     """
-    try:
-        pairs = [(level.strip(), float(share)) for level, share in (part.split(":") for part in text.split(","))]
-    except ValueError:
-        raise ConfigError(f"a mixture is written level:share,level:share, as in random:0.2,expert:0.8; got {text!r}") from None
-    if len(dict(pairs)) < len(pairs):
-        raise ConfigError(f"a mixture names each level once; got {text!r}")
-    return dict(pairs)
+    return parse_pairs(text, float, "a mixture", "random:0.2,expert:0.8")
 
 
 def collection_estimate(tasks: Sequence[TaskSpec], episodes: int, workers: int | None) -> str:

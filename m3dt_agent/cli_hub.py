@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_console import AsJson, Root, SetSeed, Source, TaskNames, TaskSet, emit, make_table, parse_experts, quiet_stdout, size
-from .cli_train import bank_table, describe_bank
+from .cli_info import bank_table, describe_bank
 from .errors import ConfigError
 from .tasks import TaskSpec, resolve
 from .tasks import task_set as published_set

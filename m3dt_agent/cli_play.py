@@ -12,6 +12,7 @@ from .cli_console import (
     ActingExperts,
     ActingPrecision,
     AsJson,
+    Device,
     MaxExperts,
     ReturnToGoMode,
     RoutingMass,
@@ -20,7 +21,7 @@ from .cli_console import (
     make_table,
     quiet_stdout,
 )
-from .cli_train import Device, chosen_experts, load_agent
+from .cli_eval import chosen_experts, load_agent
 from .config import EvalConfig
 from .tasks import get
 

@@ -171,7 +171,8 @@ class DataConfig:
 class TrainConfig:
     """What every stage shares. Defaults are the published code's (DESIGN section 5), except `steps`.
 
-    warmup_steps, cooldown_steps: the learning rate rises linearly over the first and falls to nothing over the last of `steps`.
+    warmup_steps, cooldown_steps: the learning rate rises linearly over the first and falls to nothing over the last of `steps`;
+    with fewer steps than both take together it never reaches `learning_rate`.
     batch_size: windows per step (per expert in stage 2). tasks_per_batch: tasks mixed in one batch; 1 is the published
     schedule, None is as many as there are windows. domain_weights: {"dmcontrol": 3} draws tasks of that domain three times as
     often as those of domains without a weight; {} is as published. threads: torch CPU threads, recorded with the run because
@@ -289,12 +290,16 @@ _PRESET_STEPS = {  # paper: M3DT appendix A.5
 _PRESET_SHARED: dict[str, dict[str, Any]] = {
     "tiny": {"learning_rate": 1e-3, "warmup_steps": 20, "checkpoint_every": 50, "log_every": 10},
     "small": {"learning_rate": 1e-3, "warmup_steps": 200, "batch_size": 32, "checkpoint_every": 500, "log_every": 50},
-    "paper": {"tasks_per_batch": 1, "checkpoint_every": 5_000},
+    "paper": {"tasks_per_batch": 1, "warmup_steps": 10_000, "checkpoint_every": 5_000},
 }
+_LONGEST_WARMUP = 1 / 5
+"""Share of a preset's steps: a stage shorter than its warm-up would never train at its learning rate."""
 
 
 def train_preset(name: str, stage: str | int, **changes: Any) -> TrainConfig:
     """The preset `name` (tiny, small, paper) of a stage's config; keyword arguments replace single fields.
+
+    With few `steps` the preset's warm-up is shortened to a fifth of them; a `warmup_steps` that is given stays as it is.
 
     Raises:
         UnknownTaskError: no such preset or stage.
@@ -302,7 +307,10 @@ def train_preset(name: str, stage: str | int, **changes: Any) -> TrainConfig:
     """
     stage = stage_name(stage)
     steps = lookup(_PRESET_STEPS, name, "training preset")[stage]
-    return from_dict(_STAGE_CONFIGS[stage], {"steps": steps, **_PRESET_SHARED[name], **changes})
+    fields = {"steps": steps, **_PRESET_SHARED[name], **changes}
+    if "warmup_steps" not in changes and isinstance(fields["steps"], int):
+        fields["warmup_steps"] = min(fields["warmup_steps"], int(_LONGEST_WARMUP * fields["steps"]))
+    return from_dict(_STAGE_CONFIGS[stage], fields)
 
 
 @dataclass(frozen=True, slots=True)

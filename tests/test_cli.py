@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m3dt_agent.bank import ExpertBank
 from m3dt_agent.cli import main
 from m3dt_agent.cli_bench import find_checkout
 from m3dt_agent.cli_console import duration, quiet_stdout, size
@@ -340,6 +341,17 @@ def test_mixtures_are_read_as_written(shares: dict[str, float]) -> None:
 def test_mixtures_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="mixture"):
         parse_mixture(text)
+
+
+def test_domain_weights_reach_the_training(made: Path, tmp_path: Path, run: Run) -> None:
+    bank = tmp_path / "bank"
+    train = ("train", *NAMES, "--root", made / "datasets", "--bank", bank, "--preset", "tiny", "--steps", 1, "--stage", 1)
+    for wrong, reason in (("cheetah-vel:0.5", "cheetah-vel:0.5"), ("mujoco:2", "weights > 0 of metaworld")):
+        code, _, err = run(*train, "--domain-weights", wrong)
+        assert code == 1
+        assert reason in err
+    assert run(*train, "--domain-weights", "dmcontrol:3, cheetah-vel:2")[0] == 0
+    assert ExpertBank.open(bank).manifest.stages["backbone"]["config"]["domain_weights"] == {"dmcontrol": 3, "cheetah-vel": 2}
 
 
 def test_the_estimate_grows_with_the_work() -> None:

@@ -34,6 +34,13 @@ def test_paper_preset_is_the_published_code() -> None:
     assert (data.std_floor, data.constant_std, data.state_clip, data.target_return) == (1e-6, None, None, "published")
 
 
+def test_a_short_stage_still_reaches_its_learning_rate() -> None:
+    assert [train_preset("small", stage).warmup_steps for stage in STAGES] == [200, 200, 200]
+    assert train_preset("small", "experts", steps=100).warmup_steps == 20
+    assert train_preset("paper", "router", steps=1_000).warmup_steps == 200
+    assert train_preset("small", "experts", steps=100, warmup_steps=90).warmup_steps == 90
+
+
 @pytest.mark.parametrize(("given", "name"), [(1, "backbone"), ("2", "experts"), ("router", "router")])
 def test_stages_answer_to_names_and_numbers(given: str | int, name: str) -> None:
     assert stage_name(given) == name

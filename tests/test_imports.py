@@ -23,7 +23,7 @@ LAYERS = [
     {"adapters", "evaluation", "evaluation_jobs"},
     {"plots", "doctor", "videos", "play"},
     {"quickstart", "quickstart_parts"},
-    {"cli", "cli_bench", "cli_console", "cli_convert", "cli_data", "cli_hub", "cli_play", "cli_train"},
+    {"cli", "cli_bench", "cli_console", "cli_convert", "cli_data", "cli_eval", "cli_hub", "cli_info", "cli_play", "cli_train"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FORBIDDEN = {"data": {"envs"}, "model": {"envs"}, "hub": {"training", "agent", "envs"}}
