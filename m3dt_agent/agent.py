@@ -30,13 +30,14 @@ import numpy.typing as npt
 import torch
 
 from . import training
+from .act_inputs import Bools, Floats, flag_rows, observation_rows, require_finite, reward_rows
 from .bank import ExpertBank, is_bank
 from .builtin_banks import folder_to_write
 from .config import ExpertsConfig, ModelConfig, TrainConfig, stage_name
 from .data.prompts import Prompt, prompt_window
 from .data.stats import TaskStatistics
 from .data.task_datasets import TaskDatasets
-from .errors import ConfigError, InvalidValueError, ShapeError, StageError
+from .errors import ConfigError, InvalidValueError, StageError
 from .history import Condition, History, Rows
 from .model import M3DT, PromptCache, Routing, RoutingUsage, faster_precision
 from .scores import EpisodeResult
@@ -54,8 +55,6 @@ Precision = Literal["float32", "bfloat16", "auto"]
 RtgMode = Literal["rewards", "constant"]
 ROUTED_MASS = 0.99
 """Of the router's weight: `benchmarks/results/2026-11-25-routing-study.md`."""
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
 
 
 class M3DTAgent:
@@ -418,10 +417,10 @@ class M3DTAgent:
         observations = self._checked_observations(obs)
         shape, N = np.shape(obs), len(observations)
         history = self._history or self._new_history(N)
-        acting = _flags("active", active, shape[:-1], default=True)
-        starts = _flags("reset_mask", reset_mask, shape[:-1], default=False) | history.pending
+        acting = flag_rows("active", active, shape[:-1], default=True)
+        starts = flag_rows("reset_mask", reset_mask, shape[:-1], default=False) | history.pending
         rewards = self._checked_rewards(reward, shape[:-1], acting & ~starts)
-        _require_finite("observation", observations, history.state_mask[:, : observations.shape[1]] & acting[:, None])
+        require_finite("observation", observations, history.state_mask[:, : observations.shape[1]] & acting[:, None])
         self._history, self._shape = history, shape
         history.pending = starts & ~acting
         actions = np.zeros((N, self.config.act_dim), np.float32)
@@ -504,57 +503,21 @@ class M3DTAgent:
         """(N, width) float32."""
         if not self._conditions:
             raise StageError("act before reset: call reset(task=...) first")
-        width = self._conditions[0].obs_dim if self._slots is None else self.config.state_dim
+        first = self._conditions[0]
         if self._slots is not None:
-            what, valid = f"{len(self._slots)} slots", [f"({len(self._slots)}, {width})"]
-        elif self._shape is not None:
-            what, valid = f"{self._conditions[0].name}, after the first act,", [str(self._shape)]
-        else:
-            what, valid = self._conditions[0].name, [f"({width},)", f"(N, {width})"]
-        try:
-            array = np.asarray(obs, np.float32)
-        except (TypeError, ValueError) as error:
-            raise ShapeError(f"observations of {what} are an array {' or '.join(valid)}; got {type(obs).__name__}") from error
-        expected = self._shape or ((len(self._slots), width) if self._slots is not None else None)
-        fits = array.shape == expected if expected else array.ndim in (1, 2) and array.shape[-1] == width and len(array) > 0
-        if not fits:
-            raise ShapeError(f"observations of {what} have shape {' or '.join(valid)}; got {array.shape}")
-        return np.atleast_2d(array)
+            return observation_rows(obs, f"{len(self._slots)} slots", (len(self._slots), self.config.state_dim))
+        if self._shape is not None:
+            return observation_rows(obs, f"{first.name}, after the first act,", self._shape)
+        return observation_rows(obs, first.name, (None, first.obs_dim))
 
     def _checked_rewards(self, reward: npt.ArrayLike | None, shape: tuple[int, ...], used: Bools) -> npt.NDArray[np.float64]:
         """(N,) float64, 0 where no reward is used."""
-        if reward is None or self._rtg_mode == "constant":
-            return np.zeros(used.shape)
-        rewards = np.asarray(reward, np.float64)
-        if rewards.shape != shape:
-            raise ShapeError(f"reward must have shape {shape} for these observations; got {rewards.shape}")
-        rewards = np.atleast_1d(rewards)
-        _require_finite("reward", rewards, used)
-        return np.where(used, rewards, 0.0)
+        return np.zeros(used.shape) if reward is None or self._rtg_mode == "constant" else reward_rows(reward, shape, used)
 
 
 def _unseen(prompt: Prompt, statistics: TaskStatistics, target_return: float | None) -> Condition:
     target = statistics.target_return if target_return is None else float(target_return)
     return Condition("an unseen task", prompt.states.shape[1], prompt.actions.shape[1], prompt, statistics, target)
-
-
-def _flags(name: str, value: npt.ArrayLike | None, shape: tuple[int, ...], *, default: bool) -> Bools:
-    """(N,) bool from a flag () or (N,)."""
-    flags = np.full(shape, default) if value is None else np.asarray(value)
-    if flags.dtype != np.bool_:
-        raise InvalidValueError(f"{name} must be boolean; got {flags.dtype}")
-    if flags.shape != shape:
-        raise ShapeError(f"{name} must have shape {shape} for these observations; got {flags.shape}")
-    return np.atleast_1d(flags)
-
-
-def _require_finite(what: str, values: npt.NDArray[Any], used: Bools) -> None:
-    """Raises InvalidValueError at the first value that is used and not finite: (N, width) or (N,)."""
-    if (np.isfinite(values) | ~used).all():
-        return
-    first = tuple(int(i) for i in np.argwhere(~np.isfinite(values) & used)[0])
-    where = f"slot {first[0]}" + (f", dimension {first[1]}" if len(first) > 1 else "")
-    raise InvalidValueError(f"{what} of {where} is {values[first]}")
 
 
 def _default_experts(bank: ExpertBank) -> Experts:

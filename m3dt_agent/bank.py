@@ -25,8 +25,7 @@ import fcntl
 import functools
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,14 +42,13 @@ from .bank_files import (
     for_each_file,
     read_content,
     read_tensors,
-    verify,
-    verify_size,
     write_tensors,
     write_text,
 )
+from .bank_journal import JOURNAL, locked, read_manifest, refuse_strangers, remove_stale, roll_forward, verified_manifest
 from .bank_storage import Storage, as_stored, as_used, holds_weights
 from .config import DataConfig, ModelConfig, stage_name
-from .data.disk import disk_space_errors, flush, publish, scratch_folder
+from .data.disk import disk_space_errors, publish, scratch_folder
 from .data.prompts import Prompt, prompts_from_tensors, prompts_to_tensors
 from .data.stats import TaskStatistics, statistics_from_tensors, statistics_to_tensors
 from .errors import BankError, ConfigError, ShapeError, StageError
@@ -99,7 +97,7 @@ class ExpertBank:
                 raise ConfigError(f"{what} must be those of the bank's tasks; they differ in {sorted(set(found) ^ set(names))}")
         bank = cls(path, Manifest(config, data_config, names))
         path.mkdir(parents=True, exist_ok=True)
-        _refuse_strangers(path, bank.manifest)
+        refuse_strangers(path, bank.manifest)
         ordered_statistics = {name: statistics[name] for name in names}
         ordered_prompts = {name: prompts[name] for name in names}
         bank.commit(
@@ -132,7 +130,7 @@ class ExpertBank:
             ConfigError: experts that the bank does not have.
         """
         path, chosen = Path(path), None if experts is None else tuple(experts)
-        return cls(path, _verified_manifest(path, chosen, check), chosen, read_only=read_only)
+        return cls(path, verified_manifest(path, chosen, check), chosen, read_only=read_only)
 
     def refresh(self, *, check: Literal["contents", "sizes"] = "contents") -> None:
         """Takes over what another process has committed since, checked as `open` does.
@@ -140,7 +138,7 @@ class ExpertBank:
         Raises:
             BankError: as `open`.
         """
-        self.manifest = _verified_manifest(self.path, self._experts, check)
+        self.manifest = verified_manifest(self.path, self._experts, check)
 
     def require_writable(self) -> None:
         """Checks that the bank may change.
@@ -162,9 +160,9 @@ class ExpertBank:
             BankError: as `open`, or it changes at this very moment.
         """
         self.refresh()
-        with _locked(self.path, fcntl.LOCK_SH):
-            now = _read_manifest(self.path / "bank.json")
-            if (self.path / "bank.json.next").exists() or self.manifest != (
+        with locked(self.path, fcntl.LOCK_SH):
+            now = read_manifest(self.path / "bank.json")
+            if (self.path / JOURNAL).exists() or self.manifest != (
                 now if self._experts is None else now.with_experts(self._experts)
             ):
                 raise BankError(f"bank {self.path} was changed by another process just now; try again")
@@ -260,13 +258,13 @@ class ExpertBank:
             DiskSpaceError: no room; the bank is as before.
         """
         self.require_writable()
-        journal = self.path / "bank.json.next"
-        with _locked(self.path, fcntl.LOCK_EX):
+        journal = self.path / JOURNAL
+        with locked(self.path, fcntl.LOCK_EX):
             if journal.exists():  # an earlier commit stands, but was interrupted in its last step
-                _roll_forward(self.path)
-                self.manifest = _read_manifest(self.path / "bank.json")
+                roll_forward(self.path)
+                self.manifest = read_manifest(self.path / "bank.json")
             try:
-                _remove_stale(self.path)
+                remove_stale(self.path)
                 stored = {name: as_stored(name, tensors, self.storage) for name, tensors in files.items()}
                 records = {name: write_tensors(self.path / f"{name}.next", tensors) for name, tensors in stored.items()}
                 all_files = dict(sorted((self.manifest.files | records).items()))
@@ -274,9 +272,9 @@ class ExpertBank:
                 write_text(journal, manifest.checked().to_json())
             except BaseException:
                 if not journal.exists():
-                    _remove_stale(self.path)
+                    remove_stale(self.path)
                 raise
-            _roll_forward(self.path)
+            roll_forward(self.path)
         self.manifest = manifest
 
     def copy_to(self, path: str | Path, *, storage: Storage | None = None) -> ExpertBank:
@@ -408,7 +406,7 @@ class ExpertBank:
 
 def is_bank(path: Path) -> bool:
     """Whether there is a bank at `path`, finished or not."""
-    return any((path / name).exists() for name in ("bank.json", "bank.json.next"))
+    return any((path / name).exists() for name in ("bank.json", JOURNAL))
 
 
 def _require_new(path: Path) -> None:
@@ -435,75 +433,3 @@ def _empty_like(tensor: Tensor) -> Tensor:
     memory = np.empty(tensor.numel() + 16, np.float32)
     start = -memory.ctypes.data % 64 // 4
     return torch.from_numpy(memory)[start:].as_strided(tensor.shape, tensor.stride(), start)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, kind: int) -> Iterator[None]:
-    """Holds the bank's folder: alone (LOCK_EX) while its files change, with other readers (LOCK_SH) while they are verified."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        raise BankError(f"no bank at {path}: bank.json is missing") from None
-    try:
-        fcntl.flock(descriptor, kind)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _verified_manifest(
-    path: Path, experts: tuple[int, ...] | None = None, check: Literal["contents", "sizes"] = "contents"
-) -> Manifest:
-    journal = path / "bank.json.next"
-    while True:
-        with _locked(path, fcntl.LOCK_SH):
-            if not journal.exists():
-                whole = _read_manifest(path / "bank.json")
-                manifest = whole if experts is None else whole.with_experts(experts)
-                _verify_all(path, manifest.files, verify if check == "contents" else verify_size)
-                _refuse_strangers(path, whole)
-                return manifest
-        with _locked(path, fcntl.LOCK_EX):
-            if journal.exists():
-                _roll_forward(path)
-
-
-def _verify_all(path: Path, files: Mapping[str, FileRecord], verify_file: Callable[[Path, FileRecord], None]) -> None:
-    for_each_file(lambda name: verify_file(path / name, files[name]), files)
-
-
-def _read_manifest(file: Path) -> Manifest:
-    try:
-        text = file.read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        raise BankError(f"no bank at {file.parent}: {file.name} is missing") from None
-    except UnicodeDecodeError as error:
-        raise BankError(f"{file} is damaged or foreign: {error}") from error
-    return Manifest.from_json(text, file)
-
-
-def _roll_forward(path: Path) -> None:
-    """Step 3 of a commit, under the lock."""
-    journal = path / "bank.json.next"
-    manifest = _read_manifest(journal)
-    for name, record in manifest.files.items():
-        staged = path / f"{name}.next"
-        if staged.exists():
-            verify(staged, record)
-            os.replace(staged, path / name)
-    for folder in {(path / name).parent for name in manifest.files}:
-        flush(folder)
-    os.replace(journal, path / "bank.json")
-    flush(path)
-
-
-def _remove_stale(path: Path) -> None:
-    """Removes what a commit that never came to stand has left."""
-    for staged in [*path.glob("*.safetensors.next"), *path.glob("experts/*.safetensors.next")]:
-        staged.unlink(missing_ok=True)
-
-
-def _refuse_strangers(path: Path, manifest: Manifest) -> None:
-    for file in sorted([*path.glob("*.safetensors"), *path.glob("experts/*.safetensors")]):
-        if (name := file.relative_to(path).as_posix()) not in manifest.files:
-            raise BankError(f"{path} holds {name}, which its bank.json does not know: a foreign file; move it elsewhere")

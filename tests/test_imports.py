@@ -16,10 +16,10 @@ LAYERS = [
     {"tasks", "config"},
     {"envs", "data"},
     {"model", "scores"},  # scores are arithmetic on rows: cards put them into model cards, so they lie left of the hub
-    {"bank", "bank_files", "bank_storage", "builtin_banks"},
+    {"bank", "bank_files", "bank_journal", "bank_storage", "builtin_banks"},
     {"shipping"},
     {"training", "hub"},
-    {"agent", "history"},
+    {"act_inputs", "agent", "history"},
     {"adapters", "evaluation", "evaluation_jobs"},
     {"plots", "doctor", "videos", "play"},
     {"quickstart", "quickstart_parts"},
