@@ -30,7 +30,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from .agent import Bools, Floats, M3DTAgent
+from .act_inputs import Bools, Floats
+from .agent import M3DTAgent
 from .envs.wrappers import SeededResets, StopOnSuccess
 from .errors import ConfigError, MissingDependencyError, StageError, UnknownTaskError
 from .tasks import TaskSpec, get

@@ -122,11 +122,21 @@ def train_command(
     from .training.distributed import joined, own_device, require_one_worker
 
     folder_to_write(bank)
-    settings = {"batch_size": batch_size, "learning_rate": learning_rate, "steps": steps, "precision": precision}
-    settings |= {"threads": threads, "checkpoint_every": checkpoint_every, "warmup_steps": warmup_steps}
-    settings |= {"cooldown_steps": cooldown_steps, "seed": seed}
+    weights = None
     if domain_weights is not None:
-        settings["domain_weights"] = parse_pairs(domain_weights, int, "a weighting of domains", "dmcontrol:3,metaworld:2")
+        weights = parse_pairs(domain_weights, int, "a weighting of domains", "dmcontrol:3,metaworld:2")
+    settings: dict[str, Any] = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "warmup_steps": warmup_steps,
+        "cooldown_steps": cooldown_steps,
+        "precision": precision,
+        "threads": threads,
+        "checkpoint_every": checkpoint_every,
+        "domain_weights": weights,
+        "seed": seed,
+    }
     for_one: dict[Stage, dict[str, Any]] = {
         "backbone": {"conflict_every": conflict_every, "early_stop": early_stop or None},
         "experts": {"grouping": grouping, "experts_at_once": experts_at_once},

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .agent import Bools, Floats, M3DTAgent, RtgMode
+from .act_inputs import Bools, Floats
+from .agent import M3DTAgent, RtgMode
 from .config import EvalConfig
 from .evaluation import AgentPolicy, VectorPolicy, evaluate
 from .tasks import TaskSpec, get
