@@ -292,8 +292,8 @@ _PRESET_SHARED: dict[str, dict[str, Any]] = {
     "small": {"learning_rate": 1e-3, "warmup_steps": 200, "batch_size": 32, "checkpoint_every": 500, "log_every": 50},
     "paper": {"tasks_per_batch": 1, "warmup_steps": 10_000, "checkpoint_every": 5_000},
 }
-_LONGEST_WARMUP = 1 / 5
-"""Share of a preset's steps: a stage shorter than its warm-up would never train at its learning rate."""
+_STEPS_PER_WARMUP_STEP = 5
+"""At least, in a preset: a stage shorter than its warm-up would never train at its learning rate."""
 
 
 def train_preset(name: str, stage: str | int, **changes: Any) -> TrainConfig:
@@ -309,7 +309,7 @@ def train_preset(name: str, stage: str | int, **changes: Any) -> TrainConfig:
     steps = lookup(_PRESET_STEPS, name, "training preset")[stage]
     fields = {"steps": steps, **_PRESET_SHARED[name], **changes}
     if "warmup_steps" not in changes and isinstance(fields["steps"], int):
-        fields["warmup_steps"] = min(fields["warmup_steps"], int(_LONGEST_WARMUP * fields["steps"]))
+        fields["warmup_steps"] = min(fields["warmup_steps"], fields["steps"] // _STEPS_PER_WARMUP_STEP)
     return from_dict(_STAGE_CONFIGS[stage], fields)
 
 
