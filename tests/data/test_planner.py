@@ -86,9 +86,11 @@ def test_it_turns_the_finger_where_the_trained_policy_does_not():
     ("name", "least"), [("finger-turn-easy", 600), ("finger-turn-hard", 600), ("fish-swim", 450), ("acrobot-swingup", 100)]
 )
 def test_it_reaches_what_its_docstring_says(name, least):
+    """Twenty episodes, since returns are near 0 or near their best: of 80 recorded ones the mean of five is under `least` in
+    up to 11% of draws, that of twenty in 0.4%."""
     task = tasks.get(name)
     env = gym.make(task.env_id)
     policy = behavior_policy(task, "planner", env=env)
-    returns = [rollout(env, task, policy, episode_seed(7, task, i)).episode_return for i in range(5)]
+    returns = [rollout(env, task, policy, episode_seed(7, task, i)).episode_return for i in range(20)]
     env.close()
     assert np.mean(returns) > least
