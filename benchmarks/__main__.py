@@ -18,21 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Group, RenderableType
 
-from m3dt_agent.cli_console import (
-    AsJson,
-    CpusPerJob,
-    GpusPerJob,
-    RayAddress,
-    Retries,
-    Shard,
-    Workers,
-    emit,
-    make_table,
-    parse_shard,
-    quiet_stdout,
-    ray_cluster,
-    say,
-)
+from m3dt_agent.cli.options import AsJson, CpusPerJob, GpusPerJob, RayAddress, Retries, Shard, Workers, emit, make_table, parse_shard, quiet_stdout, ray_cluster, say
 from m3dt_agent.errors import M3DTError
 from m3dt_agent.jobs import RETRIES, LocalProcesses
 
@@ -70,7 +56,7 @@ def run_command(
 ) -> None:
     """Run every cell that is not done yet."""
     from .experiments import cells
-    from .runner import run_cells
+    from .runs.runner import run_cells
 
     chosen = [cell for name in names for cell in cells(name, scale)]
     root = datasets or out.parent / f"{out.name}-datasets"
@@ -94,7 +80,7 @@ def status_command(
 ) -> None:
     """What there is of every cell."""
     from .experiments import cells
-    from .runner import status
+    from .runs.runner import status
 
     rows = status([cell for name in names for cell in cells(name, scale)], out)
     columns = ("id", "experiment", "method", "task set", "seed", "rows", "finished")
@@ -114,7 +100,7 @@ def report_command(
 ) -> None:
     """Tables, figures and one HTML page; what is printed are the scores and what was to be tested."""
     from .report import write_report
-    from .report_tables import columns, document, sentence
+    from .report.tables import columns, document, sentence
 
     with quiet_stdout():
         report = write_report(runs, out)
@@ -147,7 +133,7 @@ def ship_command(
     notes: Annotated[Path | None, typer.Option(help="Markdown that the card has after its scores.")] = None,
 ) -> None:
     """The bank that acted, its card and its rows, where they are committed."""
-    from .shipping import ship
+    from .runs.publish import ship
 
     with quiet_stdout():
         shipped = ship(run, bank, results, [] if notes is None else [notes.read_text().strip()])

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from m3dt_agent import tasks as task_table
 from m3dt_agent.config import from_dict
-from m3dt_agent.data.disk import write_file
+from m3dt_agent.disk import write_file
 from m3dt_agent.errors import ConfigError, DatasetError, M3DTError
 from m3dt_agent.scores import EpisodeResult, read_rows, write_rows
 

@@ -28,7 +28,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
-from m3dt_agent.data.disk import disk_space_errors, require_space, write_file
+from m3dt_agent.disk import disk_space_errors, require_space, write_file
 from m3dt_agent.errors import ConfigError, HubConflictError, HubError, M3DTError
 from m3dt_agent.hub.failures import ATTEMPTS, explain, is_transient, patiently, pause, status_of
 

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from m3dt_agent.data.episodes import Episode, dataset_id, dataset_path, write_dataset
 from m3dt_agent.data.validation import PROMPT_EPISODES, read_metadata
 from m3dt_agent.errors import DatasetError
-from m3dt_agent.hub.published_episodes import Listing, PublishedTask
-from m3dt_agent.hub.published_formats import FORMATS
+from m3dt_agent.hub.published.episodes import Listing, PublishedTask
+from m3dt_agent.hub.published.formats import FORMATS
 from m3dt_agent.tasks import TASKS, TaskSpec, lookup, resolve
 
 log = logging.getLogger(__name__)

@@ -19,15 +19,15 @@ from torch import Tensor
 
 from m3dt_agent import tasks as task_table
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.bank_files import expert_file
+from m3dt_agent.bank.manifest import expert_file
 from m3dt_agent.config import STAGES
-from m3dt_agent.data.disk import disk_space_errors, publish, scratch_folder
+from m3dt_agent.disk import disk_space_errors, publish, scratch_folder
 from m3dt_agent.data.prompts import make_prompts
 from m3dt_agent.data.stats import compute_statistics
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError
-from m3dt_agent.hub.published_files import read_published, write_published_files
-from m3dt_agent.hub.published_names import from_published, published_config, to_published
+from m3dt_agent.hub.published.weight_files import read_published, write_published_files
+from m3dt_agent.hub.published.weight_names import from_published, published_config, to_published
 from m3dt_agent.model import M3DT
 
 __all__ = ["bank_from_published", "from_published", "published_config", "read_published", "to_published", "write_published"]

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from .act_inputs import Bools, Floats
+from .agent.inputs import Bools, Floats
 from .agent import M3DTAgent
 from .envs.wrappers import SeededResets, StopOnSuccess
 from .errors import ConfigError, MissingDependencyError, StageError, UnknownTaskError

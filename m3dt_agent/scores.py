@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import tasks
-from .data.disk import disk_space_errors, write_file
+from .disk import disk_space_errors, write_file
 from .errors import ConfigError, DatasetError, InvalidValueError
 
 Floats = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import Cell, Facts, write_cell, write_cell_rows
-from benchmarks.report_records import Plan
+from benchmarks.report.records import Plan
 from m3dt_agent import tasks
 from m3dt_agent.scores import EpisodeResult
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from m3dt_agent.agent import M3DTAgent
-from m3dt_agent.bank import ExpertBank, expert_file
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank.expert_bank import expert_file
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.data.episodes import Episode, write_dataset
 from m3dt_agent.data.prompts import make_prompts

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 
-from m3dt_agent import bank as bank_module
+from m3dt_agent.bank import expert_bank as bank_module
 from m3dt_agent import tasks
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.bank_files import FileRecord, Manifest, read_tensors, write_tensors
+from m3dt_agent.bank.manifest import FileRecord, Manifest, read_tensors, write_tensors
 from m3dt_agent.config import DataConfig, ModelConfig
 from m3dt_agent.data.prompts import Prompt
 from m3dt_agent.data.stats import TaskStatistics

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from contracts import random_bank, random_datasets
 
-from m3dt_agent import builtin_banks
+from m3dt_agent.bank import builtin
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.builtin_banks import builtin_banks as names_of_all
-from m3dt_agent.builtin_banks import folder_to_write, is_builtin, open_bank
+from m3dt_agent.bank.builtin import builtin_banks as names_of_all
+from m3dt_agent.bank.builtin import folder_to_write, is_builtin, open_bank
 from m3dt_agent.config import ModelConfig, train_preset
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError
@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TaskDatasets:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the banks of the package are; empty."""
     folder = tmp_path / "assets" / "banks"
-    monkeypatch.setattr(builtin_banks, "FOLDER", folder)
+    monkeypatch.setattr(builtin, "FOLDER", folder)
     return folder
 
 
@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def test_the_folder_lies_in_the_package() -> None:
-    assert Path(builtin_banks.__file__).parent / "assets" / "banks" == builtin_banks.FOLDER
+    assert Path(m3dt_agent.__file__).parent / "assets" / "banks" == builtin.FOLDER
 
 
 def test_an_agent_of_a_builtin_bank_is_that_of_the_folder(shipped: ExpertBank) -> None:

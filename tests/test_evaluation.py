@@ -29,7 +29,8 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.envs.locomotion import CheetahVelEnv
 from m3dt_agent.envs.wrappers import StopOnSuccess
 from m3dt_agent.errors import ConfigError, InvalidValueError, M3DTError, UnknownTaskError
-from m3dt_agent.evaluation import AgentPolicy, Episode, Queue, action_error, evaluate, read_rows, summarize, write_rows
+from m3dt_agent.evaluation import AgentPolicy, action_error, evaluate, read_rows, summarize, write_rows
+from m3dt_agent.evaluation.rollout import Episode, Queue
 from m3dt_agent.model import Routing
 from m3dt_agent.tasks import TASKS, TaskSpec, get
 from m3dt_agent.training.loop import cpu_threads

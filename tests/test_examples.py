@@ -12,7 +12,7 @@ from contracts import random_bank, random_datasets
 from hub_server import Hub
 
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.builtin_banks import open_bank
+from m3dt_agent.bank.builtin import open_bank
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.evaluation import read_rows
 from m3dt_agent.tasks import task_set

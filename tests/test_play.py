@@ -15,13 +15,13 @@ import pytest
 from contracts import random_bank, random_datasets
 from PIL import Image
 
-from m3dt_agent import builtin_banks
+from m3dt_agent.bank import builtin
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import EvalConfig, ModelConfig
 from m3dt_agent.errors import UnknownTaskError
 from m3dt_agent.evaluation import evaluate
-from m3dt_agent.play import DEFAULT_SEED, play
+from m3dt_agent.evaluation.one_episode import DEFAULT_SEED, play
 
 pytest.importorskip("metaworld", reason="the simulators are not installed: pip install 'm3dt-agent[envs]'")
 needs_osmesa = pytest.mark.skipif(
@@ -82,7 +82,7 @@ def test_the_command_prints_the_episode(bank: ExpertBank, run: Run) -> None:
 def test_the_command_plays_the_bank_of_the_package(
     bank: ExpertBank, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builtin_banks, "FOLDER", tmp_path / "banks")
+    monkeypatch.setattr(builtin, "FOLDER", tmp_path / "banks")
     code, out, err = run("play", "cheetah-vel-20")
     assert (code, out) == (1, "")
     assert "there is no bank 'builtin:mt160' in this installation of m3dt-agent: it comes with none" in err

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m3dt_agent import quickstart, tasks
+from m3dt_agent.quickstart import pipeline
+from m3dt_agent import tasks
 from m3dt_agent.config import EvalConfig
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.quickstart import HELD_OUT_SEED, POLICIES, TASKS, QuickstartConfig, parse_steps, run
-from m3dt_agent.quickstart_parts import Parts
+from m3dt_agent.quickstart.parts import Parts
 
 MINIATURE = QuickstartConfig(steps=(3, 2, 2), precision="float32", demonstrations=4, held_out=3, episodes=1, workers=0)
 
@@ -71,8 +72,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
             signal.raise_signal(signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quickstart, "TASKS", ("drawer-open", "walker-walk", "ant-dir-10", "cheetah-vel-22"))
-        patch.setattr(quickstart, "HELD_OUT_WINDOWS", 8)
+        patch.setattr(pipeline, "TASKS", ("drawer-open", "walker-walk", "ant-dir-10", "cheetah-vel-22"))
+        patch.setattr(pipeline, "HELD_OUT_WINDOWS", 8)
         with pytest.raises(KeyboardInterrupt):
             run(out, MINIATURE, say=interrupt)
         assert not (out / "summary.json").exists()
@@ -140,7 +141,7 @@ def test_held_out_demonstrations_are_other_episodes(finished: tuple[Path, dict[s
 def test_the_tables_show_every_task_and_group(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
     from rich.console import Console
 
-    from m3dt_agent.cli import _quickstart_tables
+    from m3dt_agent.cli.app import _quickstart_tables
 
     _, summary, _ = finished
     console = Console(width=200, record=True, file=io.StringIO())
@@ -151,11 +152,11 @@ def test_the_tables_show_every_task_and_group(finished: tuple[Path, dict[str, An
 
 
 def test_what_is_left_open_is_measured_and_written_down(tmp_path: Path) -> None:
-    work = quickstart.Quickstart(tmp_path, QuickstartConfig(precision="float32"))
+    work = pipeline.Quickstart(tmp_path, QuickstartConfig(precision="float32"))
     plan = work.plan()
-    for stage, seconds in quickstart.STAGE_SECONDS.items():
+    for stage, seconds in pipeline.STAGE_SECONDS.items():
         assert plan["steps"][stage] == pytest.approx(seconds / plan["seconds_per_step"]["float32"][stage], abs=0.5)
-    assert sum(quickstart.STAGE_SECONDS.values()) < 300
+    assert sum(pipeline.STAGE_SECONDS.values()) < 300
 
 
 def test_other_settings_need_a_fresh_start(tmp_path: Path) -> None:

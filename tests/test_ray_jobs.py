@@ -27,7 +27,7 @@ from m3dt_agent.data.episodes import read_episodes
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import ConfigError, M3DTError, MissingDependencyError
 from m3dt_agent.evaluation import evaluate
-from m3dt_agent.evaluation_jobs import evaluate_in_jobs
+from m3dt_agent.evaluation.parallel import evaluate_in_jobs
 from m3dt_agent.jobs import LocalProcesses, RayCluster, run_jobs
 from m3dt_agent.training import Fanout
 

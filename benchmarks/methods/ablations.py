@@ -30,10 +30,10 @@ from m3dt_agent.data.batches import derive_seed
 from m3dt_agent.model import M3DT
 from m3dt_agent.model.moe import INIT_STD, Router
 from m3dt_agent.model.transformer import Block
-from m3dt_agent.training import experts as expert_stage
+from m3dt_agent.training.fit import experts as expert_stage
 from m3dt_agent.training import group_tasks
-from m3dt_agent.training import router as router_stage
-from m3dt_agent.training.job import Job
+from m3dt_agent.training.fit import router as router_stage
+from m3dt_agent.training.stage_inputs import Job
 from m3dt_agent.training.loop import Run, cpu_threads, seeded, train
 
 from ..records import FINAL, TaskIdUse

@@ -25,7 +25,7 @@ from m3dt_agent.errors import BankError, StageError
 from m3dt_agent.evaluation import VectorPolicy
 from m3dt_agent.model import M3DT, ExpertChoice
 from m3dt_agent.training.checkpoint import newest_checkpoint
-from m3dt_agent.training.job import data_fingerprint
+from m3dt_agent.training.stage_inputs import data_fingerprint
 from m3dt_agent.training.logs import OnLog
 from m3dt_agent.training.loop import Run, StepHooks, cpu_threads, seeded, train
 from m3dt_agent.training.shares import Sampler

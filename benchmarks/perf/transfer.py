@@ -25,7 +25,7 @@ from hub_server import Hub
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from m3dt_agent import tasks
-from m3dt_agent.bank import expert_file
+from m3dt_agent.bank.expert_bank import expert_file
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.data.episodes import Episode, write_dataset
 from m3dt_agent.data.task_datasets import TaskDatasets

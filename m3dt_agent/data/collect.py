@@ -39,7 +39,7 @@ from ..errors import ConfigError, DatasetError
 from ..jobs import Engine, LocalProcesses, run_jobs, runs_here
 from ..tasks import Domain, TaskSpec
 from .behavior import levels, parse_level
-from .disk import disk_space_errors, write_file
+from ..disk import disk_space_errors, write_file
 from .episodes import Episode, dataset_id, dataset_path, read_metadata, write_dataset
 from .shards import PolicyFactory, ShardJob, close_environment, read_shard
 

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, MissingDependencyError
 from ..tasks import TaskSpec
 from .behavior import Array, MeasuredReturn, MLPPolicy, goal_features
-from .disk import disk_space_errors, publish, scratch_folder, write_file
+from ..disk import disk_space_errors, publish, scratch_folder, write_file
 from .shards import rollout
 
 RewardShaping: TypeAlias = Callable[[Array, float], float]

@@ -9,7 +9,7 @@ from ..config import BackboneConfig
 from ..data.batches import derive_seed
 from ..model import M3DT
 from .conflict import gradient_conflict, task_gradients
-from .job import Job
+from .stage_inputs import Job
 from .loop import Run, seeded
 
 

@@ -27,9 +27,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..bank_files import FileRecord, read_tensors, verify, write_tensors
+from ..bank.manifest import FileRecord, read_tensors, verify, write_tensors
 from ..config import Stage
-from ..data.disk import disk_space_errors, flush, publish, scratch_folder
+from ..disk import disk_space_errors, flush, publish, scratch_folder
 from ..errors import BankError
 
 KEPT = 2

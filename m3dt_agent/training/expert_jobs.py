@@ -23,14 +23,14 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ..bank import ExpertBank, is_bank
-from ..bank_files import FileRecord, expert_file, read_content, received_tensors
+from ..bank.manifest import FileRecord, expert_file, read_content, received_tensors
 from ..config import ExpertsConfig
-from ..data.disk import file_lock
+from ..disk import file_lock
 from ..data.task_datasets import TaskDatasets
 from ..errors import BankError, ConfigError
 from ..jobs import Engine, opened, run_jobs, shard_of
-from ..shipping import ShippedBank, node_folder, ship
-from .job import Job
+from ..bank.shipped import ShippedBank, node_folder, ship
+from .stage_inputs import Job
 from .logs import LogRecord, add_rows, read_rows
 
 _REPORT_SECONDS = 30.0
@@ -77,7 +77,7 @@ class ExpertsJob:
 
     def __call__(self) -> TrainedExperts:
         """Trains from wherever an earlier attempt came to."""
-        from . import fit_stage
+        from .fit import fit_stage
 
         folder = self._folder()
         with file_lock(folder.with_name(f"{folder.name}.lock")):  # an attempt that was given up may still be dying

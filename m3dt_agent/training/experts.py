@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ..bank import ExpertBank
-from ..bank_files import expert_file
+from ..bank.manifest import expert_file
 from ..config import ExpertsConfig, ModelConfig, TrainConfig
 from ..data.batches import derive_seed
 from ..model import M3DT
 from ..model.moe import Experts, tile_size
 from .checkpoint import remove_checkpoints, started_runs
-from .job import Job
+from .stage_inputs import Job
 from .loop import Run, seeded
 
 C = TypeVar("C", bound=TrainConfig)

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from ..config import ExpertsConfig
 from ..data.batches import derive_seed
-from ..data.disk import disk_space_errors
+from ..disk import disk_space_errors
 from ..errors import ConfigError
 from .conflict import mean_gradient, task_gradients
-from .job import Job
+from .stage_inputs import Job
 
 KMEANS_STARTS = 40
 """Starts per K-means run, of which the tightest counts (the authors' code)."""

@@ -23,9 +23,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from ..bank_files import write_text
+from ..bank.manifest import write_text
 from ..config import Stage
-from ..data.disk import disk_space_errors
+from ..disk import disk_space_errors
 
 COLUMNS = ("step", "expert", "loss", "lr", "grad_norm", "conflict", "experts_kept", "seconds")
 

@@ -19,9 +19,9 @@ from ..config import ModelConfig, Stage, TrainConfig, stage_name
 from ..data.task_datasets import TaskDatasets
 from ..errors import ConfigError, M3DTError, StageError, WorkerError
 from ..jobs import RayCluster
-from ..ray_jobs import connected, require_ray
+from ..jobs.ray_tasks import connected, require_ray
 from .distributed import TIMEOUT, World, joined, require_one_worker
-from .job import create_bank
+from .stage_inputs import create_bank
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
@@ -116,7 +116,7 @@ def _fit(told: dict[str, _Work]) -> None:
     """In every worker."""
     from ray.train.torch import get_device
 
-    from . import fit_stage
+    from .fit import fit_stage
 
     work, device = told["work"], get_device()
     with joined(device) as world:

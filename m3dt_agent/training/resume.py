@@ -19,7 +19,7 @@ from ..config import ExpertsConfig, ModelConfig, Stage, TrainConfig, from_dict, 
 from ..errors import BankError, ConfigError, StageError
 from .checkpoint import newest_checkpoint, started_runs
 from .experts import with_stacking
-from .precision import with_precision
+from .settling import with_precision
 
 FREE_FIELDS = ("log_every", "checkpoint_every")
 

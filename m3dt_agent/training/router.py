@@ -14,12 +14,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..bank_files import expert_file
+from ..bank.manifest import expert_file
 from ..config import RouterConfig
 from ..data.batches import Batch, derive_seed
 from ..errors import StageError
 from ..model import M3DT, Routing
-from .job import Job
+from .stage_inputs import Job
 from .loop import Run, StepHooks, seeded
 
 _LEAST = torch.finfo(torch.float32).tiny

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.conflict import BATCHES, MODULES, module_conflict, module_of
+from benchmarks.runs.conflict import BATCHES, MODULES, module_conflict, module_of
 from benchmarks.methods import Work, method
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.data.batches import BatchSampler

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import budgets
+from benchmarks.experiments import budgets
 from benchmarks.experiments import EXPERIMENTS, Arm, Experiment, cells, describe
 from benchmarks.methods import METHODS, Work, base
 from benchmarks.records import Cell
-from benchmarks.scales import BANK_METHODS, BASELINES, LARGE, SCALES, UNTRAINED, WIDTHS, experts_for, published_settings
+from benchmarks.experiments.scales import BANK_METHODS, BASELINES, LARGE, SCALES, UNTRAINED, WIDTHS, experts_for, published_settings
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.errors import ConfigError, UnknownTaskError
 from m3dt_agent.model import M3DT

@@ -298,7 +298,7 @@ class Counted:
     """A function of the loop, and how often it found something."""
 
     def __init__(self, name: str) -> None:
-        from m3dt_agent.training import loop
+        from m3dt_agent.training.fit import loop
 
         self._function, self.calls = getattr(loop, name), 0
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import learning_curves
-from benchmarks.learning_curves import ARMS, TASKS, Arm, main
+from benchmarks.studies import learning_curves
+from benchmarks.studies.learning_curves import ARMS, TASKS, Arm, main
 from m3dt_agent.tasks import resolve
 
 pytest.importorskip("mujoco")

@@ -16,7 +16,7 @@ from benchmarks.methods import Outcome, Work, method
 from benchmarks.methods.m3dt import OraclePolicy
 from benchmarks.methods.one_bank import METHODS, shared_bank
 from benchmarks.records import FINAL
-from benchmarks.scales import BANK_METHODS
+from benchmarks.experiments.scales import BANK_METHODS
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import STAGES

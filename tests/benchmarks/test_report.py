@@ -19,14 +19,14 @@ import pytest
 from benchmark_runs import PLANS, TASKS, cell, facts, hand_made_run, write
 from PIL import Image
 
-from benchmarks import grouping
-from benchmarks.comparison import build_report
+from benchmarks.report import cell_groups
+from benchmarks.report.comparison import build_report
 from benchmarks.experiments import EXPERIMENTS, cells
 from benchmarks.records import write_cell
 from benchmarks.report import compare, write_report
-from benchmarks.report_figures import expert_weights, write_overview_figures
-from benchmarks.report_records import Contents, Plan, Row, Table
-from benchmarks.report_tables import columns, document, markdown, paper_line
+from benchmarks.report.figures import expert_weights, write_overview_figures
+from benchmarks.report.records import Contents, Plan, Row, Table
+from benchmarks.report.tables import columns, document, markdown, paper_line
 from m3dt_agent import tasks as task_table
 from m3dt_agent.errors import ConfigError, DatasetError
 from m3dt_agent.scores import wilson_interval
@@ -316,7 +316,7 @@ def test_models_of_single_tasks_make_one_table(tmp_path: Path) -> None:
         one = cell("prompt-dt", tasks=(task,), task_set=f"only-{task}")
         write(tmp_path, one, facts(windows=100), {task: [10.0 * i, 10.0 * i]}, {task: [10.0 * i, 10.0 * i]})
     table = only_table(tmp_path)
-    assert (table.task_set, len(table.tasks)) == (grouping.SINGLE, 3)
+    assert (table.task_set, len(table.tasks)) == (cell_groups.SINGLE, 3)
     assert (table.rows[0].mean.value, table.rows[0].windows, table.rows[0].gain) == (10.0, 300, 0.0)
 
 

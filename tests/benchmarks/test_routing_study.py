@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import routing_study as study
+from benchmarks.studies import routing as study
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.evaluation import EpisodeResult
 

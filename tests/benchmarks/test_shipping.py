@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks.records import Cell, read_run
-from benchmarks.runner import run_cells
-from benchmarks.shipping import ship
-from m3dt_agent import builtin_banks
+from benchmarks.runs.runner import run_cells
+from benchmarks.runs.publish import ship
+from m3dt_agent.bank import builtin
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.model import Routing
@@ -46,7 +46,7 @@ def test_what_is_shipped_acted_and_its_card_says_how(run: Path, tmp_path: Path, 
     routed = results["bank-routed", False]
     assert {row.bank_hash for row in routed.final} == {shipped.content_hash}
     assert results["bank-mixture", True].final[0].bank_hash != shipped.content_hash
-    monkeypatch.setattr(builtin_banks, "FOLDER", tmp_path / "banks")
+    monkeypatch.setattr(builtin, "FOLDER", tmp_path / "banks")
     agent = M3DTAgent.from_pretrained("builtin:small")
     assert isinstance(agent.experts, Routing)
     card = (tmp_path / "banks" / "small" / "README.md").read_text()

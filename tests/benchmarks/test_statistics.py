@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from benchmarks import significance, statistics
+from benchmarks.report import significance, statistics
 from benchmarks.records import CellResult
-from benchmarks.statistics import Scores
+from benchmarks.report.statistics import Scores
 from m3dt_agent.errors import ConfigError, InvalidValueError
 from m3dt_agent.scores import Floats
 

@@ -19,7 +19,8 @@ from hub_server import Hub
 from huggingface_hub import HfApi
 
 from m3dt_agent.agent import M3DTAgent
-from m3dt_agent.bank import ExpertBank, expert_file
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank.expert_bank import expert_file
 from m3dt_agent.config import ModelConfig, train_preset
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, HubConflictError, HubError, StageError, UnknownTaskError

@@ -19,18 +19,19 @@ from huggingface_hub import DatasetCard, ModelCard
 from markdown_it import MarkdownIt
 
 from m3dt_agent import tasks
-from m3dt_agent.bank import ExpertBank, expert_file
-from m3dt_agent.bank_files import FileRecord, Manifest
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank.expert_bank import expert_file
+from m3dt_agent.bank.manifest import FileRecord, Manifest
 from m3dt_agent.cli import main
 from m3dt_agent.config import STAGES, DataConfig, ModelConfig, train_preset
 from m3dt_agent.data.episodes import dataset_id
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, StageError, UnknownTaskError
 from m3dt_agent.hub.cards import MARK, DatasetRow, dataset_card, model_card
-from m3dt_agent.hub.cards_datasets import size_category
-from m3dt_agent.hub.cards_markdown import escape
+from m3dt_agent.hub.cards.datasets import size_category
+from m3dt_agent.hub.cards.markdown import escape
 from m3dt_agent.scores import EpisodeResult, summarize, wilson_interval
-from m3dt_agent.training.job import data_fingerprint
+from m3dt_agent.training.stage_inputs import data_fingerprint
 
 REPO = "org/m3dt-name"
 TASKS = ("cheetah-vel-22", "drawer-open", "walker-run")

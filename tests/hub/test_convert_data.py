@@ -27,7 +27,7 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import ConfigError, DatasetError, UnknownTaskError
 from m3dt_agent.hub import convert_data
 from m3dt_agent.hub.convert_data import import_datasets
-from m3dt_agent.hub.tdmpc2_files import find_tdmpc2
+from m3dt_agent.hub.published.tdmpc2 import find_tdmpc2
 
 # -- each format ---------------------------------------------------------------------------------------------------------------
 

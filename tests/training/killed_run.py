@@ -26,10 +26,11 @@ import torch
 import torch._dynamo
 import torch.utils.tensorboard
 
-from m3dt_agent import bank_files
+from m3dt_agent.bank import manifest
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig
-from m3dt_agent.training import fit_stage, loop
+from m3dt_agent.training import fit_stage
+from m3dt_agent.training.fit import loop
 
 spec = importlib.util.spec_from_file_location("made_up", Path(__file__).with_name("conftest.py"))
 assert spec is not None
@@ -62,7 +63,7 @@ def counted(events: list[str], kill_at: int | None, journal: Path) -> None:
 
         setattr(owner, name, patched)
 
-    serialized, step = bank_files._serialized, loop.Trainer.step
+    serialized, step = tensor_files._serialized, loop.Trainer.step
 
     def pieces(tensors: Any) -> Iterator[Any]:
         for piece in serialized(tensors):
@@ -77,7 +78,7 @@ def counted(events: list[str], kill_at: int | None, journal: Path) -> None:
             file.write(f"{self.run.name} {self.step_count}\n")
         step(self)
 
-    bank_files._serialized = pieces
+    tensor_files._serialized = pieces
     loop.Trainer.step = journaled  # type: ignore[method-assign]
     before(torch.optim.AdamW, "step", "update")
     for name in ("replace", "rename", "fsync"):

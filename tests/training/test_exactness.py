@@ -19,8 +19,9 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.batches import Batch
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.training import backbone, experts, fit_stage, router
-from m3dt_agent.training.job import Job
+from m3dt_agent.training.fit import backbone, experts, router
+from m3dt_agent.training import fit_stage
+from m3dt_agent.training.stage_inputs import Job
 from m3dt_agent.training.loop import Run, Trainer
 from m3dt_agent.training.shares import Sampler
 

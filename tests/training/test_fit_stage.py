@@ -19,7 +19,7 @@ from m3dt_agent.config import BackboneConfig, DataConfig, ExpertsConfig, RouterC
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, DiskSpaceError, StageError
 from m3dt_agent.model import moe
-from m3dt_agent.training import LogRecord, fit_stage, group_tasks, precision
+from m3dt_agent.training import LogRecord, fit_stage, group_tasks, settling
 from m3dt_agent.training.checkpoint import training_lock
 
 MakeBank = Callable[..., ExpertBank]
@@ -224,10 +224,10 @@ def test_the_faster_precision_is_settled_once_and_kept(
     data: TaskDatasets, make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank, whole, asked = make_bank(), make_bank("whole"), dataclasses.replace(BACKBONE, precision="auto")
-    monkeypatch.setattr(precision, "faster_precision", lambda *_: "bfloat16")
+    monkeypatch.setattr(settling, "faster_precision", lambda *_: "bfloat16")
     with pytest.raises(StoppedError):
         fit(1, data, bank, asked, on_log=stop_at(4))
-    monkeypatch.setattr(precision, "faster_precision", lambda *_: "float32")  # another machine
+    monkeypatch.setattr(settling, "faster_precision", lambda *_: "float32")  # another machine
     fit(1, data, bank, asked)
     assert bank.manifest.stages["backbone"]["config"]["precision"] == "bfloat16"
     fit(1, data, whole, dataclasses.replace(BACKBONE, precision="bfloat16"))

@@ -19,7 +19,7 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.training import fit_stage
 from m3dt_agent.training.conflict import gradient_conflict, has_peaked, smoothed, task_gradients
 from m3dt_agent.training.grouping import agreement_gram, gradient_partition, gram_matrix, random_partition
-from m3dt_agent.training.job import Job
+from m3dt_agent.training.stage_inputs import Job
 
 MakeBank = Callable[..., ExpertBank]
 SHARED: dict[str, Any] = {"steps": 10, "batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-3}

@@ -15,10 +15,11 @@ from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, Train
 from m3dt_agent.data.batches import Batch
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import InvalidValueError
-from m3dt_agent.training import LogRecord, backbone, experts, fit_stage, router
+from m3dt_agent.training import LogRecord, fit_stage
+from m3dt_agent.training.fit import backbone, experts, router
 from m3dt_agent.training.checkpoint import newest_checkpoint, write_checkpoint
 from m3dt_agent.training.conflict import masked_losses
-from m3dt_agent.training.job import Job
+from m3dt_agent.training.stage_inputs import Job
 from m3dt_agent.training.loop import Run, StepHooks, Trainer, cpu_threads, train
 
 MakeBank = Callable[..., ExpertBank]

@@ -1,0 +1,128 @@
+"""The demonstrations that a cell trains on: the same for every method, collected once per machine.
+
+    <root>/m3dt/<task>/mixture-200-seed0-v0          200 whole episodes of full length
+    <root>/m3dt/<task>/expert-24-seed0-stop10-v0     Meta-World's cut on the tenth step with success
+
+Three conditions, as shares of a task's episodes; shares of levels a task does not have go to the others in proportion:
+
+    mixture   random 1, low 1, middle 2, noisy expert 2, expert 2
+    expert    noisy expert 1, expert 1
+    best      the planner where there is one, else noisy expert 1, expert 3
+
+Low and middle are the novice and medium snapshots; on Meta-World, which has none, its scripted policy with more noise.
+Collection is `m3dt_agent.data.collect`: killed at any moment it continues, a finished dataset of the same config is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m3dt_agent.data.behavior import PLANNER_LEVEL, levels
+from m3dt_agent.data.collect import CollectConfig, collect
+from m3dt_agent.disk import file_lock
+from m3dt_agent.data.shards import episode_seed
+from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.errors import ConfigError
+from m3dt_agent.quickstart import NOISE
+from m3dt_agent.tasks import Domain, TaskSpec, lookup, resolve
+from m3dt_agent.training.stage_inputs import data_fingerprint
+
+CONDITIONS = ("mixture", "expert", "best")
+STEPS_DOWN: Mapping[Domain, Mapping[str, float]] = {"metaworld": {"expert+1.0": 1.0, "expert+0.5": 2.0}}
+"""Shares of what stands for novice and medium where there are no snapshots. Measured on every third Meta-World task, 3 episodes
+each: success 47% with noise 1.0, 73% with 0.5, 94% with the 0.2 of the noisy expert."""
+SNAPSHOTS: Mapping[str, float] = {"novice": 1.0, "medium": 2.0}
+HISTOGRAM_BINS = 10
+
+
+def level_shares(task: TaskSpec, condition: str) -> dict[str, float]:
+    """Behavior level → share of a task's episodes in a condition.
+
+    Raises:
+        UnknownTaskError: no such condition.
+    """
+    noisy = f"expert+{NOISE[task.domain]}"
+    found = lookup({name: name for name in CONDITIONS}, condition, "data condition")
+    if found == "best" and PLANNER_LEVEL in levels(task):
+        return {PLANNER_LEVEL: 1.0}
+    if found != "mixture":
+        return {"expert": 3.0 if found == "best" else 1.0, noisy: 1.0}
+    between = STEPS_DOWN.get(task.domain, {level: share for level, share in SNAPSHOTS.items() if level in levels(task)})
+    return {"random": 1.0, **between, noisy: 2.0, "expert": 2.0}
+
+
+def source_name(condition: str, episodes: int, seed: int, stop_after_success: int | None) -> str:
+    """The last name of the datasets: everything but the shares, which the dataset itself holds and collection compares."""
+    return f"{condition}-{episodes}-seed{seed}" + (f"-stop{stop_after_success}" if stop_after_success else "")
+
+
+def prepare(
+    root: Path,
+    tasks: Sequence[str | TaskSpec],
+    condition: str,
+    episodes: int,
+    seed: int,
+    workers: int | None = None,
+    *,
+    stop_after_success: int | None = None,
+    progress: bool | None = None,
+) -> TaskDatasets:
+    """The datasets of `tasks` under the Minari root `root`, those that are missing collected first.
+
+    Waits for another process that is preparing data under the same root. episodes: per task, prompts among them. seed: of the
+    collection; an episode's own seed is a hash of it, the task and its index. workers: processes (None: one per core; 0: none).
+
+    Raises:
+        UnknownTaskError: no such task or condition.
+        DatasetError: a dataset of that name was made with other shares.
+        DiskSpaceError, M3DTError: as `collect`.
+    """
+    source = source_name(condition, episodes, seed, stop_after_success)
+    specs = resolve(tasks)
+    alike: dict[tuple[tuple[str, float], ...], list[TaskSpec]] = {}
+    for task in specs:
+        alike.setdefault(tuple(level_shares(task, condition).items()), []).append(task)
+    with file_lock(root / ".prepare.lock"):
+        for shares, group in alike.items():
+            config = CollectConfig(dict(shares), 0.0, episodes, seed, source, stop_after_success)
+            collect(group, root, config, workers=workers, progress=progress)
+        return TaskDatasets.open(root, specs, source)
+
+
+def collection_seeds(tasks: Iterable[str | TaskSpec], episodes: int, seed: int) -> dict[int, str]:
+    """Episode seed → task, of everything that `prepare` collects with these arguments."""
+    return {episode_seed(seed, task, index): task.name for task in resolve(tasks) for index in range(episodes)}
+
+
+def require_disjoint(tasks: Iterable[str | TaskSpec], episodes: int, seed: int, eval_seed: int, eval_episodes: int) -> None:
+    """Checks that no evaluated episode, seeds `eval_seed` … `eval_seed` + `eval_episodes` - 1, was collected.
+
+    Raises:
+        ConfigError: one was, for any task; the message names it.
+    """
+    collected = collection_seeds(tasks, episodes, seed)
+    if common := [s for s in range(eval_seed, eval_seed + eval_episodes) if s in collected]:
+        raise ConfigError(
+            f"seed {common[0]} is evaluated and was collected for {collected[common[0]]}; choose another eval_seed"
+        )
+
+
+def describe_data(data: TaskDatasets) -> dict[str, Any]:
+    """What a row says of its data: `fingerprint`, and per task its `episodes`, `steps`, and the counts of a `histogram` of
+    normalized episode scores, ten bins from 0 to 100; what lies outside is counted in the outermost bins."""
+    described = {}
+    for task, packed in zip(data.tasks, data.packed, strict=True):
+        outcomes = [None] * len(packed.returns) if packed.success is None else packed.success.tolist()
+        scores = [task.normalized_score(float(r), s) for r, s in zip(packed.returns, outcomes, strict=True)]
+        counts, _ = np.histogram(np.clip(scores, 0.0, 100.0), HISTOGRAM_BINS, (0.0, 100.0))
+        described[task.name] = {
+            "episodes": len(scores),
+            "steps": int(packed.lengths.sum()),
+            "mean_score": float(np.mean(scores)),
+            "histogram": counts.tolist(),
+        }
+    return {"fingerprint": data_fingerprint(data), "tasks": described}

@@ -1,0 +1,207 @@
+"""The scores of a model card: what evaluation rows say of one bank, as sections and as the Hub's `model-index`.
+
+    rows ─► bank_scores ─┬► evaluation_sections    score table, who acted, under what versions, where it is weak
+                         └► eval_results           model-index: normalized score (and success rate) per task
+
+The rows of one policy are the bank's own scores; those of other policies stand beside them, on the same tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from huggingface_hub import EvalResult
+
+from m3dt_agent import tasks as task_table
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.errors import ConfigError
+from m3dt_agent.hub.cards.markdown import PAPER, count, escape, figure_lines, table
+from m3dt_agent.scores import EpisodeResult, Interval, Summary, TaskSummary, summarize
+
+WEAK_BELOW = 50.0
+"""Half of the normalized scale; a task below it is listed as weak."""
+BEHAVIOR = "expert"
+"""What an evaluation calls the behavior policies; a task on which the bank has less than half of their score is listed, too."""
+
+DEFAULT_POLICIES = {"mixture": "m3dt-mixture", "none": "m3dt-backbone"}
+"""What an evaluation calls an agent that acts with its bank's default experts (`AgentPolicy`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BankScores:
+    """summary: of the bank's own policy. others: policy → summary on the same tasks, as far as it has them. rows: policy → its
+    episodes that were counted, the bank's own first. content_hash: the bank's. bank_tasks: how many it is for."""
+
+    summary: Summary
+    others: Mapping[str, Summary]
+    rows: Mapping[str, Sequence[EpisodeResult]]
+    content_hash: str
+    bank_tasks: int
+
+
+def bank_scores(bank: ExpertBank, rows: Sequence[EpisodeResult], policy: str | None = None) -> BankScores:
+    """The scores of `bank` in `rows`; `policy` is whose they are, None: the only one's, or the one of `DEFAULT_POLICIES`.
+
+    Raises:
+        ConfigError: rows of another bank, none of this one, several policies of it and no choice, a policy with and without a
+            bank, or an episode twice.
+    """
+    ours = bank.content_hash
+    if foreign := sorted({row.bank_hash for row in rows} - {ours, ""}):
+        raise ConfigError(f"these rows are not of this bank: their bank's hash is {', '.join(foreign)}; this one's is {ours}")
+    own = list(dict.fromkeys(row.policy for row in rows if row.bank_hash == ours))
+    if not own:
+        raise ConfigError(f"no row is of this bank, {ours}; other policies stand beside its scores, not for them")
+    if mixed := sorted({row.policy for row in rows if not row.bank_hash} & set(own)):
+        raise ConfigError(f"policy {', '.join(map(repr, mixed))} has rows with this bank and rows without a bank")
+    chosen = policy or (own[0] if len(own) == 1 else DEFAULT_POLICIES[bank.default_experts])
+    if chosen not in own:
+        raise ConfigError(f"choose a policy that acted with this bank: {', '.join(map(repr, own))}; got policy={policy!r}")
+    tasks = {row.task for row in rows if row.policy == chosen}
+    by_policy: dict[str, list[EpisodeResult]] = {chosen: []}
+    for row in rows:
+        if row.task in tasks:
+            by_policy.setdefault(row.policy, []).append(row)
+    summary, *others = (summarize(of) for of in by_policy.values())
+    return BankScores(summary, {other.policy: other for other in others}, by_policy, ours, len(bank.tasks))
+
+
+def eval_results(scores: BankScores) -> list[EvalResult]:
+    """The entries of the model-index; a task's Gymnasium id stands where other models name a dataset."""
+    return [result for task in scores.summary.tasks.values() for result in _task_results(task)]
+
+
+def _task_results(task: TaskSummary) -> list[EvalResult]:
+    metrics = [("normalized_score", "mean normalized score, 0 to 100", task.mean_score)]
+    if task.success_rate is not None:
+        metrics.append(("success_rate", "success rate, 0 to 1", task.success_rate))
+    return [
+        EvalResult(
+            task_type="reinforcement-learning",
+            task_name="reinforcement-learning",
+            dataset_type=task_table.get(task.task).env_id,
+            dataset_name=task.task,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for kind, name, value in metrics
+    ]
+
+
+def evaluation_sections(scores: BankScores, figure: str | None) -> list[str]:
+    """The part of a card about scores; `figure` is a path inside the repository."""
+    explanation = (
+        f"Of {len(scores.summary.tasks)} of the bank's {count(scores.bank_tasks, 'task')}, normalized from 0 to 100, each task "
+        f"with the same weight. The policy is {escape(scores.summary.policy)}, with the bank whose content hash is "
+        f"`{scores.content_hash}`. Intervals are of 95%: Wilson's for success rates, else percentile-bootstrap intervals over "
+        "episodes. They say how well these episodes measure this bank, nothing about other training seeds. Published is what "
+        f"one Prompt-DT per task reached on the data of M3DT ({PAPER}, appendix A.3)."
+    )
+    return [
+        "## Scores",
+        explanation,
+        _score_table(scores),
+        *figure_lines(figure, "Normalized score per task"),
+        "### Who acted",
+        _policy_table(scores),
+        _conditions([row for rows in scores.rows.values() for row in rows]),
+        "### Where it is weak",
+        *_weak_tasks(scores),
+    ]
+
+
+def _weak_tasks(scores: BankScores) -> list[str]:
+    """Which tasks are weak on the scale, and which beside those that the bank learned from, worst first."""
+    tasks = sorted(scores.summary.tasks.values(), key=lambda task: task.mean_score)
+    weak = ", ".join(f"{t.task} ({t.mean_score:.1f})" for t in tasks if t.mean_score < WEAK_BELOW)
+    said = [f"Below {WEAK_BELOW:.0f}: {weak}." if weak else f"None of these tasks scores below {WEAK_BELOW:.0f}."]
+    if BEHAVIOR not in scores.others:
+        return said
+    behavior = {name: task.mean_score for name, task in scores.others[BEHAVIOR].tasks.items()}
+    half = [t for t in tasks if t.mean_score < behavior.get(t.task, 0.0) / 2]
+    listed = ", ".join(f"{t.task} ({t.mean_score:.1f} of {behavior[t.task]:.1f})" for t in half)
+    return [*said, f"Under half of the behavior policy: {listed or 'none of these tasks'}."]
+
+
+def _score_table(scores: BankScores) -> str:
+    summary, others = scores.summary, scores.others
+    success = "-" if summary.success_rate is None else f"{100 * summary.success_rate:.0f}%"
+    # a mean over fewer tasks than the bank's would not compare
+    whole = [other if len(other.tasks) == len(summary.tasks) else None for other in others.values()]
+    means = ["-" if other is None else f"{other.mean_score:.1f}" for other in whole]
+    iqms = ["-" if other is None else f"{other.iqm_score:.1f}" for other in whole]
+    mean, iqm = (f"**{summary.mean_score:.1f}**", f"**{summary.iqm_score:.1f}**")
+    rows = [_score_row(task, others) for task in summary.tasks.values()]
+    published = [task_table.get(name).published_score for name in summary.tasks]
+    rows.append(
+        [
+            *("**mean**", "", f"{summary.episodes}", "", mean, _interval(summary.mean_interval), success, *means),
+            f"{sum(published) / len(published):.1f}",
+        ]
+    )
+    rows.append(["**IQM**", "", "", "", iqm, _interval(summary.iqm_interval), "", *iqms, ""])
+    names = [escape(name) for name in others]
+    return table(
+        ("task", "domain", "episodes", "return", "score", "95% interval", "success", *names, "published"), rows, left=2
+    )
+
+
+def _score_row(task: TaskSummary, others: Mapping[str, Summary]) -> list[str]:
+    # of nothing but successes the bootstrap would make a certainty
+    wilson = task.success_interval and (100 * task.success_interval[0], 100 * task.success_interval[1])
+    return [
+        task.task,
+        task_table.get(task.task).domain,
+        f"{task.episodes}",
+        f"{task.mean_return:,.1f}",
+        f"{task.mean_score:.1f}",
+        _interval(wilson or task.score_interval),
+        "-" if task.success_rate is None else f"{100 * task.success_rate:.0f}%",
+        *(f"{other.tasks[task.task].mean_score:.1f}" if task.task in other.tasks else "-" for other in others.values()),
+        f"{task_table.get(task.task).published_score:.1f}",
+    ]
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval[0]:.1f} … {interval[1]:.1f}"
+
+
+def _policy_table(scores: BankScores) -> str:
+    rows = []
+    for summary in (scores.summary, *scores.others.values()):
+        of = scores.rows[summary.policy]
+        seeds = sorted({row.seed for row in of})
+        rows.append(
+            [
+                escape(summary.policy),
+                f"this bank, {scores.content_hash[:12]}" if of[0].bank_hash else "no bank",
+                f"{len(summary.tasks)}",
+                f"{len(of)}",
+                f"{seeds[0]} … {seeds[-1]}",
+                f"{summary.mean_score:.1f} ({_interval(summary.mean_interval)})",
+                f"{summary.iqm_score:.1f} ({_interval(summary.iqm_interval)})",
+            ]
+        )
+    return table(("policy", "acts with", "tasks", "episodes", "seeds", "mean", "IQM"), rows, left=2)
+
+
+def _conditions(rows: Sequence[EpisodeResult]) -> str:
+    """Versions and rules under which the episodes were run."""
+    versions: dict[str, set[str]] = {}
+    for row in rows:
+        for package, version in row.versions.items():
+            versions.setdefault(package, set()).add(version)
+    listed = ", ".join(f"{escape(name)} {_either(versions[name])}" for name in sorted(versions))
+    run_with = f"Run with {listed or 'versions that are not known'}."
+    meta_world = [row for row in rows if row.success is not None]
+    if not meta_world:
+        return run_with
+    ends = {"end at success" if row.stop_on_success else "run their full length" for row in meta_world}
+    rewards = {row.reward_version or "not known" for row in meta_world}
+    return f"{run_with} Meta-World episodes {_either(ends)}; reward function: {_either(rewards)}."
+
+
+def _either(values: set[str]) -> str:
+    return escape(" or ".join(sorted(values)))

@@ -1,0 +1,200 @@
+"""`m3dt push`, `m3dt pull`, `m3dt data push`, `m3dt data pull`: banks and datasets on the Hugging Face Hub.
+
+A token is never an argument, where other users of the machine would see it: it comes from a file, or is the login that
+`hf auth login` keeps, which goes to huggingface.co alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import AsJson, Root, SetSeed, Source, TaskNames, TaskSet, emit, make_table, parse_experts, quiet_stdout, size
+from .info import bank_table, describe_bank
+from ..errors import ConfigError
+from ..tasks import TaskSpec, resolve
+from ..tasks import task_set as published_set
+
+if TYPE_CHECKING:
+    from ..scores import EpisodeResult
+
+Repo = Annotated[str, typer.Argument(help="Repository on the Hub, namespace/name; or a folder, ./written/so.")]
+Origin = Annotated[str, typer.Argument(help="Repository on the Hub, namespace/name; a folder, ./written/so; or builtin:NAME.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag (stage-backbone, stage-router, …) or sha; default: main.")]
+TokenFile = Annotated[Path | None, typer.Option(help="File that holds the token; default: your login on huggingface.co.")]
+Endpoint = Annotated[str | None, typer.Option(help="Address of the Hub; default: HF_ENDPOINT, or huggingface.co.")]
+Private = Annotated[bool | None, typer.Option("--private/--public", help="Of a repository that is made.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there and differs.")]
+
+
+def push_command(
+    bank: Annotated[str, typer.Argument(help="The bank: a folder, or builtin:NAME.")],
+    repo: Repo,
+    rows: Annotated[Path | None, typer.Option(help="Rows of `m3dt eval --rows`, for the card.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Which of the rows are the bank's own, if several could be.")] = None,
+    private: Private = None,
+    overwrite: Overwrite = False,
+    token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Push a bank: what is new, one commit and one tag per stage. Interrupted, it continues when run again."""
+    from ..hub.banks import push_bank
+    from ..scores import read_rows
+
+    evaluated = read_rows(rows) if rows else []
+    with quiet_stdout(), tempfile.TemporaryDirectory() as folder:
+        pushed = push_bank(
+            bank,
+            repo,
+            rows=evaluated,
+            policy=policy,
+            figure=draw_scores(evaluated, Path(folder, "scores.png")),
+            private=private,
+            overwrite=overwrite,
+            token=read_token(token_file),
+            endpoint=endpoint,
+        )
+    document = {"repo": repo, **dataclasses.asdict(pushed)}
+    cells = [("repository", repo), ("commit", pushed.sha or "a folder"), ("tag", pushed.tag), ("commits", pushed.commits)]
+    cells.append(("files sent", ", ".join(pushed.files) or "none: it was all there"))
+    emit(document, as_json=as_json, table=make_table("Pushed", ("", ""), cells, left=2))
+
+
+def draw_scores(rows: Sequence[EpisodeResult], path: Path) -> Path | None:
+    """The card's figure of the rows' policies, the first four; None without rows or matplotlib."""
+    from ..plots import save_score_figure
+    from ..scores import summarize
+
+    if not rows or importlib.util.find_spec("matplotlib") is None:
+        return None
+    names = list(dict.fromkeys(row.policy for row in rows))[:4]
+    return save_score_figure([summarize([row for row in rows if row.policy == name]) for name in names], path)
+
+
+def pull_command(
+    repo: Origin,
+    folder: Annotated[Path | None, typer.Argument(help="New folder for a copy to work in; default: the cache alone.")] = None,
+    revision: Revision = None,
+    experts: Annotated[str | None, typer.Option(help="Only these experts: 3,7.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only the experts that serve this task; may be repeated.")] = None,
+    token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pull a bank, all of it or some experts, every file verified. Interrupted, it continues when run again."""
+    from ..hub.banks import pull_bank
+
+    with quiet_stdout():
+        pulled = pull_bank(
+            repo,
+            revision,
+            experts=None if experts is None else parse_experts(experts),
+            tasks=task,
+            to=folder,
+            token=read_token(token_file),
+            endpoint=endpoint,
+        )
+    document = {"repo": repo, "sha": pulled.sha, **describe_bank(pulled.bank)}
+    emit(document, as_json=as_json, table=bank_table(document))
+
+
+def data_push_command(
+    repo: Repo,
+    names: TaskNames = None,
+    task_set: TaskSet = None,
+    set_seed: SetSeed = 0,
+    root: Root = Path("datasets"),
+    source: Source = None,
+    private: Private = None,
+    overwrite: Overwrite = False,
+    token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Push datasets, of all tasks or those named, into one repository. Interrupted, it continues when run again."""
+    from ..hub.datasets import push_datasets
+
+    with quiet_stdout():
+        pushed = push_datasets(
+            root,
+            repo,
+            _some_tasks(names, task_set, set_seed),
+            source=source,
+            private=private,
+            overwrite=overwrite,
+            token=read_token(token_file),
+            endpoint=endpoint,
+        )
+    document = {"repo": repo, **dataclasses.asdict(pushed)}
+    title = f"{len(pushed.datasets)} dataset(s) sent to {repo}, {pushed.commits} commit(s), now at {pushed.sha or 'a folder'}"
+    emit(document, as_json=as_json, table=make_table(title, ("dataset",), ([name] for name in pushed.datasets)))
+
+
+def data_pull_command(
+    repo: Repo,
+    names: TaskNames = None,
+    task_set: TaskSet = None,
+    set_seed: SetSeed = 0,
+    root: Root = Path("datasets"),
+    source: Source = None,
+    revision: Revision = None,
+    overwrite: Overwrite = False,
+    token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pull datasets, of all tasks or those named, into a Minari root. Interrupted, it continues when run again."""
+    from ..hub.datasets import pull_datasets
+
+    with quiet_stdout():
+        pulled = pull_datasets(
+            repo,
+            root,
+            _some_tasks(names, task_set, set_seed),
+            source=source,
+            revision=revision,
+            overwrite=overwrite,
+            token=read_token(token_file),
+            endpoint=endpoint,
+        )
+    rows: list[dict[str, Any]] = [
+        {"dataset": name, "path": str(path), "new": name in pulled.new, "bytes": _bytes(path)}
+        for name, path in pulled.paths.items()
+    ]
+    cells = ([row["dataset"], "pulled" if row["new"] else "kept", size(row["bytes"])] for row in rows)
+    table = make_table(f"{repo} at {pulled.sha or 'a folder'}", ("dataset", "", "size"), cells, left=2)
+    emit({"repo": repo, "sha": pulled.sha, "datasets": rows}, as_json=as_json, table=table)
+
+
+def read_token(file: Path | None) -> str | None:
+    """The token in `file`, if one is given.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else than one token.
+    """
+    if file is None:
+        return None
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the token file {file} cannot be read: {type(error).__name__}") from None
+    if not token or token.split() != [token]:
+        raise ConfigError(f"the token file {file} must hold one token and nothing else")
+    return token
+
+
+def _some_tasks(names: list[str] | None, task_set: str | None, seed: int) -> tuple[TaskSpec, ...] | None:
+    """The tasks named, or None where none are."""
+    chosen = (*resolve(names or (), seed=seed), *(published_set(task_set, seed) if task_set else ()))
+    return tuple(dict.fromkeys(chosen)) or None
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,61 @@
+"""`m3dt info`: what a bank holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .options import AsJson, emit, make_table, size
+from ..config import STAGES
+
+if TYPE_CHECKING:
+    from ..bank import ExpertBank
+
+
+def info_command(
+    bank: Annotated[str, typer.Argument(help="A bank: a folder, or builtin:NAME.")],
+    as_json: AsJson = False,
+) -> None:
+    """What a bank holds; every file of it is verified."""
+    from ..bank.builtin import open_bank
+
+    document = describe_bank(open_bank(bank))
+    emit(document, as_json=as_json, table=bank_table(document))
+
+
+def describe_bank(bank: ExpertBank) -> dict[str, Any]:
+    """A bank as plain values: path, hash, model, tasks, groups, status of each stage, finished experts, storage, file sizes."""
+    return {
+        "path": str(bank.path),
+        "content_hash": bank.content_hash,
+        "model": dataclasses.asdict(bank.config),
+        "tasks": [task.name for task in bank.tasks],
+        "groups": bank.groups,
+        "stages": {stage: bank.status(stage) for stage in STAGES},
+        "finished_experts": list(bank.finished_experts),
+        "default_experts": bank.default_experts,
+        "storage": bank.storage,
+        "files": {name: record.bytes for name, record in bank.manifest.files.items()},
+    }
+
+
+def bank_table(document: dict[str, Any]) -> Table:
+    """The table of what `describe_bank` gives."""
+    model, groups = document["model"], document["groups"] or {}
+    table = make_table(f"Bank {document['path']}", ("", ""), [], left=2)
+    table.show_header = False
+    table.add_row("model", f"{model['embed_dim']} wide, {model['n_layers']} layers, {model['n_experts']} experts per block")
+    for stage, status in document["stages"].items():
+        table.add_row(f"stage {stage}", status)
+    table.add_row("acts with", {"none": "the backbone", "mixture": "the routed mixture"}[document["default_experts"]])
+    if not groups:
+        table.add_row("tasks", ", ".join(document["tasks"]))
+    for expert in sorted(set(groups.values())):
+        table.add_row(f"group of expert {expert}", ", ".join(task for task, group in groups.items() if group == expert))
+    table.add_row("weights", f"stored as {document['storage']}")
+    table.add_row("files", f"{len(document['files'])}, {size(sum(document['files'].values()))}, all verified")
+    table.add_row("content hash", document["content_hash"])
+    return table

@@ -1,0 +1,191 @@
+"""What every command shares: results on stdout, everything else on stderr, and how names of tasks become tasks.
+
+stdout   the result, as a rich table or, with --json, as one JSON document and nothing else
+stderr   progress, estimates, warnings of simulators, errors
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from .. import tasks as task_table
+from ..errors import ConfigError
+from ..jobs import RayCluster
+from ..jobs.ray_tasks import require_ray
+from ..tasks import TaskSpec
+
+N = TypeVar("N", int, float)
+
+TaskNames = Annotated[list[str] | None, typer.Argument(help="Tasks, sets (mt10 … mt160) or domains; mixed as you like.")]
+AllTasks = Annotated[bool, typer.Option("--all", help="All 160 tasks.")]
+TaskSet = Annotated[str | None, typer.Option("--set", help="A published set: mt10, mt20, mt40, mt80, mt120, mt160.")]
+SetSeed = Annotated[int, typer.Option("--set-seed", help="Which of the three published draws of a set: 0, 1 or 2.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Root = Annotated[Path, typer.Option(help="Minari root folder of the datasets.")]
+Source = Annotated[str | None, typer.Option(help="Name of the datasets' source, m3dt/<task>/<source>-v0.")]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")]
+Workers = Annotated[int | None, typer.Option(help="Simulator processes; 0: this process; default: one per core.")]
+Shard = Annotated[str, typer.Option(help="I/N: every N-th part of the work from the I-th on, for job arrays.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help="On a Ray cluster: local (started here), auto (RAY_ADDRESS, or one that runs here), an address."
+    ),
+]
+CpusPerJob = Annotated[int, typer.Option(help="With --ray: CPUs that a job reserves.")]
+GpusPerJob = Annotated[float, typer.Option(help="With --ray: GPUs that a job reserves; fractions are allowed.")]
+Retries = Annotated[int, typer.Option(help="How often a job is tried again after it failed or its machine did.")]
+ActingExperts = Annotated[
+    str | None, typer.Option("--experts", help="mixture, none or an expert's number; default: what is trained.")
+]
+RoutingMass = Annotated[
+    float | None, typer.Option(help="Of the mixture, use the experts that carry this share of the router's weight.")
+]
+MaxExperts = Annotated[int | None, typer.Option(help="Of the mixture, use at most so many experts per block.")]
+ActingPrecision = Annotated[
+    Literal["float32", "bfloat16", "auto"],
+    typer.Option("--precision", help="Of the agent's products; auto: what is faster here."),
+]
+StopOnSuccess = Annotated[bool, typer.Option("--stop-on-success", help="End Meta-World episodes at success.")]
+ReturnToGoMode = Annotated[Literal["rewards", "constant"], typer.Option("--rtg-mode", help="How the return-to-go moves.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+
+
+def say(message: str) -> None:
+    """One line for the person watching, on stderr."""
+    Console(stderr=True, highlight=False).print(message, soft_wrap=True, markup=False)
+
+
+def emit(document: Any, *, as_json: bool, table: RenderableType) -> None:
+    """The command's result on stdout: `document` as JSON, or `table`."""
+    if as_json:
+        print(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        Console().print(table)
+
+
+def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> Table:
+    """A table whose first `left` columns are text and the rest numbers, right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right", overflow="fold", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*("-" if cell is None else f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row))
+    return table
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Send what libraries and child processes print on stdout to stderr meanwhile, so that stdout holds the result only."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def choose_tasks(names: Sequence[str] | None, *, all_tasks: bool, task_set: str | None, seed: int) -> tuple[TaskSpec, ...]:
+    """The tasks a command works on, each once.
+
+    Raises:
+        ConfigError: none were named.
+        UnknownTaskError: a name that is no task, set or domain.
+    """
+    chosen: list[str | TaskSpec] = list(task_table.TASKS) if all_tasks else list(names or ())
+    if task_set is not None:
+        chosen += task_table.task_set(task_set, seed)
+    if not chosen:
+        raise ConfigError("no tasks named; give task names, --set mt10 … mt160, or --all (`m3dt tasks` lists them)")
+    return task_table.resolve(chosen, seed=seed)
+
+
+def ray_cluster(address: str | None, cpus_per_job: int, gpus_per_job: float, retries: int) -> RayCluster | None:
+    """The cluster that the options name, or None.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+    """
+    if address is None:
+        return None
+    require_ray()
+    return RayCluster(address, cpus_per_job, gpus_per_job, retries)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(I, N) from "I/N".
+
+    Raises:
+        ConfigError: something else.
+    """
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"a shard is I/N, like 1/4; got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def parse_workers(text: str) -> int | tuple[int, int]:
+    """4 from "4", (2, 8) from "2:8".
+
+    Raises:
+        ConfigError: something else.
+    """
+    parts = text.split(":")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts) or int(parts[0]) > int(parts[-1]):
+        raise ConfigError(f"workers are a number, like 4, or the fewest and the most, like 2:8; got {text!r}")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def parse_experts(text: str) -> tuple[int, ...]:
+    """Experts' numbers from `3,7`.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise ConfigError(f"experts are numbers with commas between them, like 3,7; got {text!r}")
+    return tuple(int(part) for part in text.split(","))
+
+
+def parse_pairs(text: str, number: Callable[[str], N], what: str, example: str) -> dict[str, N]:
+    """{"random": 0.2, "expert": 0.8} from "random:0.2,expert:0.8". what, example: for the message.
+
+    Raises:
+        ConfigError: not of this form, or a name twice.
+    """
+    try:
+        pairs = [(name.strip(), number(value)) for name, value in (part.split(":") for part in text.split(","))]
+    except ValueError:
+        raise ConfigError(f"{what} is written like {example}; got {text!r}") from None
+    if len(dict(pairs)) < len(pairs):
+        raise ConfigError(f"{what} names each of its parts once; got {text!r}")
+    return dict(pairs)
+
+
+def duration(seconds: float) -> str:
+    """`seconds` as a person says it: 45 s, 12 min, 3.5 h, 9.2 days."""
+    for size, unit in ((86_400, "days"), (3_600, "h")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def size(n_bytes: float) -> str:
+    """`n_bytes` in the unit that fits: 12 kB, 3.4 MB, 1.2 GB."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB")):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.1f} {unit}"
+    return f"{n_bytes / 1e3:.0f} kB"

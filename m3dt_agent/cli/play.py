@@ -1,0 +1,57 @@
+"""`m3dt play`: one episode of one task with a bank, that of the package unless another is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import ActingExperts, ActingPrecision, AsJson, Device, MaxExperts, ReturnToGoMode, RoutingMass, StopOnSuccess, emit, make_table, quiet_stdout
+from .eval import chosen_experts, load_agent
+from ..config import EvalConfig
+from ..tasks import get
+
+if TYPE_CHECKING:
+    from ..evaluation.one_episode import Played
+
+DEFAULT_BANK = "builtin:mt160"
+
+
+def play_command(
+    task: Annotated[str, typer.Argument(help="The task, by name.")],
+    bank: Annotated[str, typer.Option(help="A bank: a folder, or builtin:NAME.")] = DEFAULT_BANK,
+    seed: Annotated[int, typer.Option(help="Seed of the episode.")] = EvalConfig().seed,
+    experts: ActingExperts = None,
+    routing_mass: RoutingMass = None,
+    max_experts: MaxExperts = None,
+    precision: ActingPrecision = "float32",
+    stop_on_success: StopOnSuccess = False,
+    rtg_mode: ReturnToGoMode = "rewards",
+    video: Annotated[Path | None, typer.Option(help="Draw it, too, into this .gif or .mp4; see MUJOCO_GL.")] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Play one episode: its return, score and success, and how fast the agent decides."""
+    from ..bank.builtin import open_bank
+    from ..evaluation.one_episode import play
+
+    spec, chosen = get(task), chosen_experts(experts, routing_mass, max_experts)
+    with quiet_stdout():
+        agent = load_agent(open_bank(bank, check="sizes"), chosen, device, precision)
+        played = play(agent, spec, seed=seed, stop_on_success=stop_on_success, rtg_mode=rtg_mode, video=video)
+    cells = list(_cells(played).items())
+    emit(dataclasses.asdict(played), as_json=as_json, table=make_table(f"{spec.name}, seed {seed}", ("", ""), cells, left=2))
+
+
+def _cells(played: Played) -> dict[str, str]:
+    cells = {
+        "policy": f"{played.policy}, of bank {played.bank_hash[:12]}…",
+        "return": f"{played.episode_return:.2f}",
+        "normalized score": f"{played.normalized_score:.1f}",
+        "success": {True: "yes", False: "no", None: "-"}[played.success],
+        "length": f"{played.length} steps",
+        "speed": f"{played.decisions_per_second:.1f} decisions a second",
+    }
+    return cells if played.video is None else cells | {"video": played.video}

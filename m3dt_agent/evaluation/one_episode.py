@@ -1,0 +1,104 @@
+"""One episode of one task: what an agent scores in it, and how fast it decides.
+
+    agent ─► timed ─┬► evaluation.evaluate   one episode in this process
+                    └► videos.record         the same, where it is to be seen
+
+The speed is the agent's alone: the clock runs inside `act`, not while the simulator steps or draws.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..agent.inputs import Bools, Floats
+from ..agent import M3DTAgent, RtgMode
+from ..config import EvalConfig
+from .rollout import AgentPolicy, VectorPolicy, evaluate
+from ..tasks import TaskSpec, get
+
+DEFAULT_SEED = EvalConfig().seed
+"""The first of an evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """An episode that was played. success: None where the task has none. length: in steps, each of one decision."""
+
+    task: str
+    seed: int
+    policy: str
+    bank_hash: str
+    episode_return: float
+    normalized_score: float
+    success: bool | None
+    length: int
+    decisions_per_second: float
+    video: str | None
+
+
+def play(
+    agent: M3DTAgent,
+    task: str | TaskSpec,
+    *,
+    seed: int = DEFAULT_SEED,
+    stop_on_success: bool = False,
+    rtg_mode: RtgMode = "rewards",
+    video: Path | None = None,
+) -> Played:
+    """Plays the episode of `task` that starts from `seed`; with `video` it is drawn, too, and written there.
+
+    stop_on_success, rtg_mode: as in `EvalConfig`.
+
+    Raises:
+        UnknownTaskError: no such task, or one the agent does not have.
+        Else as `evaluation.evaluate`, or with a video as `videos.record`.
+    """
+    spec = task if isinstance(task, TaskSpec) else get(task)
+    config = EvalConfig(1, seed, slots=1, workers=0, stop_on_success=stop_on_success, rtg_mode=rtg_mode)
+    timed = _Timed(AgentPolicy(agent, rtg_mode))
+    if video is None:
+        (row,) = evaluate(timed, [spec], config, progress=False)
+        episode_return, success = row.episode_return, row.success
+    else:
+        from .videos import record
+
+        recording = record(timed, [spec], video, config, progress=sys.stderr.isatty())
+        episode_return, success = recording.returns[spec.name], recording.successes[spec.name]
+    return Played(
+        task=spec.name,
+        seed=seed,
+        policy=timed.name,
+        bank_hash=timed.bank_hash,
+        episode_return=episode_return,
+        normalized_score=spec.normalized_score(episode_return, success),
+        success=success,
+        length=timed.decisions,
+        decisions_per_second=timed.decisions / timed.seconds,
+        video=None if video is None else str(video),
+    )
+
+
+class _Timed:
+    """A policy and the time it takes. decisions: actions of episodes that ran; seconds: spent on them."""
+
+    def __init__(self, policy: VectorPolicy) -> None:
+        self._policy = policy
+        self.name, self.bank_hash = policy.name, policy.bank_hash
+        self.decisions, self.seconds = 0, 0.0
+
+    def reset(self, tasks: Sequence[TaskSpec], seeds: Sequence[Sequence[int]]) -> None:
+        self._policy.reset(tasks, seeds)
+
+    def act(self, obs: Floats, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools) -> Floats:
+        start = time.perf_counter()
+        actions = self._policy.act(obs, reward=reward, reset_mask=reset_mask, active=active)
+        self.seconds += time.perf_counter() - start
+        self.decisions += int(active.sum())
+        return actions

@@ -1,0 +1,226 @@
+"""One video of several tasks: a grid of their first episodes, side by side.
+
+    ┌─────────────┬─────────────┐
+    │ frame       │ frame       │      TILE x TILE pixels
+    ├─────────────┼─────────────┤
+    │ walker-run  │ reach       │      CAPTION_HEIGHT pixels: task, return so far, success
+    │ 123.4       │ 55.0 done   │
+    └─────────────┴─────────────┘
+
+All tiles show the same agent step, every k-th one, so that the longest episode fits in MAX_SECONDS at FPS frames a second; a
+tile whose episode is over keeps its last frame. Everything runs in this process; the episodes are those of an evaluation with
+the same seed (a model's float32 actions depend in their last bits on what acts beside it). Simulators draw with the OpenGL
+backend that `MUJOCO_GL` names: egl or osmesa where there is no display.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from ..agent import M3DTAgent
+from ..config import EvalConfig
+from ..disk import disk_space_errors, write_file
+from ..envs.wrappers import StopOnSuccess
+from ..errors import ConfigError, MissingDependencyError
+from .rollout import AgentPolicy, BehaviorPolicies, VectorPolicy
+from ..tasks import MAX_OBS_DIM, TaskSpec
+
+MAX_TASKS = 16
+FPS = 12
+MAX_SECONDS = 10
+TILE = 160
+"""Pixels; with the caption a multiple of 16 in height, too, as video encoders want it."""
+CAPTION_HEIGHT = 32
+SUFFIXES = (".gif", ".mp4")
+_GIF_MILLISECONDS = 10 * round(100 / FPS)  # GIF counts hundredths of a second
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What was recorded. frames: in the video. returns, successes (None: the task has none): of each task's episode."""
+
+    path: Path
+    frames: int
+    returns: dict[str, float]
+    successes: dict[str, bool | None]
+
+
+def check_path(path: Path) -> None:
+    """Checks that a video can be written to `path`, before anything is played.
+
+    Raises:
+        ConfigError: a suffix that is neither .gif nor .mp4.
+        MissingDependencyError: .mp4 without imageio-ffmpeg; the message names what is missing and .gif.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"a video's name ends in {' or '.join(SUFFIXES)}; got {path.name!r}")
+    if path.suffix == ".mp4":
+        _ffmpeg()
+
+
+def record(
+    policy: M3DTAgent | VectorPolicy | str,
+    tasks: Sequence[TaskSpec],
+    path: str | Path,
+    config: EvalConfig | None = None,
+    *,
+    progress: bool = False,
+) -> Recording:
+    """Plays the first episode of each of the first `MAX_TASKS` tasks and writes the video; whole or not at all.
+
+    Args:
+        policy: as `evaluate` takes it. config: its `seed`, `stop_on_success` and `rtg_mode` count; None is `EvalConfig()`.
+
+    Raises:
+        ConfigError: no tasks, or a suffix that is neither .gif nor .mp4. MissingDependencyError: .mp4 without imageio-ffmpeg,
+            or a simulator that is not installed.
+        M3DTError: no OpenGL context can be opened; the message says how to choose one.
+        DiskSpaceError: the disk is full.
+    """
+    path, shown, config = Path(path), tuple(tasks[:MAX_TASKS]), config or EvalConfig()
+    check_path(path)
+    if not shown:
+        raise ConfigError("a video needs at least one task")
+    acting = AgentPolicy(policy, config.rtg_mode) if isinstance(policy, M3DTAgent) else policy
+    acting = BehaviorPolicies(acting) if isinstance(acting, str) else acting
+    with _opened(shown, config.stop_on_success) as stage:
+        frames = list(tqdm(stage.play(acting, config.seed), desc="video", unit="frame", disable=not progress))
+    with disk_space_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (_write_gif if path.suffix == ".gif" else _write_mp4)(path, frames)
+    returns = {task.name: float(value) for task, value in zip(shown, stage.returns, strict=True)}
+    return Recording(path, len(frames), returns, {task.name: stage.success(i) for i, task in enumerate(shown)})
+
+
+class _Stage:
+    """The environments of N tasks and how far their episodes are."""
+
+    def __init__(self, tasks: Sequence[TaskSpec], envs: Sequence[gym.Env[Any, Any]]) -> None:
+        N = len(tasks)
+        self.tasks, self._envs = tuple(tasks), tuple(envs)
+        self.returns, self._rewards = np.zeros(N), np.zeros(N)
+        self._observations = np.zeros((N, MAX_OBS_DIM), np.float32)
+        self._succeeded, self._active = np.zeros(N, bool), np.ones(N, bool)
+        self._pictures: list[Image.Image] = []
+
+    def success(self, i: int) -> bool | None:
+        """Whether task `i` succeeded so far; None where a task has no success."""
+        return bool(self._succeeded[i]) if self.tasks[i].domain == "metaworld" else None
+
+    def play(self, policy: VectorPolicy, seed: int) -> Iterator[Image.Image]:
+        """One episode of every task, and a frame of the grid at every k-th step and at the end."""
+        every = math.ceil(max(task.max_episode_steps for task in self.tasks) / (FPS * MAX_SECONDS - 2))
+        policy.reset(self.tasks, [(seed,)] * len(self.tasks))
+        for i, env in enumerate(self._envs):
+            self._see(i, env.reset(seed=seed)[0])
+        self._pictures = [_tile(env) for env in self._envs]
+        yield self._grid()
+        starts, step = np.ones(len(self.tasks), bool), 0
+        while self._active.any():
+            reward = self._rewards if step else None
+            actions = policy.act(self._observations, reward=reward, reset_mask=starts, active=self._active)
+            starts, step = np.zeros_like(starts), step + 1
+            acting = np.flatnonzero(self._active).tolist()
+            self._rewards = np.zeros_like(self._rewards)
+            for i in acting:
+                self._step(i, actions[i])
+            for i in acting:
+                if step % every == 0 or not self._active[i]:
+                    self._pictures[i] = _tile(self._envs[i])
+            if step % every == 0 or not self._active.any():
+                yield self._grid()
+
+    def _step(self, i: int, action: npt.NDArray[np.float32]) -> None:
+        observation, reward, terminated, truncated, info = self._envs[i].step(action[: self.tasks[i].act_dim])
+        self._see(i, observation)
+        self._rewards[i] = float(reward)
+        self.returns[i] += float(reward)
+        self._succeeded[i] = info.get("success", False)
+        self._active[i] = not (terminated or truncated)
+
+    def _see(self, i: int, observation: npt.NDArray[np.float32]) -> None:
+        self._observations[i, : observation.size] = observation
+
+    def _grid(self) -> Image.Image:
+        columns = math.ceil(math.sqrt(len(self.tasks)))
+        rows = math.ceil(len(self.tasks) / columns)
+        height = TILE + CAPTION_HEIGHT
+        grid = Image.new("RGB", (columns * TILE, rows * height), "white")
+        draw, font = ImageDraw.Draw(grid), ImageFont.load_default()
+        for i, (task, picture) in enumerate(zip(self.tasks, self._pictures, strict=True)):
+            x, y = i % columns * TILE, i // columns * height
+            grid.paste(picture, (x, y))
+            state = "success" if self._succeeded[i] else "" if self._active[i] else "over"
+            draw.text((x + 4, y + TILE + 3), task.name, "black", font)
+            draw.text((x + 4, y + TILE + 17), f"return {self.returns[i]:.1f}  {state}", "black", font)
+        return grid
+
+
+@contextlib.contextmanager
+def _opened(tasks: Sequence[TaskSpec], stop_on_success: bool) -> Iterator[_Stage]:
+    with contextlib.ExitStack() as stack:
+        envs: list[gym.Env[Any, Any]] = []
+        for task in tasks:
+            env: gym.Env[Any, Any] = gym.make(task.env_id, render_mode="rgb_array", disable_env_checker=True)
+            stack.callback(env.close)
+            envs.append(StopOnSuccess(env) if stop_on_success else env)
+        yield _Stage(tasks, envs)
+
+
+def _tile(env: gym.Env[Any, Any]) -> Image.Image:
+    frame: Any = env.render()
+    return Image.fromarray(frame).resize((TILE, TILE), Image.Resampling.BOX)
+
+
+def _write_gif(path: Path, frames: Sequence[Image.Image]) -> None:
+    # One palette for all frames: with one of its own for each, even what stands still would flicker
+    some = frames[:: max(1, len(frames) // 8)]
+    width, height = frames[0].size
+    mosaic = Image.new("RGB", (width, height * len(some)))
+    for i, frame in enumerate(some):
+        mosaic.paste(frame, (0, i * height))
+    palette = mosaic.quantize(256)
+    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    content = io.BytesIO()
+    first.save(content, "GIF", save_all=True, append_images=rest, duration=_GIF_MILLISECONDS, loop=0)
+    write_file(path, content.getvalue())
+
+
+def _write_mp4(path: Path, frames: Sequence[Image.Image]) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=".writing-", suffix=".mp4", dir=path.parent)
+    os.close(descriptor)
+    try:
+        writer = _ffmpeg().write_frames(name, frames[0].size, fps=FPS, ffmpeg_log_level="error")
+        writer.send(None)
+        for frame in frames:
+            writer.send(frame.tobytes())
+        writer.close()
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _ffmpeg() -> Any:
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise MissingDependencyError(
+            "an .mp4 needs imageio-ffmpeg, which is not installed: pip install imageio-ffmpeg, or write a .gif"
+        ) from error
+    return imageio_ffmpeg
