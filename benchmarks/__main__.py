@@ -18,7 +18,8 @@ from typing import Annotated
 import typer
 from rich.console import Group, RenderableType
 
-from m3dt_agent.cli.options import AsJson, CpusPerJob, GpusPerJob, RayAddress, Retries, Shard, Workers, emit, make_table, parse_shard, quiet_stdout, ray_cluster, say
+from m3dt_agent.cli.options import AsJson, CpusPerJob, GpusPerJob, RayAddress, Retries, Shard, Workers, parse_shard, ray_cluster
+from m3dt_agent.cli.output import emit, make_table, quiet_stdout, say
 from m3dt_agent.errors import M3DTError
 from m3dt_agent.jobs import RETRIES, LocalProcesses
 

@@ -12,7 +12,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from m3dt_agent.bank.manifest import FileRecord, Manifest, expert_file
+from m3dt_agent.bank.manifest import Manifest, expert_file
+from m3dt_agent.bank.tensor_files import FileRecord
 from m3dt_agent.config import STAGES, Stage
 from m3dt_agent.errors import HubConflictError
 

@@ -22,8 +22,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from m3dt_agent import tasks as task_table
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.bank.manifest import FileRecord, Manifest, is_bank_file
 from m3dt_agent.bank.builtin import folder_to_write, is_builtin, open_bank
+from m3dt_agent.bank.manifest import Manifest, is_bank_file
+from m3dt_agent.bank.tensor_files import FileRecord
 from m3dt_agent.errors import BankError, ConfigError, StageError
 from m3dt_agent.hub.bank_stages import merge, stage_manifests, stage_tag, statuses
 from m3dt_agent.hub.cards import MARK, model_card

@@ -21,10 +21,10 @@ from m3dt_agent import tasks as task_table
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.bank.manifest import expert_file
 from m3dt_agent.config import STAGES
-from m3dt_agent.disk import disk_space_errors, publish, scratch_folder
 from m3dt_agent.data.prompts import make_prompts
 from m3dt_agent.data.stats import compute_statistics
 from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.disk import disk_space_errors, publish, scratch_folder
 from m3dt_agent.errors import BankError, ConfigError
 from m3dt_agent.hub.published.weight_files import read_published, write_published_files
 from m3dt_agent.hub.published.weight_names import from_published, published_config, to_published

@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from m3dt_agent import tasks as task_table
-from m3dt_agent.bank.manifest import FileRecord
+from m3dt_agent.bank.tensor_files import FileRecord
 from m3dt_agent.config import from_dict
 from m3dt_agent.data.episodes import dataset_id, read_episodes, read_metadata
 from m3dt_agent.data.validation import METADATA_FILE, STEPS_FILE, validate_dataset

@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from m3dt_agent import tasks as task_table
 from m3dt_agent.config import DataConfig
-from m3dt_agent.disk import disk_space_errors, file_lock, publish, require_space, scratch_folder
 from m3dt_agent.data.episodes import dataset_path, find_sources, make_namespaces
 from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.disk import disk_space_errors, file_lock, publish, require_space, scratch_folder
 from m3dt_agent.errors import DatasetError, HubConflictError
 from m3dt_agent.hub.cards import dataset_card
 from m3dt_agent.hub.client import Change, HubRepo, Operation, Snapshot, is_repo_id, sha256_file

@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from .agent.inputs import Bools, Floats
 from .agent import M3DTAgent
+from .agent.inputs import Bools, Floats
 from .envs.wrappers import SeededResets, StopOnSuccess
 from .errors import ConfigError, MissingDependencyError, StageError, UnknownTaskError
 from .tasks import TaskSpec, get

@@ -121,3 +121,22 @@ def _remove_abandoned(parent: Path) -> None:
         with contextlib.suppress(OSError), (scratch / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small text file whole: temporary name, flush, rename, flush of the folder.
+
+    Raises:
+        DiskSpaceError: no room; `path` is as before.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with disk_space_errors(path), temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush(path.parent)

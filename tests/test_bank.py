@@ -23,15 +23,15 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 
-from m3dt_agent.bank import expert_bank as bank_module
 from m3dt_agent import tasks
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.bank.manifest import FileRecord, Manifest, read_tensors, write_tensors
+from m3dt_agent.bank.manifest import Manifest
+from m3dt_agent.bank.tensor_files import FileRecord, read_tensors, write_tensors
 from m3dt_agent.config import DataConfig, ModelConfig
 from m3dt_agent.data.prompts import Prompt
 from m3dt_agent.data.stats import TaskStatistics
 from m3dt_agent.errors import BankError, ConfigError, DiskSpaceError, StageError, UnknownTaskError
-from m3dt_agent.model import M3DT
+from m3dt_agent.model import M3DT, empty
 
 CONFIG = ModelConfig(16, 2, 2, n_experts=2, context_length=4, prompt_length=2)
 TASKS = ("walker-run", "reach")
@@ -138,17 +138,17 @@ def test_the_model_is_built_as_far_as_training_has_come(tmp_path: Path) -> None:
 
 def test_every_weight_of_a_whole_bank_comes_from_its_files(full_bank: ExpertBank, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole banks are loaded into memory that nobody initialised; here it holds NaN instead of whatever was there."""
-    empty_like, asked = bank_module._empty_like, []
+    empty_like, asked = empty._empty_like, []
 
     def poisoned(tensor: torch.Tensor) -> torch.Tensor:
         asked.append(tensor)
         return empty_like(tensor).fill_(torch.nan)
 
-    monkeypatch.setattr(bank_module, "_empty_like", poisoned)
+    monkeypatch.setattr(empty, "_empty_like", poisoned)
     torch.manual_seed(5)
     found, expected = full_bank.model(), random_model()
     assert len(asked) == len(dict(found.named_parameters())) == len(found.state_dict())
-    assert not list(found.buffers()), "an empty model's buffers would be empty too: _empty_model has to make them"
+    assert not list(found.buffers()), "an empty model's buffers would be empty too: empty_model has to make them"
     assert not any(parameter.is_meta for parameter in found.parameters())
     torch.testing.assert_close(dict(found.state_dict()), dict(expected.state_dict()), rtol=0, atol=0)
     for name, parameter in expected.named_parameters():

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.bank.manifest import FileRecord, Manifest, read_tensors, write_tensors
+from m3dt_agent.bank.manifest import Manifest
 from m3dt_agent.bank.storage import as_stored, as_used, holds_weights
+from m3dt_agent.bank.tensor_files import FileRecord, read_tensors, write_tensors
 from m3dt_agent.config import DataConfig, ModelConfig, train_preset
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError

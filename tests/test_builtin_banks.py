@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from contracts import random_bank, random_datasets
 
-from m3dt_agent.bank import builtin
+import m3dt_agent
 from m3dt_agent.agent import M3DTAgent
-from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank import ExpertBank, builtin
 from m3dt_agent.bank.builtin import builtin_banks as names_of_all
 from m3dt_agent.bank.builtin import folder_to_write, is_builtin, open_bank
 from m3dt_agent.config import ModelConfig, train_preset

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.cli import main
 from m3dt_agent.cli.bench import find_checkout
-from m3dt_agent.cli.options import duration, quiet_stdout, size
 from m3dt_agent.cli.data import collection_estimate, parse_mixture
+from m3dt_agent.cli.output import duration, quiet_stdout, size
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.scores import read_rows
 from m3dt_agent.tasks import TASKS, get

@@ -16,8 +16,8 @@ from hub_server import Hub
 
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.cli import main
-from m3dt_agent.cli.options import parse_experts
 from m3dt_agent.cli.hub import read_token
+from m3dt_agent.cli.options import parse_experts
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.errors import ConfigError
 

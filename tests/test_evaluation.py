@@ -32,8 +32,8 @@ from m3dt_agent.errors import ConfigError, InvalidValueError, M3DTError, Unknown
 from m3dt_agent.evaluation import AgentPolicy, action_error, evaluate, read_rows, summarize, write_rows
 from m3dt_agent.evaluation.rollout import Episode, Queue
 from m3dt_agent.model import Routing
+from m3dt_agent.model.determinism import cpu_threads
 from m3dt_agent.tasks import TASKS, TaskSpec, get
-from m3dt_agent.training.loop import cpu_threads
 
 m3dt_agent.envs.register()
 
@@ -257,7 +257,7 @@ def test_threads_of_torch_are_fixed_for_deterministic_rows_only_and_given_back()
 def test_many_episodes_are_played_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     config = EvalConfig(episodes=5, slots=3, workers=0)
     whole = evaluate("random", ["cheetah-vel-3", "ant-dir-0"], config)
-    monkeypatch.setattr(m3dt_agent.evaluation, "_EPISODES_AT_ONCE", 4)
+    monkeypatch.setattr("m3dt_agent.evaluation.rollout._EPISODES_AT_ONCE", 4)
     assert evaluate("random", ["cheetah-vel-3", "ant-dir-0"], config) == whole
     policy = Recorder()
     evaluate(policy, ["cheetah-vel-3", "ant-dir-0"], config)

@@ -1,76 +1,175 @@
-"""Who may import whom (DESIGN section 2), and what importing the package may load."""
+"""Who may import whom (docs/architecture.md), and what importing the package may load."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors"},
-    {"jobs", "ray_jobs"},
-    {"tasks", "config"},
-    {"envs", "data"},
-    {"model", "scores"},  # scores are arithmetic on rows: cards put them into model cards, so they lie left of the hub
-    {"bank", "bank_files", "bank_journal", "bank_storage", "builtin_banks"},
-    {"shipping"},
+    {"errors", "machine"},
+    {"tasks", "jobs", "disk"},
+    {"config", "scores", "envs"},
+    {"data", "plots"},
+    {"model"},
+    {"bank"},
     {"training", "hub"},
-    {"act_inputs", "agent", "history"},
-    {"adapters", "evaluation", "evaluation_jobs"},
-    {"plots", "doctor", "videos", "play"},
-    {"quickstart", "quickstart_parts"},
-    {"cli", "cli_bench", "cli_console", "cli_convert", "cli_data", "cli_eval", "cli_hub", "cli_info", "cli_play", "cli_train"},
+    {"agent"},
+    {"adapters", "evaluation"},
+    {"quickstart"},
+    {"cli"},
 ]
+"""The rooms of the house, from the ground up: a room may import only from lower floors, or as ALLOWED_BESIDE says."""
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-FORBIDDEN = {"data": {"envs"}, "model": {"envs"}, "hub": {"training", "agent", "envs"}}
-FILES = sorted([*(ROOT / "m3dt_agent").rglob("*.py"), *(ROOT / "hub").glob("*.py")])
+ALLOWED_BESIDE: set[tuple[str, str]] = set()
+FORBIDDEN = {
+    "data": {"envs"},
+    "model": {"envs"},
+    "hub": {"training", "agent", "envs"},
+}
+BENCHMARK_LAYERS = [{"records"}, {"experiments", "methods", "perf"}, {"runs"}, {"report"}, {"studies", "__main__"}]
+BENCHMARK_RANK = {name: rank for rank, layer in enumerate(BENCHMARK_LAYERS) for name in layer}
+FILES = sorted([*(ROOT / "m3dt_agent").rglob("*.py"), *(ROOT / "hub").rglob("*.py")])
+BENCHMARK_FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
 
 
-def part_of(path: Path) -> str:
-    """The part of the house a file belongs to: `data`, `model`, `hub`, …"""
-    if path.parent == ROOT / "hub":
-        return "hub"
-    return path.relative_to(ROOT / "m3dt_agent").parts[0].removesuffix(".py")
+def module_of(path: Path) -> str:
+    """The dotted name of a file's module; a folder's face has the folder's."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    named = ("m3dt_agent", *parts) if parts[0] == "hub" else parts
+    return ".".join(named[:-1] if named[-1] == "__init__" else named)
 
 
-def imported_parts(path: Path) -> set[str]:
-    """The parts of this package that a file imports, at any depth of its code."""
-    here = ["m3dt_agent", "hub"] if part_of(path) == "hub" else list(path.relative_to(ROOT).parts[:-1])
+MODULES = {module_of(path): path for path in (*FILES, *BENCHMARK_FILES)}
+
+
+def part_of(module: str) -> str:
+    """The room that a module belongs to: `data`, `model`, `hub`, …; "" for the face of the whole package."""
+    return [*module.split("."), ""][1]
+
+
+def imports_of(path: Path, *, late: bool = True) -> set[str]:
+    """The modules of this repository that a file imports, by full name. late: those inside functions as well."""
+    module = module_of(path)
+    package = module.split(".") if path.stem == "__init__" else module.split(".")[:-1]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in walk(ast.parse(path.read_text()), late=late):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(here[: len(here) - node.level + 1]) + "." if node.level else ""
-            names = [f"{base}{node.module + '.' if node.module else ''}{alias.name}" for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("m3dt_agent.")}
-    return found & set(RANK)
+            base = (
+                [*package[: len(package) - node.level + 1], *([node.module] if node.module else [])]
+                if node.level
+                else [node.module]
+            )
+            found |= {name if (name := f"{'.'.join(base)}.{alias.name}") in MODULES else ".".join(base) for alias in node.names}
+    return found & set(MODULES)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_leftward(path: Path) -> None:
-    part = part_of(path)
-    if part == "__init__":
+def walk(tree: ast.AST, *, late: bool) -> Iterator[ast.AST]:
+    """Every node; without `late` not those that run later or never: function bodies and blocks for type checkers."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        runs_later = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if late or not (runs_later or for_types):
+            yield from walk(child, late=late)
+
+
+def circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or through others (strongly connected components of more than one)."""
+    reached = {module: reachable(module, imports) for module in imports}
+    groups = {tuple(sorted(m for m in reached[module] if module in reached[m])) for module in imports}
+    return sorted(list(group) for group in groups if len(group) > 1)
+
+
+def reachable(start: str, imports: Mapping[str, set[str]]) -> set[str]:
+    """Everything that `start` imports, at any distance."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for module in imports.get(waiting.pop(), set()) - found:
+            found.add(module)
+            waiting.append(module)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_go_down(path: Path) -> None:
+    part = part_of(module_of(path))
+    if not part:
         return
-    assert part in RANK, f"{path} belongs to no layer; add it to LAYERS and say why in its docstring"
-    for other in imported_parts(path) - {part}:
-        assert RANK[other] <= RANK[part], f"{path} imports {other}, which lies to its right"
+    assert part in RANK, f"{path} belongs to no room; add it to LAYERS"
+    for other in {part_of(module) for module in imports_of(path)} - {part, ""}:
+        below = RANK[other] < RANK[part] or (part, other) in ALLOWED_BESIDE
+        assert below, f"{path} imports {other}, which does not lie below {part}"
         assert other not in FORBIDDEN.get(part, set()), f"{part} must not import {other}"
 
 
-def test_no_file_names_benchmarks_or_the_source_folder_hub() -> None:
+@pytest.mark.parametrize("path", BENCHMARK_FILES, ids=module_of)
+def test_imports_of_benchmarks_go_down(path: Path) -> None:
+    part = part_of(module_of(path))
+    for other in {part_of(module) for module in imports_of(path) if module.startswith("benchmarks")} - {part, ""}:
+        assert BENCHMARK_RANK[other] < BENCHMARK_RANK[part], (
+            f"{path} imports benchmarks.{other}, which does not lie below {part}"
+        )
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    """Faces are left out: they only hand names on, and a file of the folder never imports its own face."""
+    faces = {module for module, path in MODULES.items() if path.stem == "__init__"}
+    imports = {module: imports_of(path) - faces for module, path in MODULES.items() if module not in faces}
+    assert circles(imports) == []
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=module_of)
+def test_no_file_imports_the_face_of_its_own_folder(path: Path) -> None:
+    own = module_of(path).rpartition(".")[0]
+    if path.stem != "__init__" and own.count("."):
+        assert own not in imports_of(path), f"{path} must import from its neighbours, not from {own}"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES.values() if path.stem == "__init__"], ids=module_of)
+def test_no_module_bears_the_name_of_something_that_its_face_exports(path: Path) -> None:
+    exported = {
+        alias.asname or alias.name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    modules = {child.stem for child in path.parent.iterdir()}
+    clashes = {name for name in exported & modules if f"{module_of(path)}.{name}" not in imports_of(path)}
+    assert not clashes
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_nothing_in_the_package_imports_benchmarks_or_the_source_folder_hub() -> None:
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if getattr(node, "level", 0):  # relative: `.hub` is m3dt_agent.hub
                 continue
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
             assert not any(name.split(".")[0] in ("benchmarks", "hub") for name in names), path
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if part_of(module_of(path)) in ("jobs", "machine")], ids=module_of)
+def test_jobs_do_not_import_torch_when_they_are_imported(path: Path) -> None:
+    names = {
+        alias.name
+        for node in walk(ast.parse(path.read_text()), late=False)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert "torch" not in names
 
 
 SIMULATORS = "mujoco metaworld dm_control shimmy minari sklearn matplotlib tensorboard stable_baselines3 jax pandas"

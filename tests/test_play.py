@@ -15,9 +15,8 @@ import pytest
 from contracts import random_bank, random_datasets
 from PIL import Image
 
-from m3dt_agent.bank import builtin
 from m3dt_agent.agent import M3DTAgent
-from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank import ExpertBank, builtin
 from m3dt_agent.config import EvalConfig, ModelConfig
 from m3dt_agent.errors import UnknownTaskError
 from m3dt_agent.evaluation import evaluate

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m3dt_agent.quickstart import pipeline
 from m3dt_agent import tasks
 from m3dt_agent.config import EvalConfig
 from m3dt_agent.errors import ConfigError
-from m3dt_agent.quickstart import HELD_OUT_SEED, POLICIES, TASKS, QuickstartConfig, parse_steps, run
+from m3dt_agent.quickstart import HELD_OUT_SEED, POLICIES, TASKS, QuickstartConfig, parse_steps, pipeline, run
 from m3dt_agent.quickstart.parts import Parts
 
 MINIATURE = QuickstartConfig(steps=(3, 2, 2), precision="float32", demonstrations=4, held_out=3, episodes=1, workers=0)
@@ -141,7 +140,7 @@ def test_held_out_demonstrations_are_other_episodes(finished: tuple[Path, dict[s
 def test_the_tables_show_every_task_and_group(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
     from rich.console import Console
 
-    from m3dt_agent.cli.app import _quickstart_tables
+    from m3dt_agent.cli.quickstart import _quickstart_tables
 
     _, summary, _ = finished
     console = Console(width=200, record=True, file=io.StringIO())

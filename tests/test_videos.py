@@ -17,8 +17,8 @@ from PIL import Image
 
 from m3dt_agent.cli import main
 from m3dt_agent.errors import ConfigError, MissingDependencyError
-from m3dt_agent.tasks import get
 from m3dt_agent.evaluation.videos import CAPTION_HEIGHT, FPS, MAX_SECONDS, TILE, check_path, record
+from m3dt_agent.tasks import get
 
 pytest.importorskip("metaworld", reason="the simulators are not installed: pip install 'm3dt-agent[envs]'")
 needs_osmesa = pytest.mark.skipif(

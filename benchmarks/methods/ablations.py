@@ -28,13 +28,16 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import STAGES
 from m3dt_agent.data.batches import derive_seed
 from m3dt_agent.model import M3DT
+from m3dt_agent.model.determinism import cpu_threads, seeded
 from m3dt_agent.model.moe import INIT_STD, Router
 from m3dt_agent.model.transformer import Block
-from m3dt_agent.training.fit import experts as expert_stage
+from m3dt_agent.training import experts as expert_stage
 from m3dt_agent.training import group_tasks
-from m3dt_agent.training.fit import router as router_stage
+from m3dt_agent.training import router as router_stage
+from m3dt_agent.training.loop import train
+from m3dt_agent.training.run import Run
+from m3dt_agent.training.settling import with_stacking
 from m3dt_agent.training.stage_inputs import Job
-from m3dt_agent.training.loop import Run, cpu_threads, seeded, train
 
 from ..records import FINAL, TaskIdUse
 from .base import ONE_RUN, Method, Outcome, Work, finish_run, new_model, outcome_of, phase, steps_at, train_run
@@ -171,7 +174,7 @@ def joint_steps(work: Work, *stages: str) -> int:
 
 def _fit_experts_on_everything(work: Work, bank: ExpertBank) -> None:
     """The second stage of a bank, with every expert's data replaced by all there are."""
-    config: Any = expert_stage.with_stacking(stage_config(work, "experts", "random"), bank.config, work.device)
+    config: Any = with_stacking(stage_config(work, "experts", "random"), bank.config, work.device)
     group_tasks(work.data, bank, config, progress=work.progress)  # a bank's experts have groups; here nobody looks at them
     job: Job[Any] = Job(work.data, bank, config)
     threads = config.threads or torch.get_num_threads()

@@ -24,11 +24,13 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, StageError
 from m3dt_agent.evaluation import VectorPolicy
 from m3dt_agent.model import M3DT, ExpertChoice
+from m3dt_agent.model.determinism import cpu_threads, seeded
 from m3dt_agent.training.checkpoint import newest_checkpoint
-from m3dt_agent.training.stage_inputs import data_fingerprint
 from m3dt_agent.training.logs import OnLog
-from m3dt_agent.training.loop import Run, StepHooks, cpu_threads, seeded, train
+from m3dt_agent.training.loop import train
+from m3dt_agent.training.run import Run, StepHooks
 from m3dt_agent.training.shares import Sampler
+from m3dt_agent.training.stage_inputs import data_fingerprint
 
 from ..records import FINAL, Cell, TaskIdUse
 from .costs import action_flop, active_parameters, count_parameters, step_flop

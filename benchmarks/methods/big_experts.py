@@ -28,10 +28,10 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import STAGES, ModelConfig
 from m3dt_agent.data.batches import Window, derive_seed
 from m3dt_agent.model import M3DT, ExpertChoice, PromptCache
+from m3dt_agent.model.determinism import seeded
 from m3dt_agent.model.moe import INIT_STD, Router
 from m3dt_agent.training import group_tasks
 from m3dt_agent.training.stage_inputs import Job
-from m3dt_agent.training.loop import seeded
 
 from ..records import FINAL, TaskIdUse
 from .ablations import mixture_agent

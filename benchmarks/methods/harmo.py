@@ -37,9 +37,10 @@ from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.data.batches import Batch, BatchSampler, derive_seed
 from m3dt_agent.evaluation import AgentPolicy
 from m3dt_agent.model import M3DT
+from m3dt_agent.model.determinism import seeded
 from m3dt_agent.tasks import MAX_ACT_DIM, TaskSpec
 from m3dt_agent.training.conflict import masked_losses, mean_gradient
-from m3dt_agent.training.loop import StepHooks, seeded
+from m3dt_agent.training.run import StepHooks
 
 from ..records import TaskIdUse
 from .backbones import one_run_outcome

@@ -27,7 +27,7 @@ from m3dt_agent.data.prompts import Prompt
 from m3dt_agent.errors import ShapeError
 from m3dt_agent.model import M3DT, ExpertChoice, PromptCache
 from m3dt_agent.model.moe import INIT_STD
-from m3dt_agent.model.prompt_dt import _causal_mask
+from m3dt_agent.model.prompt_dt import causal_mask
 from m3dt_agent.tasks import TaskSpec
 
 from ..records import TaskIdUse
@@ -71,7 +71,7 @@ class TaskDT(M3DT):
         choice = self._choose(experts, len(tasks))
         told = torch.cat((window.states, tasks[:, None].expand(-1, window.mask.shape[1], -1)), dim=-1)  # (B, T, state_dim + D)
         x = self.dropout(self._embed_window(dataclasses.replace(window, states=told)))  # (B, 3T - 1, D)
-        mask = _causal_mask(window.mask[:, :0], window.mask, x.shape[1])  # (B, 1, 3T - 1, 3T - 1)
+        mask = causal_mask(window.mask[:, :0], window.mask, x.shape[1])  # (B, 1, 3T - 1, 3T - 1)
         *blocks, last = self._layers
         for block in blocks:
             x = block(x, mask, choice)

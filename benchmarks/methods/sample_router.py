@@ -25,9 +25,9 @@ from torch import Tensor
 from m3dt_agent.data.batches import Window
 from m3dt_agent.errors import ShapeError
 from m3dt_agent.model import M3DT, ExpertChoice, PromptCache
-from m3dt_agent.model.prompt_dt import _causal_mask
+from m3dt_agent.model.prompt_dt import causal_mask
 from m3dt_agent.model.transformer import ALL_TOKENS, Block, KeyValues
-from m3dt_agent.training.loop import Run
+from m3dt_agent.training.run import Run
 
 from .ablations import OtherThirdStage
 from .base import Method
@@ -68,7 +68,7 @@ class SampleRouted(M3DT):
         self._check(prompt, "prompt")
         self._choose(experts, len(prompt.mask))
         x = self.dropout(self.embed_prompt(prompt))  # (B, 3P, D)
-        mask = _causal_mask(prompt.mask, prompt.mask[:, :0], x.shape[1])  # (B, 1, 3P, 3P)
+        mask = causal_mask(prompt.mask, prompt.mask[:, :0], x.shape[1])  # (B, 1, 3P, 3P)
         real = prompt.mask.repeat_interleave(3, dim=1)  # (B, 3P)
         cached, sums = [], []
         for block in self._layers:
@@ -108,7 +108,7 @@ class SampleRouted(M3DT):
             )
         x: Tensor = self.dropout(self._embed_window(window))  # (B, 3T - 1, D)
         P3 = cache.keys.shape[3]
-        mask = _causal_mask(cache.mask, window.mask, P3 + x.shape[1])[:, :, P3:]  # (B, 1, 3T - 1, 3P + 3T - 1)
+        mask = causal_mask(cache.mask, window.mask, P3 + x.shape[1])[:, :, P3:]  # (B, 1, 3T - 1, 3P + 3T - 1)
         real = window.mask.repeat_interleave(3, dim=1)[:, : x.shape[1]]  # (B, 3T - 1)
         count = 3 * cache.mask.sum(1).to(x.dtype)  # (B,)
         for block, keys, values, total in zip(self._layers, cache.keys, cache.values, cache.sums, strict=True):

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank.shipped import ShippedBank, ship
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.jobs import Engine, LocalProcesses, RayCluster, opened, run_jobs
-from m3dt_agent.bank.shipped import ShippedBank, ship
 
 from .bank import make_bank
 from .frame import add_options, begin, finish, table_wanted

@@ -21,10 +21,10 @@ from m3dt_agent import tasks as task_table
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.scores import Interval, wilson_interval
 
+from ..records import FINAL, Cell, CellResult, read_run
 from . import statistics
 from .caveats import caveats, protocol_errors
 from .cell_groups import groups_of, overviews_of
-from ..records import FINAL, Cell, CellResult, read_run
 from .records import PARTS, QUARTER, UNDERTRAINED, Contrast, Plan, Report, Row, Table, TaskScore
 from .significance import holm
 from .statistics import Scores

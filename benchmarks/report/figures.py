@@ -29,8 +29,8 @@ from m3dt_agent.scores import Floats
 
 from .paper_numbers import best_baselines, paper_number
 from .records import QUARTER, Overview, Row, Table
-from .tables import ranked
 from .statistics import performance_profile, profile_band
+from .tables import ranked
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999")
 _MARKERS, _LINES = "os^Dv", ("-", "--", ":", "-.")

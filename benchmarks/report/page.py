@@ -16,7 +16,17 @@ from pathlib import Path
 from m3dt_agent.hub.cards.markdown import count
 
 from .records import Contents, Table
-from .tables import CONFLICT_TITLE, Columns, columns, conflict_columns, contrast_columns, overview_columns, paper_line, sentence, task_columns
+from .tables import (
+    CONFLICT_TITLE,
+    Columns,
+    columns,
+    conflict_columns,
+    contrast_columns,
+    overview_columns,
+    paper_line,
+    sentence,
+    task_columns,
+)
 
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 _STYLE = """

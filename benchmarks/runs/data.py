@@ -23,9 +23,9 @@ import numpy as np
 
 from m3dt_agent.data.behavior import PLANNER_LEVEL, levels
 from m3dt_agent.data.collect import CollectConfig, collect
-from m3dt_agent.disk import file_lock
 from m3dt_agent.data.shards import episode_seed
 from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.disk import file_lock
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.quickstart import NOISE
 from m3dt_agent.tasks import Domain, TaskSpec, lookup, resolve

@@ -24,18 +24,18 @@ import torch
 
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.config import EvalConfig
-from m3dt_agent.disk import write_file
 from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.disk import write_file
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, evaluate, installed_versions, read_rows, router_usage, write_rows
 from m3dt_agent.jobs import Engine, LocalProcesses, run_jobs, runs_here, shard_of
 from m3dt_agent.training.cost import duration
 from m3dt_agent.training.logs import announce
 
-from .conflict import module_conflict
-from .data import describe_data, prepare, require_disjoint
 from ..methods import Method, Outcome, Work, method
 from ..records import FINAL, Cell, Facts, read_cell, write_cell, write_cell_rows
+from .conflict import module_conflict
+from .data import describe_data, prepare, require_disjoint
 
 TASKS_PER_PART = 4
 """Tasks whose episodes a kill can cost."""

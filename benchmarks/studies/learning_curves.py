@@ -24,12 +24,12 @@ from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.config import EvalConfig, ModelConfig, train_preset
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, evaluate, read_rows, write_rows
+from m3dt_agent.model.determinism import cpu_threads
 from m3dt_agent.scores import summarize
-from m3dt_agent.training.loop import cpu_threads
 
 from ..experiments.budgets import parameter_count, step_flop
-from ..runs.data import prepare, require_disjoint
 from ..perf.frame import add_options, begin, finish, table_wanted
+from ..runs.data import prepare, require_disjoint
 
 TASKS = (
     *("coffee-button", "dial-turn", "door-lock", "handle-press", "plate-slide-side", "peg-unplug-side"),

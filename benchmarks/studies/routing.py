@@ -36,11 +36,11 @@ from m3dt_agent.config import EvalConfig, ModelConfig, Stage, train_preset
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, best_prompt_sampler, evaluate, read_rows, write_rows
 from m3dt_agent.model import Routing
-from m3dt_agent.training.loop import cpu_threads
+from m3dt_agent.model.determinism import cpu_threads
 
-from ..runs.data import prepare, require_disjoint
 from ..perf.frame import add_options, begin, finish, table_wanted
 from ..report.significance import student_quantile
+from ..runs.data import prepare, require_disjoint
 
 TASKS = (
     *("coffee-button", "dial-turn", "door-lock", "handle-press", "plate-slide-side", "peg-unplug-side"),

@@ -23,7 +23,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m3dt_agent.errors import DatasetError
-from m3dt_agent.hub.published.episodes import MAX_EPISODES, Listing, PublishedEpisode, PublishedTask, Wanted, endings, make_episode, natural_order, require_keys, unpadded
+from m3dt_agent.hub.published.episodes import (
+    MAX_EPISODES,
+    Listing,
+    PublishedEpisode,
+    PublishedTask,
+    Wanted,
+    endings,
+    make_episode,
+    natural_order,
+    require_keys,
+    unpadded,
+)
 from m3dt_agent.hub.published.safe_pickles import map_tensordict
 from m3dt_agent.tasks import TASKS, TaskSpec
 

@@ -23,14 +23,13 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from .. import training
-from .inputs import Bools, Floats, flag_rows, observation_rows, require_finite, reward_rows
 from ..bank import ExpertBank, is_bank
 from ..bank.builtin import folder_to_write
 from ..config import ExpertsConfig, ModelConfig, TrainConfig, stage_name
@@ -38,23 +37,19 @@ from ..data.prompts import Prompt, prompt_window
 from ..data.stats import TaskStatistics
 from ..data.task_datasets import TaskDatasets
 from ..errors import ConfigError, InvalidValueError, StageError
-from .history import Condition, History, Rows
 from ..model import M3DT, PromptCache, Routing, RoutingUsage, faster_precision
 from ..scores import EpisodeResult
 from ..tasks import TaskSpec, lookup, resolve
 from ..training.distributed import joined
 from ..training.expert_jobs import Fanout
-from ..training.stage_inputs import create_bank
 from ..training.logs import OnLog
+from ..training.stage_inputs import create_bank
+from .choice import Experts, Precision, RtgMode, default_experts
+from .history import Condition, History, Rows
+from .inputs import Bools, Floats, flag_rows, observation_rows, require_finite, reward_rows
 
 if TYPE_CHECKING:
     from ..hub.banks import PushedBank
-
-Experts = Literal["none", "mixture"] | Routing | int
-Precision = Literal["float32", "bfloat16", "auto"]
-RtgMode = Literal["rewards", "constant"]
-ROUTED_MASS = 0.99
-"""Of the router's weight: `benchmarks/results/2026-11-25-routing-study.md`."""
 
 
 class M3DTAgent:
@@ -286,7 +281,7 @@ class M3DTAgent:
 
     def _load(self, bank: ExpertBank) -> None:
         self.bank, self.statistics, self.prompts = bank, bank.statistics, bank.prompts
-        self._use(bank.model(), _default_experts(bank))
+        self._use(bank.model(), default_experts(bank))
 
     def _use(self, model: M3DT, experts: Experts) -> None:
         self.model = model.to(self.device).eval()
@@ -518,15 +513,6 @@ class M3DTAgent:
 def _unseen(prompt: Prompt, statistics: TaskStatistics, target_return: float | None) -> Condition:
     target = statistics.target_return if target_return is None else float(target_return)
     return Condition("an unseen task", prompt.states.shape[1], prompt.actions.shape[1], prompt, statistics, target)
-
-
-def _default_experts(bank: ExpertBank) -> Experts:
-    """What a bank's agent uses unless told otherwise.
-
-    Where stage 3 concentrated the router, the experts that carry ROUTED_MASS: in the routing study they score as all do.
-    """
-    concentrated = bank.manifest.stages.get("router", {}).get("config", {}).get("concentrate", 0.0) > 0
-    return Routing(mass=ROUTED_MASS) if concentrated and bank.default_experts == "mixture" else bank.default_experts
 
 
 def _require_same_tasks(ours: Sequence[TaskSpec], theirs: Sequence[TaskSpec], what: str) -> None:

@@ -13,8 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from .expert_bank import ExpertBank
 from ..errors import BankError
+from .expert_bank import ExpertBank
 
 PREFIX = "builtin:"
 FOLDER = Path(str(resources.files("m3dt_agent").joinpath("assets", "banks")))

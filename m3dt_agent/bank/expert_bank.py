@@ -29,20 +29,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from .. import tasks as task_table
-from .manifest import FileRecord, Manifest, expert_file, expert_index, for_each_file, read_content, read_tensors, write_tensors, write_text
-from .journal import JOURNAL, locked, read_manifest, refuse_strangers, remove_stale, roll_forward, verified_manifest
-from .storage import Storage, as_stored, as_used, holds_weights
 from ..config import DataConfig, ModelConfig, stage_name
-from ..disk import disk_space_errors, publish, scratch_folder
 from ..data.prompts import Prompt, prompts_from_tensors, prompts_to_tensors
 from ..data.stats import TaskStatistics, statistics_from_tensors, statistics_to_tensors
+from ..disk import disk_space_errors, publish, scratch_folder, write_text
 from ..errors import BankError, ConfigError, ShapeError, StageError
+from ..model.empty import empty_model
 from ..tasks import TaskSpec
+from .journal import JOURNAL, locked, read_manifest, refuse_strangers, remove_stale, roll_forward, verified_manifest
+from .manifest import Manifest, expert_file, expert_index
+from .storage import Storage, as_stored, as_used, holds_weights
+from .tensor_files import FileRecord, for_each_file, read_content, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from ..model import M3DT
@@ -349,7 +349,7 @@ class ExpertBank:
         changes: dict[str, Any] = {} if n_experts else {"n_experts": 0, "top_k": None}
         config = dataclasses.replace(self.config, **changes)
         complete = not n_experts or self.default_experts == "mixture"
-        model = _empty_model(config) if complete else M3DT(config)
+        model = empty_model(config) if complete else M3DT(config)
         router = ["router.safetensors"] if n_experts and self.status("router") == "done" else []
         names = [*router, "backbone.safetensors", *map(expert_file, self.finished_experts)]  # the largest first
         for_each_file(lambda name: self._load_file(model, name), names)
@@ -402,24 +402,3 @@ def is_bank(path: Path) -> bool:
 def _require_new(path: Path) -> None:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise BankError(f"{path} exists and is not an empty folder; a bank is saved into a new one")
-
-
-def _empty_model(config: ModelConfig) -> M3DT:
-    """A model of arbitrary weights, all of which must be overwritten: drawing 174M initial ones takes 2 s on two cores."""
-    from ..model import M3DT
-
-    with torch.device("meta"):
-        model = M3DT(config)
-    model.load_state_dict({name: _empty_like(parameter) for name, parameter in model.named_parameters()}, assign=True)
-    return model
-
-
-def _empty_like(tensor: Tensor) -> Tensor:
-    """Uninitialised float32 memory for a dense tensor of this shape and these strides, aligned to 64 bytes like torch's own.
-
-    It comes from numpy, which asks the kernel for huge pages where it is large: a third of what loading a bank takes is faults
-    of small ones.
-    """
-    memory = np.empty(tensor.numel() + 16, np.float32)
-    start = -memory.ctypes.data % 64 // 4
-    return torch.from_numpy(memory)[start:].as_strided(tensor.shape, tensor.stride(), start)

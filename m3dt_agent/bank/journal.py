@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from .manifest import FileRecord, Manifest, for_each_file, verify, verify_size
 from ..disk import flush
 from ..errors import BankError
+from .manifest import Manifest
+from .tensor_files import FileRecord, for_each_file, verify, verify_size
 
 JOURNAL = "bank.json.next"
 

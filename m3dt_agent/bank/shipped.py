@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .expert_bank import ExpertBank
-from .manifest import read_content
 from ..disk import disk_space_errors, file_lock, publish, scratch_folder
 from ..errors import BankError
 from ..jobs import Engine, RayCluster
+from .expert_bank import ExpertBank
+from .tensor_files import read_content
 
 Contents = Mapping[str, npt.NDArray[np.uint8]]
 

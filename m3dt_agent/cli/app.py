@@ -18,29 +18,26 @@ Ctrl-C. Heavy imports happen inside commands, so that `m3dt --help` answers at o
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Group
-from rich.table import Table
 
+from ..errors import M3DTError, WorkerError
 from .bench import bench_command
-from .options import AsJson, Seed, SetSeed, TaskNames, TaskSet, Workers, emit, make_table, quiet_stdout, say, size
 from .convert import convert_command
 from .data import behavior_app, collect_command, data_app
+from .doctor import doctor_command
 from .eval import eval_command
 from .hub import data_pull_command, data_push_command, pull_command, push_command
 from .info import info_command
+from .output import say
 from .play import play_command
+from .quickstart import quickstart_command
+from .tasks import tasks_command
 from .train import train_command
-from ..errors import M3DTError, WorkerError
-from ..tasks import TASKS, resolve, task_set
 
 CONTINUES = {"collect", "train", "quickstart", "behavior", "push", "pull", "import"}
 """Commands that keep what they finished and go on from there."""
@@ -63,97 +60,11 @@ app.command("convert")(convert_command)
 app.command("bench")(bench_command)
 app.command("push")(push_command)
 app.command("pull")(pull_command)
+app.command("tasks")(tasks_command)
+app.command("doctor")(doctor_command)
+app.command("quickstart")(quickstart_command)
 data_app.command("push")(data_push_command)
 data_app.command("pull")(data_pull_command)
-
-
-@app.command("tasks")
-def tasks_command(
-    names: TaskNames = None,
-    set_name: TaskSet = None,
-    set_seed: SetSeed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """List tasks: all 160, or those of a set, a domain or by name."""
-    chosen = (*resolve(names or (), seed=set_seed), *(task_set(set_name, set_seed) if set_name else ()))
-    listed = chosen or TASKS
-    columns = ("task", "domain", "observations", "actions", "steps", "target return", "custom")
-    cells = (
-        [t.name, t.domain, t.obs_dim, t.act_dim, t.max_episode_steps, t.target_return, "yes" if t.custom else ""]
-        for t in listed
-    )
-    emit(
-        [{**dataclasses.asdict(task), "env_id": task.env_id} for task in listed],
-        as_json=as_json,
-        table=make_table(f"{len(listed)} tasks", columns, cells, left=2),
-    )
-
-
-@app.command("doctor")
-def doctor_command(
-    folder: Annotated[Path, typer.Option(help="Where datasets and banks would go, for its free disk space.")] = Path(),
-    as_json: AsJson = False,
-) -> None:
-    """Versions, simulators, rendering, cores, the speed of bfloat16, disk."""
-    from ..machine import diagnose
-
-    with quiet_stdout():
-        found = diagnose(folder)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, version in {"python": found.python, "system": found.system, **found.versions}.items():
-        table.add_row(name, version or "not installed")
-    for name, state in {**found.simulators, **{f"rendering with {k}": v for k, v in found.rendering.items()}}.items():
-        table.add_row(name, state)
-    table.add_row("cores", f"{found.cores} usable, torch uses {found.threads} threads")
-    table.add_row("GPU", found.cuda or "none that torch can use")
-    table.add_row("bfloat16", f"{found.bf16_speed:.1f} times the speed of float32 in matrix products")
-    for path, free in found.disk_free.items():
-        table.add_row("free disk", f"{size(free)} at {path}")
-    emit({**dataclasses.asdict(found), "bf16_speed": found.bf16_speed}, as_json=as_json, table=table)
-
-
-@app.command("quickstart")
-def quickstart_command(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs", "quickstart"),
-    steps: Annotated[
-        str | None, typer.Option(help="Steps of the three stages, 1500,300,200; default: what this machine does in time.")
-    ] = None,
-    precision: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the training; default: what is faster on this machine.")
-    ] = None,
-    seed: Seed = 0,
-    workers: Workers = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Delete an earlier run in the folder instead of continuing it.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Eight tasks of all four domains: collect, train three stages, evaluate, draw. About ten minutes on two cores."""
-    from ..quickstart import QuickstartConfig, parse_steps, run
-
-    config = QuickstartConfig(steps=parse_steps(steps), precision=precision, seed=seed, workers=workers)
-    with quiet_stdout():
-        summary = run(out, config, fresh=fresh, say=say)
-    emit(summary, as_json=as_json, table=_quickstart_tables(summary))
-
-
-def _quickstart_tables(summary: dict[str, Any]) -> Group:
-    """The scores of all four policies per task, and the held-out action errors per group of tasks."""
-    scores = Table("task", title="Mean normalized scores", title_justify="left")
-    for policy in summary["scores"]:
-        scores.add_column(policy, justify="right")
-    for task in summary["tasks"]:
-        scores.add_row(task, *(f"{summary['scores'][policy][task]:.1f}" for policy in summary["scores"]))
-    scores.add_section()
-    scores.add_row("mean", *(f"{summary[policy]:.1f}" for policy in summary["scores"]))
-    errors = Table("expert", "its tasks", title="Action error on held-out demonstrations", title_justify="left")
-    for policy in ("backbone", "final"):
-        errors.add_column(policy, justify="right")
-    for group in summary["held_out_error"]:
-        errors.add_row(str(group["expert"]), ", ".join(group["tasks"]), f"{group['backbone']:.5f}", f"{group['final']:.5f}")
-    steps = ", ".join(f"{stage} {n:,}" for stage, n in summary["steps"].items())
-    closing = f"{summary['seconds']:.0f} s in all; steps: {steps} ({summary['precision']})"
-    return Group(scores, errors, closing, f"bank: {summary['bank']}", f"figure: {summary['figure']}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,7 +98,3 @@ def _how_to_continue(arguments: Sequence[str]) -> str:
     if arguments and (arguments[0] in CONTINUES or list(arguments[:2]) in (["data", verb] for verb in CONTINUES)):
         return "run the same command again to continue where it stopped"
     return "nothing was written"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson
 from ..errors import ConfigError
+from .options import AsJson
 
 
 def bench_command(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import AllTasks, AsJson, Root, SetSeed, Source, TaskNames, TaskSet, choose_tasks, emit, make_table, quiet_stdout, size
-from .info import bank_table, describe_bank
 from ..config import DataConfig
 from ..errors import ConfigError
 from ..tasks import TaskSpec
+from .info import bank_table, describe_bank
+from .options import AllTasks, AsJson, Root, SetSeed, Source, TaskNames, TaskSet, choose_tasks
+from .output import emit, make_table, quiet_stdout, size
 
 if TYPE_CHECKING:
     from ..bank.storage import Storage

@@ -11,10 +11,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AllTasks, AsJson, CpusPerJob, RayAddress, Retries, Root, Seed, SetSeed, Shard, Source, TaskNames, TaskSet, Workers, choose_tasks, duration, emit, make_table, parse_pairs, parse_shard, quiet_stdout, ray_cluster, say, size
 from ..errors import DatasetError
 from ..jobs import RETRIES, LocalProcesses, shard_of
 from ..tasks import TASKS, TaskSpec, get, resolve
+from .options import (
+    AllTasks,
+    AsJson,
+    CpusPerJob,
+    RayAddress,
+    Retries,
+    Root,
+    Seed,
+    SetSeed,
+    Shard,
+    Source,
+    TaskNames,
+    TaskSet,
+    Workers,
+    choose_tasks,
+    parse_pairs,
+    parse_shard,
+    ray_cluster,
+)
+from .output import duration, emit, make_table, quiet_stdout, say, size
 
 if TYPE_CHECKING:
     from ..data.behavior import BehaviorInfo

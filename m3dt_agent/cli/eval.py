@@ -10,13 +10,36 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .options import ActingExperts, ActingPrecision, AllTasks, AsJson, CpusPerJob, Device, GpusPerJob, MaxExperts, RayAddress, Retries, ReturnToGoMode, RoutingMass, SetSeed, Shard, StopOnSuccess, TaskNames, TaskSet, Workers, choose_tasks, emit, make_table, parse_shard, quiet_stdout, ray_cluster
 from ..config import EvalConfig
-from ..errors import BankError, ConfigError
+from ..errors import BankError
 from ..jobs import RETRIES, shard_of
+from .acting import chosen_experts, load_agent
+from .options import (
+    ActingExperts,
+    ActingPrecision,
+    AllTasks,
+    AsJson,
+    CpusPerJob,
+    Device,
+    GpusPerJob,
+    MaxExperts,
+    RayAddress,
+    Retries,
+    ReturnToGoMode,
+    RoutingMass,
+    SetSeed,
+    Shard,
+    StopOnSuccess,
+    TaskNames,
+    TaskSet,
+    Workers,
+    choose_tasks,
+    parse_shard,
+    ray_cluster,
+)
+from .output import emit, make_table, quiet_stdout
 
 if TYPE_CHECKING:
-    from ..agent import Experts, M3DTAgent, Precision
     from ..bank import ExpertBank
     from ..scores import Summary
 
@@ -80,21 +103,6 @@ def eval_command(
     emit(dataclasses.asdict(summary), as_json=as_json, table=_score_table(summary))
 
 
-def chosen_experts(experts: str | None, routing_mass: float | None, max_experts: int | None) -> Experts | None:
-    """What the options name; None: nothing.
-
-    Raises:
-        ConfigError: a routed choice of anything but the mixture, or one that makes no sense.
-    """
-    if routing_mass is not None or max_experts is not None:
-        from ..model import Routing
-
-        if experts not in (None, "mixture"):
-            raise ConfigError(f"--routing-mass and --max-experts go with --experts mixture; got --experts {experts}")
-        return Routing(1.0 if routing_mass is None else routing_mass, max_experts)
-    return int(experts) if experts is not None and experts.isdigit() else experts  # type: ignore[return-value]
-
-
 def _bank_to_evaluate(who: str) -> ExpertBank | None:
     """The bank `who`, or None if `who` is a behavior policy's level.
 
@@ -111,16 +119,6 @@ def _bank_to_evaluate(who: str) -> ExpertBank | None:
     raise BankError(
         f"{who!r} is neither a bank (a folder, or builtin:NAME) nor a behavior policy (random, zero, novice, medium, expert)"
     )
-
-
-def load_agent(bank: ExpertBank, experts: Experts | None, device: str, precision: Precision) -> M3DTAgent:
-    """The bank's agent, set to `experts` if any are named."""
-    from ..agent import M3DTAgent
-
-    agent = M3DTAgent.load(bank.path, device=device, precision=precision)
-    if experts is not None:
-        agent.experts = experts
-    return agent
 
 
 def _score_table(summary: Summary) -> Table:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson, Root, SetSeed, Source, TaskNames, TaskSet, emit, make_table, parse_experts, quiet_stdout, size
-from .info import bank_table, describe_bank
 from ..errors import ConfigError
 from ..tasks import TaskSpec, resolve
 from ..tasks import task_set as published_set
+from .info import bank_table, describe_bank
+from .options import AsJson, Root, SetSeed, Source, TaskNames, TaskSet, parse_experts
+from .output import emit, make_table, quiet_stdout, size
 
 if TYPE_CHECKING:
     from ..scores import EpisodeResult

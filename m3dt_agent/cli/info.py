@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from .options import AsJson, emit, make_table, size
 from ..config import STAGES
+from .options import AsJson
+from .output import emit, make_table, size
 
 if TYPE_CHECKING:
     from ..bank import ExpertBank

@@ -6,17 +6,11 @@ stderr   progress, estimates, warnings of simulators, errors
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import typer
-from rich.console import Console, RenderableType
-from rich.table import Table
 
 from .. import tasks as task_table
 from ..errors import ConfigError
@@ -59,43 +53,6 @@ ActingPrecision = Annotated[
 StopOnSuccess = Annotated[bool, typer.Option("--stop-on-success", help="End Meta-World episodes at success.")]
 ReturnToGoMode = Annotated[Literal["rewards", "constant"], typer.Option("--rtg-mode", help="How the return-to-go moves.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
-
-
-def say(message: str) -> None:
-    """One line for the person watching, on stderr."""
-    Console(stderr=True, highlight=False).print(message, soft_wrap=True, markup=False)
-
-
-def emit(document: Any, *, as_json: bool, table: RenderableType) -> None:
-    """The command's result on stdout: `document` as JSON, or `table`."""
-    if as_json:
-        print(json.dumps(document, indent=2, allow_nan=False))
-    else:
-        Console().print(table)
-
-
-def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> Table:
-    """A table whose first `left` columns are text and the rest numbers, right-aligned."""
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < left else "right", overflow="fold", no_wrap=i == 0)
-    for row in rows:
-        table.add_row(*("-" if cell is None else f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row))
-    return table
-
-
-@contextlib.contextmanager
-def quiet_stdout() -> Iterator[None]:
-    """Send what libraries and child processes print on stdout to stderr meanwhile, so that stdout holds the result only."""
-    sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
 
 
 def choose_tasks(names: Sequence[str] | None, *, all_tasks: bool, task_set: str | None, seed: int) -> tuple[TaskSpec, ...]:
@@ -173,19 +130,3 @@ def parse_pairs(text: str, number: Callable[[str], N], what: str, example: str) 
     if len(dict(pairs)) < len(pairs):
         raise ConfigError(f"{what} names each of its parts once; got {text!r}")
     return dict(pairs)
-
-
-def duration(seconds: float) -> str:
-    """`seconds` as a person says it: 45 s, 12 min, 3.5 h, 9.2 days."""
-    for size, unit in ((86_400, "days"), (3_600, "h")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
-
-
-def size(n_bytes: float) -> str:
-    """`n_bytes` in the unit that fits: 12 kB, 3.4 MB, 1.2 GB."""
-    for factor, unit in ((1e9, "GB"), (1e6, "MB")):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.1f} {unit}"
-    return f"{n_bytes / 1e3:.0f} kB"

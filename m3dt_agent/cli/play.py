@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import ActingExperts, ActingPrecision, AsJson, Device, MaxExperts, ReturnToGoMode, RoutingMass, StopOnSuccess, emit, make_table, quiet_stdout
-from .eval import chosen_experts, load_agent
 from ..config import EvalConfig
 from ..tasks import get
+from .acting import chosen_experts, load_agent
+from .options import ActingExperts, ActingPrecision, AsJson, Device, MaxExperts, ReturnToGoMode, RoutingMass, StopOnSuccess
+from .output import emit, make_table, quiet_stdout
 
 if TYPE_CHECKING:
     from ..evaluation.one_episode import Played

@@ -9,12 +9,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import AllTasks, AsJson, CpusPerJob, Device, GpusPerJob, RayAddress, Retries, Root, SetSeed, Source, TaskNames, TaskSet, choose_tasks, emit, parse_experts, parse_pairs, parse_shard, parse_workers, quiet_stdout, ray_cluster, say
-from .info import bank_table, describe_bank
 from ..config import STAGES, DataConfig, ModelConfig, Stage, TrainConfig, stage_name, train_preset
 from ..errors import ConfigError, StageError
 from ..jobs import RETRIES, LocalProcesses, RayCluster
 from ..tasks import TaskSpec
+from .info import bank_table, describe_bank
+from .options import (
+    AllTasks,
+    AsJson,
+    CpusPerJob,
+    Device,
+    GpusPerJob,
+    RayAddress,
+    Retries,
+    Root,
+    SetSeed,
+    Source,
+    TaskNames,
+    TaskSet,
+    choose_tasks,
+    parse_experts,
+    parse_pairs,
+    parse_shard,
+    parse_workers,
+    ray_cluster,
+)
+from .output import emit, quiet_stdout, say
 
 if TYPE_CHECKING:
     from ..agent import M3DTAgent

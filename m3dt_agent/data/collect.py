@@ -35,11 +35,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..disk import disk_space_errors, write_file
 from ..errors import ConfigError, DatasetError
 from ..jobs import Engine, LocalProcesses, run_jobs, runs_here
 from ..tasks import Domain, TaskSpec
 from .behavior import levels, parse_level
-from ..disk import disk_space_errors, write_file
 from .episodes import Episode, dataset_id, dataset_path, read_metadata, write_dataset
 from .shards import PolicyFactory, ShardJob, close_environment, read_shard
 

@@ -25,9 +25,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from ..disk import disk_space_errors, publish, require_space, scratch_folder, write_file
 from ..errors import DatasetError
 from ..tasks import TaskSpec
-from ..disk import disk_space_errors, publish, require_space, scratch_folder, write_file
 from .validation import ScannedEpisode, episode_problems, read_metadata, scan_episodes, validate_dataset
 
 __all__ = [

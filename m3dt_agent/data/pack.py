@@ -38,9 +38,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from ..disk import disk_space_errors, file_lock, publish, require_space, scratch_folder, write_file
 from ..errors import DatasetError
 from ..tasks import TaskSpec
-from ..disk import disk_space_errors, file_lock, publish, require_space, scratch_folder, write_file
 from .episodes import Episode, to_episode
 from .validation import (
     METADATA_FILE,

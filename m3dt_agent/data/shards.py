@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 
 from ..errors import DatasetError
 from ..tasks import TaskSpec
-from .behavior import BehaviorPolicy, NoisyPolicy, behavior_policy, from_callable, parse_level
+from .behavior import behavior_policy, parse_level
+from .behavior_policies import BehaviorPolicy, NoisyPolicy, from_callable
 from .episodes import Episode
 
 PolicyFactory: TypeAlias = Callable[[TaskSpec], BehaviorPolicy]

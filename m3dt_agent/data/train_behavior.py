@@ -34,10 +34,11 @@ import safetensors.numpy
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from ..disk import disk_space_errors, publish, scratch_folder, write_file
 from ..errors import ConfigError, MissingDependencyError
 from ..tasks import TaskSpec
-from .behavior import Array, MeasuredReturn, MLPPolicy, goal_features
-from ..disk import disk_space_errors, publish, scratch_folder, write_file
+from .behavior import MeasuredReturn
+from .behavior_policies import Array, MLPPolicy, goal_features
 from .shards import rollout
 
 RewardShaping: TypeAlias = Callable[[Array, float], float]
@@ -45,7 +46,7 @@ RewardShaping: TypeAlias = Callable[[Array, float], float]
 
 Layers: TypeAlias = tuple[Array, ...]
 
-_LAYER_NAMES = ("w0", "b0", "w1", "b1", "w2", "b2")
+LAYER_NAMES = ("w0", "b0", "w1", "b1", "w2", "b2")
 _HIDDEN = 128
 _BUFFER_FIELDS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 _LEVEL_TARGETS = {"novice": (0.25, 0.1), "medium": (0.6, 0.15)}  # level → (share of the way to the best, how far off at most)
@@ -153,7 +154,7 @@ def export(task: TaskSpec, snapshots: list[Snapshot], folder: Path) -> dict[str,
     tensors = {
         f"{task.name}/{level}/{name}": layer.astype(np.float16)
         for level, snapshot in chosen.items()
-        for name, layer in zip(_LAYER_NAMES, snapshot.layers, strict=True)
+        for name, layer in zip(LAYER_NAMES, snapshot.layers, strict=True)
     }
     returns = {level: snapshot.measured for level, snapshot in chosen.items()}
     table = {task.name: {level: asdict(measured) for level, measured in returns.items()}}
@@ -258,7 +259,7 @@ def _save_checkpoint(
     layers = {
         f"{snapshot.steps}/{name}": layer
         for snapshot in snapshots
-        for name, layer in zip(_LAYER_NAMES, snapshot.layers, strict=True)
+        for name, layer in zip(LAYER_NAMES, snapshot.layers, strict=True)
     }
     target = folder / f"checkpoint-{snapshots[-1].steps:09d}"
     with disk_space_errors(target), scratch_folder(folder) as scratch:
@@ -280,7 +281,7 @@ def _read_snapshots(checkpoint: Path, task: TaskSpec, config: BehaviorTrainingCo
         )
     tensors = safetensors.numpy.load_file(checkpoint / "snapshots.safetensors")
     return [
-        Snapshot(int(steps), tuple(tensors[f"{steps}/{name}"] for name in _LAYER_NAMES), MeasuredReturn(**measured))
+        Snapshot(int(steps), tuple(tensors[f"{steps}/{name}"] for name in LAYER_NAMES), MeasuredReturn(**measured))
         for steps, measured in progress["returns"].items()
     ]
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..agent.inputs import Bools, Floats
 from ..agent import M3DTAgent, RtgMode
+from ..agent.inputs import Bools, Floats
 from ..config import EvalConfig
-from .rollout import AgentPolicy, VectorPolicy, evaluate
 from ..tasks import TaskSpec, get
+from .policies import AgentPolicy, VectorPolicy
+from .rollout import evaluate
 
 DEFAULT_SEED = EvalConfig().seed
 """The first of an evaluation."""

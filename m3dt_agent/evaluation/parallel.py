@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from ..agent import Experts, M3DTAgent, Precision
 from ..bank import ExpertBank
+from ..bank.shipped import ShippedBank, ship
 from ..config import EvalConfig
 from ..errors import ConfigError
-from .rollout import EpisodeResult, evaluate, parts_of
 from ..jobs import Engine, LocalProcesses, opened, run_jobs
-from ..bank.shipped import ShippedBank, ship
+from ..scores import EpisodeResult
 from ..tasks import TaskSpec, resolve
+from .rollout import evaluate, parts_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,41 +22,20 @@ import sys
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from ..agent import Experts, M3DTAgent, RtgMode
-from ..config import EvalConfig, Stage
-from ..data.batches import BatchSampler
-from ..data.behavior import BehaviorPolicy, behavior_policy
-from ..data.task_datasets import TaskDatasets
+from ..agent import M3DTAgent
+from ..config import EvalConfig
 from ..envs.vector import MixedTaskVectorEnv
 from ..errors import ConfigError, InvalidValueError
-from ..model import Routing
-from ..scores import EpisodeResult, Summary, read_rows, summarize, write_rows
-from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, TaskSpec, lookup, resolve
-from ..training.loop import cpu_threads
-
-__all__ = [
-    "AgentPolicy",
-    "BehaviorPolicies",
-    "EpisodeResult",
-    "Summary",
-    "VectorPolicy",
-    "action_error",
-    "evaluate",
-    "read_rows",
-    "router_usage",
-    "summarize",
-    "write_rows",
-]
-
-_ERROR_BATCH = 128
-"""Windows predicted at once in `action_error`."""
+from ..model.determinism import cpu_threads
+from ..scores import EpisodeResult
+from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, TaskSpec, resolve
+from .policies import AgentPolicy, BehaviorPolicies, Bools, Floats, VectorPolicy, as_policy
 
 TASKS_PER_PART = 4
 """Tasks whose episodes run together in a deterministic evaluation, and in one job."""
@@ -64,78 +43,6 @@ TASKS_PER_PART = 4
 _EPISODES_AT_ONCE = 1024
 """A policy has a state for each episode, with its prompt's keys and values: 0.2 MB each in the paper's model."""
 _DETERMINISTIC_THREADS = 2
-
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
-
-
-class VectorPolicy(Protocol):
-    """Whatever acts in N slots at once. `name` and `bank_hash` ("" without a bank) are stored in every row."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def bank_hash(self) -> str: ...
-
-    def reset(self, tasks: Sequence[TaskSpec], seeds: Sequence[Sequence[int]]) -> None:
-        """Slot i is about to run episodes of tasks[i] with seeds[i], in that order."""
-
-    def act(self, obs: Floats, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools) -> Floats:
-        """(N, 8) actions for (N, 39) observations.
-
-        reward (N,): of the step before, None at first. reset_mask (N,): obs[i] opens the slot's next episode. active (N,):
-        False where the slot is frozen and its action is not used.
-        """
-
-
-class AgentPolicy:
-    """An `M3DTAgent` as a `VectorPolicy`. experts: what the agent uses meanwhile (None: as it is set)."""
-
-    def __init__(self, agent: M3DTAgent, rtg_mode: RtgMode = "rewards", name: str | None = None) -> None:
-        self._agent, self._rtg_mode = agent, rtg_mode
-        self.name = name or f"m3dt-{_experts_name(agent.experts)}"
-        self.bank_hash = agent.content_hash
-
-    @property
-    def device(self) -> torch.device:
-        """Where the agent's model runs."""
-        return self._agent.device
-
-    def reset(self, tasks: Sequence[TaskSpec], seeds: Sequence[Sequence[int]]) -> None:
-        self._agent.reset(tasks, rtg_mode=self._rtg_mode)
-
-    def act(self, obs: Floats, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools) -> Floats:
-        return self._agent.act(obs, reward=reward, reset_mask=reset_mask, active=active)
-
-
-def _experts_name(experts: Experts) -> str:
-    if isinstance(experts, Routing):
-        return "routed"
-    return f"expert-{experts}" if isinstance(experts, int) else {"none": "backbone", "mixture": "mixture"}[experts]
-
-
-class BehaviorPolicies:
-    """A behavior policy per slot; `level` is what `data.behavior.behavior_policy` takes ("random", "zero", "expert+0.3", …)."""
-
-    bank_hash = ""
-
-    def __init__(self, level: str) -> None:
-        self.name = level
-
-    def reset(self, tasks: Sequence[TaskSpec], seeds: Sequence[Sequence[int]]) -> None:
-        self._tasks = tasks
-        self._policies: list[BehaviorPolicy] = [behavior_policy(task, self.name) for task in tasks]
-        self._seeds = [iter(queue) for queue in seeds]
-
-    def act(self, obs: Floats, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools) -> Floats:
-        for i in np.flatnonzero(reset_mask).tolist():
-            self._policies[i].reset(next(self._seeds[i]))
-        actions = np.zeros((len(obs), MAX_ACT_DIM), np.float32)
-        for i in np.flatnonzero(active).tolist():
-            task = self._tasks[i]
-            actions[i, : task.act_dim] = self._policies[i](obs[i, : task.obs_dim])
-        return actions
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +104,7 @@ def evaluate(
     specs = resolve(tasks)
     if not specs:
         raise ConfigError("evaluate needs at least one task")
-    acting = _as_policy(policy, config)
+    acting = as_policy(policy, config)
     parts = parts_of(specs) if config.deterministic else [specs]
     shown = sys.stderr.isatty() if progress is None else progress
     rows: list[EpisodeResult] = []
@@ -222,12 +129,6 @@ def _overlaps(policy: VectorPolicy, config: EvalConfig) -> bool:
     if config.overlap is not None:
         return config.overlap
     return isinstance(policy, BehaviorPolicies) or (isinstance(policy, AgentPolicy) and policy.device.type != "cpu")
-
-
-def _as_policy(policy: M3DTAgent | VectorPolicy | str, config: EvalConfig) -> VectorPolicy:
-    if isinstance(policy, M3DTAgent):
-        return AgentPolicy(policy, config.rtg_mode)
-    return BehaviorPolicies(policy) if isinstance(policy, str) else policy
 
 
 class _Rollout:
@@ -341,57 +242,3 @@ def installed_versions() -> Mapping[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-@torch.inference_mode()
-def action_error(
-    agent: M3DTAgent, data: TaskDatasets, *, experts: Experts | None = None, n_windows: int = 256, seed: int = 0
-) -> dict[str, float]:
-    """Mean square error of the agent's predictions of `data`'s actions, per task, over real steps and real action dimensions.
-
-    Args:
-        data: demonstrations of tasks the agent knows, held out; windows come from its training episodes, normalized with the
-            agent's statistics and prompted with its best prompt.
-        experts: as `M3DTAgent.experts`; None is what the agent is set to.
-        n_windows: per task. seed: decides the windows, which are the same for every agent with this context length.
-
-    Raises:
-        UnknownTaskError: a task the agent does not have. ConfigError: experts its bank does not have.
-    """
-    experts = agent.experts if experts is None else agent.checked_experts(experts)
-    sampler = best_prompt_sampler(agent, data, "backbone", min(n_windows, _ERROR_BATCH), seed)
-    errors = {}
-    for i, task in enumerate(data.tasks):
-        total, count = 0.0, 0
-        for step, first in enumerate(range(0, n_windows, _ERROR_BATCH)):
-            batch = sampler.sample_task(i, step).to(agent.device, agent.dtype)
-            mask = batch.action_mask & (torch.arange(len(batch.tasks), device=agent.device) < n_windows - first)[:, None, None]
-            difference = agent.model(batch.window, batch.prompt, experts) - batch.window.actions  # (B, T, D_a)
-            total += float(difference[mask].double().square().sum())
-            count += int(mask.sum())
-        errors[task.name] = total / count
-    return errors
-
-
-@torch.inference_mode()
-def router_usage(agent: M3DTAgent, data: TaskDatasets, *, n_windows: int = 64, seed: int = 0) -> dict[str, list[float]]:
-    """Task → (E,) weights the agent's router gives its experts on windows of `data`, mean over blocks and real steps.
-
-    Raises:
-        UnknownTaskError: a task the agent does not have.
-    """
-    sampler = best_prompt_sampler(agent, data, "router", n_windows, seed)
-    found = {}
-    for i, task in enumerate(data.tasks):
-        batch = sampler.sample_task(i, 0).to(agent.device, agent.dtype)
-        weights = agent.model.router_weights(batch.window, batch.prompt)  # (B, T, L, E)
-        found[task.name] = weights[batch.window.mask].mean(dim=(0, 1)).tolist()
-    return found
-
-
-def best_prompt_sampler(agent: M3DTAgent, data: TaskDatasets, stage: Stage, batch_size: int, seed: int) -> BatchSampler:
-    """Windows of one task at a time, prompted as the agent prompts itself."""
-    best = {task.name: lookup(dict(agent.prompts), task.name, "task of this agent")[:1] for task in data.tasks}
-    return BatchSampler(
-        data, agent.statistics, best, agent.config, batch_size=batch_size, tasks_per_batch=1, seed=seed, stage=stage
-    )

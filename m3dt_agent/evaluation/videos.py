@@ -36,8 +36,8 @@ from ..config import EvalConfig
 from ..disk import disk_space_errors, write_file
 from ..envs.wrappers import StopOnSuccess
 from ..errors import ConfigError, MissingDependencyError
-from .rollout import AgentPolicy, BehaviorPolicies, VectorPolicy
 from ..tasks import MAX_OBS_DIM, TaskSpec
+from .policies import AgentPolicy, BehaviorPolicies, VectorPolicy
 
 MAX_TASKS = 16
 FPS = 12

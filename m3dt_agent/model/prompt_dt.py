@@ -122,7 +122,7 @@ class M3DT(nn.Module):
         if len(prompt.mask) != len(window.mask):
             raise ShapeError(f"window has {len(window.mask)} rows, prompt has {len(prompt.mask)}; they must be equal")
         x = self.dropout(torch.cat((self.embed_prompt(prompt), self._embed_window(window)), dim=1))  # (B, 3P + 3T - 1, D)
-        mask = _causal_mask(prompt.mask, window.mask, x.shape[1])  # (B, 1, 3P + 3T - 1, 3P + 3T - 1)
+        mask = causal_mask(prompt.mask, window.mask, x.shape[1])  # (B, 1, 3P + 3T - 1, 3P + 3T - 1)
         states = slice(3 * prompt.mask.shape[1] + 1, None, 3)
         *blocks, last = self._layers
         for block in blocks:
@@ -139,7 +139,7 @@ class M3DT(nn.Module):
         self._check(prompt, "prompt")
         choice = self._choose(experts, len(prompt.mask))
         x = self.dropout(self.embed_prompt(prompt))  # (B, 3P, D)
-        mask = _causal_mask(prompt.mask, prompt.mask[:, :0], x.shape[1])  # (B, 1, 3P, 3P)
+        mask = causal_mask(prompt.mask, prompt.mask[:, :0], x.shape[1])  # (B, 1, 3P, 3P)
         *blocks, last = self._layers
         cached = []
         for block in blocks:
@@ -164,7 +164,7 @@ class M3DT(nn.Module):
             raise ShapeError(f"window has {len(window.mask)} rows, the prompt cache {len(cache.mask)}; they must be equal")
         x = self.dropout(self._embed_window(window))  # (B, 3T - 1, D)
         P3 = cache.keys.shape[3]
-        mask = _causal_mask(cache.mask, window.mask, P3 + x.shape[1])[:, :, P3:]  # (B, 1, 3T - 1, 3P + 3T - 1)
+        mask = causal_mask(cache.mask, window.mask, P3 + x.shape[1])[:, :, P3:]  # (B, 1, 3T - 1, 3P + 3T - 1)
         past = [KeyValues(keys, values) for keys, values in zip(cache.keys, cache.values, strict=True)]
         *blocks, last = self._layers
         for block, kept in zip(blocks, past, strict=False):
@@ -313,7 +313,7 @@ class M3DT(nn.Module):
                 raise ShapeError(f"{what}.{field} must have shape {shape} with at least one step; got {got}")
 
 
-def _causal_mask(prompt: Tensor, window: Tensor, n_tokens: int) -> Tensor:
+def causal_mask(prompt: Tensor, window: Tensor, n_tokens: int) -> Tensor:
     """Who may look where, (B, 1, S, S): each of the first S = `n_tokens` tokens at real tokens before it and at itself.
 
     `prompt` (B, P) and `window` (B, T) are the masks of steps.

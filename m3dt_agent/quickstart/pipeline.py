@@ -31,12 +31,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .. import plots
 from ..config import STAGES, EvalConfig, ModelConfig, Stage, TrainConfig, train_preset
 from ..disk import disk_space_errors, write_file
 from ..errors import ConfigError
-from .parts import Parts, Say
+from ..plots import require_matplotlib
 from ..tasks import resolve
+from .figure import FigureData, save_figure
+from .parts import Parts, Say
 
 if TYPE_CHECKING:
     from ..agent import M3DTAgent
@@ -218,9 +219,11 @@ class Quickstart:
 
     def draw(self, scores: Mapping[str, Mapping[str, float]], weights: Mapping[str, list[float]]) -> str:
         """The figure; returns its path."""
+        from ..training.logs import learning_curves
+
         rows = np.array([weights[task] for task in TASKS])
-        figure = plots.FigureData(TASKS, plots.learning_curves(self.bank), rows, self.groups(), scores)
-        return str(plots.save_figure(figure, self.out / "figure.png"))
+        figure = FigureData(TASKS, learning_curves(self.bank), rows, self.groups(), scores)
+        return str(save_figure(figure, self.out / "figure.png"))
 
 
 def run(out: Path, config: QuickstartConfig, *, fresh: bool = False, say: Say = print) -> dict[str, Any]:
@@ -230,8 +233,8 @@ def run(out: Path, config: QuickstartConfig, *, fresh: bool = False, say: Say = 
         ConfigError: `out` holds a run with another config and not `fresh`.
         MissingDependencyError: a simulator or matplotlib is not installed.
     """
-    plots.require_matplotlib()
-    from ..training.loop import cpu_threads
+    require_matplotlib()
+    from ..model.determinism import cpu_threads
 
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "workers"}
     parts, work = Parts(out, settings, say, fresh=fresh), Quickstart(out, config)

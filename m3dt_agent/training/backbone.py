@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from ..config import BackboneConfig
 from ..data.batches import derive_seed
 from ..model import M3DT
+from ..model.determinism import seeded
 from .conflict import gradient_conflict, task_gradients
+from .run import Run
 from .stage_inputs import Job
-from .loop import Run, seeded
 
 
 def runs(job: Job[BackboneConfig]) -> Iterator[Run]:

@@ -27,7 +27,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..bank.manifest import FileRecord, read_tensors, verify, write_tensors
+from ..bank.tensor_files import FileRecord, read_tensors, verify, write_tensors
 from ..config import Stage
 from ..disk import disk_space_errors, flush, publish, scratch_folder
 from ..errors import BankError

@@ -19,10 +19,11 @@ from ..config import ExpertsConfig, ModelConfig, Stage, TrainConfig, stage_name
 from ..data.batches import Batch, Window
 from ..errors import DiskSpaceError
 from ..model import M3DT
+from ..model.determinism import cpu_threads
 from .checkpoint import KEPT
-from .experts import with_stacking
-from .loop import Run, Trainer, cpu_threads
-from .settling import with_precision
+from .loop import Trainer
+from .run import Run
+from .settling import with_precision, with_stacking
 
 MEASURED_STEPS = 2
 _LONG_STEP = 2.0  # seconds; what the first step spends on allocating does not matter beside it, so it is measurement enough

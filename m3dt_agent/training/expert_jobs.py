@@ -23,15 +23,16 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ..bank import ExpertBank, is_bank
-from ..bank.manifest import FileRecord, expert_file, read_content, received_tensors
+from ..bank.manifest import expert_file
+from ..bank.shipped import ShippedBank, node_folder, ship
+from ..bank.tensor_files import FileRecord, read_content, received_tensors
 from ..config import ExpertsConfig
-from ..disk import file_lock
 from ..data.task_datasets import TaskDatasets
+from ..disk import file_lock
 from ..errors import BankError, ConfigError
 from ..jobs import Engine, opened, run_jobs, shard_of
-from ..bank.shipped import ShippedBank, node_folder, ship
-from .stage_inputs import Job
 from .logs import LogRecord, add_rows, read_rows
+from .stage_inputs import Job
 
 _REPORT_SECONDS = 30.0
 
@@ -61,7 +62,10 @@ class TrainedExperts:
 
 @dataclass(frozen=True, slots=True)
 class ExpertsJob:
-    """Trains `experts`. home: the driver's bank, in whose folder the job works if it is to be seen from here."""
+    """Trains `experts`. home: the driver's bank, in whose folder the job works if it is to be seen from here.
+
+    fit_stage: `training.fit_stage`, handed in because this file lies below it; it is pickled by name.
+    """
 
     bank: ShippedBank
     home: Path
@@ -69,6 +73,7 @@ class ExpertsJob:
     config: ExpertsConfig
     experts: tuple[int, ...]
     device: str
+    fit_stage: Callable[..., None]
 
     @property
     def name(self) -> str:
@@ -77,12 +82,10 @@ class ExpertsJob:
 
     def __call__(self) -> TrainedExperts:
         """Trains from wherever an earlier attempt came to."""
-        from .fit import fit_stage
-
         folder = self._folder()
         with file_lock(folder.with_name(f"{folder.name}.lock")):  # an attempt that was given up may still be dying
             bank = self._own_bank(folder)
-            fit_stage(
+            self.fit_stage(
                 "experts",
                 self.data(),
                 bank,
@@ -126,9 +129,14 @@ class _Reporter:
 
 
 def train_in_jobs(
-    job: Job[ExpertsConfig], threads: int, fanout: Fanout, device: str, progress: bool | None
+    job: Job[ExpertsConfig],
+    threads: int,
+    fanout: Fanout,
+    device: str,
+    progress: bool | None,
+    fit_stage: Callable[..., None],
 ) -> Iterator[TrainedExperts]:
-    """Yields what each job of the stage gives, as it ends; verified.
+    """Yields what each job of the stage gives, as it ends; verified. fit_stage: `training.fit_stage`, which every job calls.
 
     Raises:
         ConfigError: datasets that no other process can open. BankError: what came back is damaged. Else as `jobs.run_jobs`.
@@ -141,7 +149,18 @@ def train_in_jobs(
     with opened(fanout.engine), tqdm(total=sum(map(len, chosen)), unit="expert", desc="experts", disable=not shown) as bar:
         shipped = ship(job.bank, fanout.engine, experts=())
         home = job.bank.path.absolute()
-        jobs = [ExpertsJob(shipped, home, job.data.reopen, config, experts, device) for experts in chosen]
+        jobs = [
+            ExpertsJob(
+                bank=shipped,
+                home=home,
+                data=job.data.reopen,
+                config=config,
+                experts=experts,
+                device=device,
+                fit_stage=fit_stage,
+            )
+            for experts in chosen
+        ]
         for number, trained in run_jobs(jobs, fanout.engine):
             bar.update(len(chosen[number]))
             yield trained

@@ -12,32 +12,20 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from ..bank import ExpertBank
 from ..bank.manifest import expert_file
-from ..config import ExpertsConfig, ModelConfig, TrainConfig
+from ..config import ExpertsConfig, TrainConfig
 from ..data.batches import derive_seed
 from ..model import M3DT
-from ..model.moe import Experts, tile_size
+from ..model.determinism import seeded
+from ..model.moe import Experts
 from .checkpoint import remove_checkpoints, started_runs
+from .run import Run
 from .stage_inputs import Job
-from .loop import Run, seeded
 
 C = TypeVar("C", bound=TrainConfig)
-
-
-def with_stacking(config: C, model: ModelConfig, device: str | torch.device) -> C:
-    """`config` with `experts_at_once` settled: None becomes all experts on a GPU, and on a CPU as many as its cache holds.
-
-    At the paper preset these are two: on two cores, a step of stacks of 2, 4, 8 and 48 experts took 0.91, 0.93, 1.2 and 1.7
-    times as long as steps of a plain implementation that trains them one by one (as `benchmarks.perf.model` measures).
-    """
-    if not isinstance(config, ExpertsConfig) or config.experts_at_once is not None or model.n_experts == 0:
-        return config
-    size = tile_size(model.n_experts, config.batch_size * model.n_tokens, 4 * model.embed_dim, torch.device(device))
-    return dataclasses.replace(config, experts_at_once=size)
 
 
 def runs(job: Job[ExpertsConfig]) -> Iterator[Run]:

@@ -19,24 +19,24 @@ import torch
 
 from ..bank import ExpertBank
 from ..config import ExpertsConfig, Stage, TrainConfig, stage_name, train_preset
-from ..disk import file_lock
 from ..data.task_datasets import TaskDatasets
+from ..disk import file_lock
 from ..errors import BankError, ConfigError, StageError
-from .fit import backbone, router
-from .fit import experts as expert_stage
+from ..model.determinism import cpu_threads
+from . import backbone, router
+from . import experts as expert_stage
 from .checkpoint import started_runs, training_lock
+from .cost import estimate, require_disk
 from .distributed import World, joined, own_device, require_one_worker
-from .cost import Estimate, estimate, require_disk
 from .expert_jobs import Fanout, commit_trained, train_in_jobs
 from .experts import remove_finished
 from .grouping import make_groups
-from .stage_inputs import Job, data_fingerprint
-from .logs import LogRecord, OnLog, announce
-from .loop import Run, cpu_threads, train
-from .settling import with_precision
+from .logs import OnLog, announce
+from .loop import train
 from .resume import Settings, check_continuable, preset_of, recorded_settings, settle
-
-__all__ = ["Estimate", "Fanout", "LogRecord", "estimate", "fit_stage", "group_tasks"]
+from .run import Run
+from .settling import with_precision
+from .stage_inputs import Job, data_fingerprint
 
 
 class _Plan(NamedTuple):
@@ -289,7 +289,7 @@ def _fit_in_jobs(job: Job[Any], threads: int, fanout: Fanout, device: str, progr
         job.bank.refresh()
         if job.bank.groups is None:
             _group(job, progress)
-    for trained in train_in_jobs(job, threads, fanout, device, progress):
+    for trained in train_in_jobs(job, threads, fanout, device, progress, fit_stage):
         commit_trained(job.bank, trained, _record(job, threads))
 
 

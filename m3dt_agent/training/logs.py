@@ -21,11 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+import numpy as np
 from tqdm import tqdm
 
-from ..bank.manifest import write_text
-from ..config import Stage
-from ..disk import disk_space_errors
+from ..config import STAGES, Stage
+from ..disk import disk_space_errors, write_text
 
 COLUMNS = ("step", "expert", "loss", "lr", "grad_norm", "conflict", "experts_kept", "seconds")
 
@@ -164,3 +164,15 @@ def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
     write_text(path, text.getvalue())
+
+
+def learning_curves(bank: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Stage → (steps, training loss) from the bank's logs; in stage 2 the mean over the experts."""
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for stage in STAGES:
+        losses: dict[int, list[float]] = {}
+        with (bank / "logs" / f"{stage}.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                losses.setdefault(int(row["step"]), []).append(float(row["loss"]))
+        curves[stage] = (list(losses), [float(np.mean(values)) for values in losses.values()])
+    return curves

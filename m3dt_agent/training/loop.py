@@ -13,96 +13,25 @@ logged. Several workers share the windows of a batch (distributed.py): the same 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config import BackboneConfig, TrainConfig
-from ..data.batches import Batch, derive_seed
+from ..config import BackboneConfig
+from ..data.batches import derive_seed
 from ..errors import InvalidValueError
-from ..model import M3DT, ExpertChoice, Routing
+from ..model import Routing
+from ..model.determinism import seeded
 from ..model.dropout import Rows, keyed_dropout
 from .checkpoint import Checkpoint, RunState, newest_checkpoint, write_checkpoint
 from .conflict import has_peaked, masked_losses, smoothed
 from .distributed import ALONE, World
 from .logs import LogRecord, OnLog, RunLog, announce
-from .shares import Sampler, Share, share_of
-
-
-class StepHooks:
-    """What a run does besides, at three places of every step; as it stands, nothing. Its tensors are part of checkpoints.
-
-    What it does may depend on the step, the weights and its tensors only, or a continued run differs from an uninterrupted one.
-    """
-
-    def before_forward(self, step: int, batch: Batch) -> None:
-        """Weights are those of the step's beginning; `batch`, the windows that this worker holds, is on the model's device."""
-
-    def extra_loss(self) -> Tensor | float:
-        """What is added to the sum of the losses, a mean over windows; the forward pass is done."""
-        return 0.0
-
-    def before_update(self) -> None:
-        """Gradients are there, all workers', and clipped."""
-
-    def after_update(self, step: int) -> None:
-        """Weights are updated, gradients gone."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that it needs to continue; the same names at every step."""
-        return {}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continues from what `tensors` gave."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """What a stage hands to the loop.
-
-    name: of its checkpoints. model: holds everything, frozen parts included. parameters: what is trained. samplers: K of them,
-    one per expert. experts: the bank's indices of the K experts (stage 2), else empty. choice: what `forward` is asked for.
-    built_on: hashes of what must be the same to continue. public_files: what the bank gets from the trained model.
-    conflict: measures gradient conflict at a step, where the stage can. hooks: what else is done at every step.
-    """
-
-    name: str
-    config: TrainConfig
-    model: M3DT
-    parameters: Mapping[str, nn.Parameter]
-    samplers: Sequence[Sampler]
-    choice: ExpertChoice
-    built_on: Mapping[str, str]
-    public_files: Callable[[], dict[str, dict[str, Tensor]]]
-    experts: tuple[int, ...] = ()
-    conflict: Callable[[int], float] | None = None
-    hooks: StepHooks = field(default_factory=StepHooks)
-
-
-@contextlib.contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Torch with `count` CPU threads inside, as before outside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators seeded inside, as before outside."""
-    accelerators = [device] if device.type != "cpu" else []
-    with torch.random.fork_rng(devices=accelerators, device_type=device.type if accelerators else "cuda"):
-        torch.manual_seed(seed)
-        yield
+from .run import Run
+from .shares import Share, share_of
 
 
 class Trainer:

@@ -18,8 +18,7 @@ from ..bank import ExpertBank
 from ..config import ExpertsConfig, ModelConfig, Stage, TrainConfig, from_dict, train_preset
 from ..errors import BankError, ConfigError, StageError
 from .checkpoint import newest_checkpoint, started_runs
-from .experts import with_stacking
-from .settling import with_precision
+from .settling import with_precision, with_stacking
 
 FREE_FIELDS = ("log_every", "checkpoint_every")
 

@@ -19,8 +19,9 @@ from ..config import RouterConfig
 from ..data.batches import Batch, derive_seed
 from ..errors import StageError
 from ..model import M3DT, Routing
+from ..model.determinism import seeded
+from .run import Run, StepHooks
 from .stage_inputs import Job
-from .loop import Run, StepHooks, seeded
 
 _LEAST = torch.finfo(torch.float32).tiny
 """Of a weight in the entropy, whose slope is infinite at 0, where weights of a router that is sure of itself underflow to."""

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.runs.conflict import BATCHES, MODULES, module_conflict, module_of
 from benchmarks.methods import Work, method
+from benchmarks.runs.conflict import BATCHES, MODULES, module_conflict, module_of
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.data.batches import BatchSampler
 from m3dt_agent.training.conflict import masked_losses

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.experiments.scales import PROTOCOL, SCALES
 from benchmarks.runs.data import CONDITIONS, collection_seeds, describe_data, level_shares, prepare, require_disjoint
 from benchmarks.runs.runner import COLLECTION_SEED
-from benchmarks.experiments.scales import PROTOCOL, SCALES
 from m3dt_agent.data.behavior import behavior_policy, levels
 from m3dt_agent.data.planner import PLANS
 from m3dt_agent.data.shards import episode_seed

@@ -7,11 +7,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks.experiments import budgets
-from benchmarks.experiments import EXPERIMENTS, Arm, Experiment, cells, describe
+from benchmarks.experiments import EXPERIMENTS, Arm, Experiment, budgets, cells, describe
+from benchmarks.experiments.scales import (
+    BANK_METHODS,
+    BASELINES,
+    LARGE,
+    SCALES,
+    UNTRAINED,
+    WIDTHS,
+    experts_for,
+    published_settings,
+)
 from benchmarks.methods import METHODS, Work, base
 from benchmarks.records import Cell
-from benchmarks.experiments.scales import BANK_METHODS, BASELINES, LARGE, SCALES, UNTRAINED, WIDTHS, experts_for, published_settings
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.errors import ConfigError, UnknownTaskError
 from m3dt_agent.model import M3DT

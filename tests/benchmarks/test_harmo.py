@@ -30,7 +30,8 @@ from m3dt_agent.config import ModelConfig
 from m3dt_agent.data.batches import Batch
 from m3dt_agent.model import M3DT
 from m3dt_agent.tasks import get
-from m3dt_agent.training.loop import Run, Trainer
+from m3dt_agent.training.loop import Trainer
+from m3dt_agent.training.run import Run
 
 STEPS = 12
 SWAPPING = {"backbone_steps": STEPS, "harmo_swap_every": 3, "tasks_per_batch": 1}
@@ -298,7 +299,7 @@ class Counted:
     """A function of the loop, and how often it found something."""
 
     def __init__(self, name: str) -> None:
-        from m3dt_agent.training.fit import loop
+        from m3dt_agent.training import loop
 
         self._function, self.calls = getattr(loop, name), 0
 

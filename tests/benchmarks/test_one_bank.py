@@ -12,11 +12,11 @@ import pytest
 import torch
 from contracts import observations, padded
 
+from benchmarks.experiments.scales import BANK_METHODS
 from benchmarks.methods import Outcome, Work, method
 from benchmarks.methods.m3dt import OraclePolicy
 from benchmarks.methods.one_bank import METHODS, shared_bank
 from benchmarks.records import FINAL
-from benchmarks.experiments.scales import BANK_METHODS
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import STAGES

@@ -19,11 +19,10 @@ import pytest
 from benchmark_runs import PLANS, TASKS, cell, facts, hand_made_run, write
 from PIL import Image
 
-from benchmarks.report import cell_groups
-from benchmarks.report.comparison import build_report
 from benchmarks.experiments import EXPERIMENTS, cells
 from benchmarks.records import write_cell
-from benchmarks.report import compare, write_report
+from benchmarks.report import cell_groups, compare, write_report
+from benchmarks.report.comparison import build_report
 from benchmarks.report.figures import expert_weights, write_overview_figures
 from benchmarks.report.records import Contents, Plan, Row, Table
 from benchmarks.report.tables import columns, document, markdown, paper_line

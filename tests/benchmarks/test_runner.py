@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.runs.data import collection_seeds, prepare
 from benchmarks.methods import Work, method
 from benchmarks.records import FINAL, Cell, read_run, write_cell, write_cell_rows
+from benchmarks.runs.data import collection_seeds, prepare
 from benchmarks.runs.runner import held, is_finished, run_cells, status
 from m3dt_agent.cli.options import parse_shard
 from m3dt_agent.errors import ConfigError, DatasetError

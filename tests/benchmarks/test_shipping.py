@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.records import Cell, read_run
-from benchmarks.runs.runner import run_cells
 from benchmarks.runs.publish import ship
-from m3dt_agent.bank import builtin
+from benchmarks.runs.runner import run_cells
 from m3dt_agent.agent import M3DTAgent
+from m3dt_agent.bank import builtin
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.model import Routing
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from benchmarks.report import significance, statistics
 from benchmarks.records import CellResult
+from benchmarks.report import significance, statistics
 from benchmarks.report.statistics import Scores
 from m3dt_agent.errors import ConfigError, InvalidValueError
 from m3dt_agent.scores import Floats

@@ -8,9 +8,23 @@ import numpy as np
 import pytest
 
 from benchmarks.experiments import EXPERIMENTS, SCALES, cells
-from benchmarks.experiments.task_sets import HELD_OUT, RATIO, TOLERANCE, deviation, deviations_table, domain_counts, family, held_out_by_rule, named, published_deviations, reduced, same_family_pairs, sample
-from m3dt_agent.quickstart import pipeline
+from benchmarks.experiments.task_sets import (
+    HELD_OUT,
+    RATIO,
+    TOLERANCE,
+    deviation,
+    deviations_table,
+    domain_counts,
+    family,
+    held_out_by_rule,
+    named,
+    published_deviations,
+    reduced,
+    same_family_pairs,
+    sample,
+)
 from m3dt_agent.errors import ConfigError, UnknownTaskError
+from m3dt_agent.quickstart import pipeline
 from m3dt_agent.tasks import DOMAINS, TASKS, get, task_set
 
 SIZES = (10, 20, 40, 80, 120)

@@ -14,7 +14,8 @@ from scipy.spatial.transform import Rotation
 import m3dt_agent
 from m3dt_agent import tasks
 from m3dt_agent.data import behavior
-from m3dt_agent.data.behavior import behavior_policy, from_callable, from_sb3, goal_features, levels, measured_returns
+from m3dt_agent.data.behavior import behavior_policy, levels, measured_returns
+from m3dt_agent.data.behavior_policies import from_callable, from_sb3, goal_features
 from m3dt_agent.data.shards import episode_seed, rollout
 from m3dt_agent.errors import ConfigError, InvalidValueError, ShapeError
 

@@ -21,7 +21,8 @@ from markdown_it import MarkdownIt
 from m3dt_agent import tasks
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.bank.expert_bank import expert_file
-from m3dt_agent.bank.manifest import FileRecord, Manifest
+from m3dt_agent.bank.manifest import Manifest
+from m3dt_agent.bank.tensor_files import FileRecord
 from m3dt_agent.cli import main
 from m3dt_agent.config import STAGES, DataConfig, ModelConfig, train_preset
 from m3dt_agent.data.episodes import dataset_id

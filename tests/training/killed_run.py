@@ -26,11 +26,9 @@ import torch
 import torch._dynamo
 import torch.utils.tensorboard
 
-from m3dt_agent.bank import manifest
-from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank import ExpertBank, tensor_files
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig
-from m3dt_agent.training import fit_stage
-from m3dt_agent.training.fit import loop
+from m3dt_agent.training import fit_stage, loop
 
 spec = importlib.util.spec_from_file_location("made_up", Path(__file__).with_name("conftest.py"))
 assert spec is not None

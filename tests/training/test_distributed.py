@@ -28,8 +28,7 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import ConfigError
-from m3dt_agent.training.fit import backbone, router
-from m3dt_agent.training import fit_stage
+from m3dt_agent.training import backbone, fit_stage, router
 from m3dt_agent.training.checkpoint import newest_checkpoint, training_lock
 from m3dt_agent.training.distributed import ALONE, World, agreed_name, joined, require_one_worker
 from m3dt_agent.training.stage_inputs import Job

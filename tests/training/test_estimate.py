@@ -10,7 +10,7 @@ import pytest
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, ModelConfig, RouterConfig, TrainConfig, train_preset
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.training import cost, fit_stage
+from m3dt_agent.training import estimate, fit_stage
 from m3dt_agent.training.cost import Estimate, disk_bytes, duration
 
 

@@ -19,11 +19,11 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.batches import Batch
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.training.fit import backbone, experts, router
-from m3dt_agent.training import fit_stage
-from m3dt_agent.training.stage_inputs import Job
-from m3dt_agent.training.loop import Run, Trainer
+from m3dt_agent.training import backbone, experts, fit_stage, router
+from m3dt_agent.training.loop import Trainer
+from m3dt_agent.training.run import Run
 from m3dt_agent.training.shares import Sampler
+from m3dt_agent.training.stage_inputs import Job
 
 MakeBank = Callable[..., ExpertBank]
 STEPS, RATE, DECAY, CLIP = 50, 1e-3, 1e-2, 0.25

@@ -15,12 +15,13 @@ from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, Train
 from m3dt_agent.data.batches import Batch
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import InvalidValueError
-from m3dt_agent.training import LogRecord, fit_stage
-from m3dt_agent.training.fit import backbone, experts, router
+from m3dt_agent.model.determinism import cpu_threads
+from m3dt_agent.training import LogRecord, backbone, experts, fit_stage, router
 from m3dt_agent.training.checkpoint import newest_checkpoint, write_checkpoint
 from m3dt_agent.training.conflict import masked_losses
+from m3dt_agent.training.loop import Trainer, train
+from m3dt_agent.training.run import Run, StepHooks
 from m3dt_agent.training.stage_inputs import Job
-from m3dt_agent.training.loop import Run, StepHooks, Trainer, cpu_threads, train
 
 MakeBank = Callable[..., ExpertBank]
 SHARED = {"steps": 6, "batch_size": 4, "warmup_steps": 4, "learning_rate": 1e-2, "log_every": 2, "checkpoint_every": 3}

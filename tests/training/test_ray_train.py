@@ -19,8 +19,8 @@ from m3dt_agent.errors import BankError, ConfigError, MissingDependencyError, St
 from m3dt_agent.jobs import RayCluster
 from m3dt_agent.training import fit_stage
 from m3dt_agent.training.checkpoint import newest_checkpoint
-from m3dt_agent.training.stage_inputs import create_bank
 from m3dt_agent.training.ray_train import fit_on_ray
+from m3dt_agent.training.stage_inputs import create_bank
 
 NAMES = ["cheetah-vel-20", "cheetah-vel-21"]
 MODEL = ModelConfig.preset("tiny")

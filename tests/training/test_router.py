@@ -16,10 +16,10 @@ from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, StageError
 from m3dt_agent.model import Routing
-from m3dt_agent.training import LogRecord, fit_stage
-from m3dt_agent.training.fit import router
+from m3dt_agent.training import LogRecord, fit_stage, router
+from m3dt_agent.training.loop import Trainer
+from m3dt_agent.training.run import Run
 from m3dt_agent.training.stage_inputs import Job
-from m3dt_agent.training.loop import Run, Trainer
 
 MakeBank = Callable[..., ExpertBank]
 SHARED = {"batch_size": 8, "warmup_steps": 0, "learning_rate": 3e-3, "log_every": 10}

@@ -29,8 +29,7 @@ import torch.utils.tensorboard
 
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig
-from m3dt_agent.training.fit import backbone, checkpoint, loop
-from m3dt_agent.training import fit_stage, group_tasks
+from m3dt_agent.training import backbone, checkpoint, fit_stage, group_tasks, loop
 from m3dt_agent.training.distributed import joined
 from m3dt_agent.training.stage_inputs import Job
 

@@ -1,0 +1,185 @@
+"""Safetensors files and the records that vouch for them: size and sha256, checked before a tensor is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..disk import disk_space_errors
+from ..errors import BankError
+
+_DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16"}
+_DTYPES |= {torch.bool: "BOOL", torch.uint8: "U8"}
+_MORE_DTYPES = {"F16": torch.float16, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+_READABLE = {name: dtype for dtype, name in _DTYPES.items()} | _MORE_DTYPES
+_BLOCK = 1 << 20
+_MAX_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What a manifest knows of one file."""
+
+    sha256: str
+    bytes: int
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
+    """Writes a safetensors file to `path` and flushes it to disk; not atomic, so `path` is a name that nobody reads yet.
+
+    Raises:
+        DiskSpaceError: no room; nothing is left at `path`.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # widest first: data stay aligned
+    digest, size = hashlib.sha256(), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_space_errors(path), path.open("wb") as file:
+            for part in _serialized(ordered):
+                file.write(part)
+                digest.update(part)
+                size += len(part)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return FileRecord(digest.hexdigest(), size)
+
+
+def _serialized(tensors: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
+    header: dict[str, dict[str, Any]] = {}
+    offset = 0
+    for name, tensor in tensors:
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, tensor in tensors:
+        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def verify(path: Path, record: FileRecord) -> None:
+    """Checks that the file at `path` is the one `record` describes, without loading it.
+
+    Raises:
+        BankError: missing, truncated, altered or another bank's.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise BankError(f"{path} is missing") from None
+    _compare(path, record, digest.hexdigest(), size)
+
+
+def verify_size(path: Path, record: FileRecord) -> None:
+    """Checks that there is a file at `path` as long as `record` says; its content is not looked at.
+
+    Raises:
+        BankError: missing or of another length.
+    """
+    if not path.is_file():
+        raise BankError(f"{path} is missing")
+    _compare_size(path, record, path.stat().st_size)
+
+
+def read_content(path: Path, record: FileRecord) -> npt.NDArray[np.uint8]:
+    """The file's bytes, verified: what is hashed is what is returned.
+
+    Raises:
+        BankError: as `verify`.
+    """
+    try:
+        content = np.fromfile(path, np.uint8)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise BankError(f"{path} is missing") from None
+    _compare(path, record, hashlib.sha256(content.data).hexdigest(), len(content))
+    return content
+
+
+def read_tensors(path: Path, record: FileRecord) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, verified, in memory that is theirs: one block for the file, no second copy.
+
+    Raises:
+        BankError: as `verify`, or not a safetensors file.
+    """
+    return _parsed(read_content(path, record), path)
+
+
+def received_tensors(content: npt.NDArray[np.uint8], record: FileRecord, target: Path) -> dict[str, Tensor]:
+    """The tensors of a file that another process sent, verified; `target`, where it is to go, is named in errors.
+
+    Raises:
+        BankError: as `read_tensors`.
+    """
+    _compare(target, record, hashlib.sha256(content.data).hexdigest(), len(content))
+    return _parsed(np.array(content), target)  # what comes out of a shared object store cannot be written to
+
+
+def _parsed(content: npt.NDArray[np.uint8], path: Path) -> dict[str, Tensor]:
+    try:
+        return _tensors_in(content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BankError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _tensors_in(content: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
+    """Views of the tensors in a safetensors file's bytes; any of five ordinary errors if they are not one."""
+    length = int.from_bytes(content[:8].tobytes(), "little")
+    if len(content) < 8 + length:
+        raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
+    header = json.loads(content[8 : 8 + length].tobytes())
+    header.pop("__metadata__", None)
+    data, found, end = torch.from_numpy(content)[8 + length :], {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, (begin, stop) = _READABLE[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if any(type(n) is not int or n < 0 for n in (*shape, begin, stop)):
+            raise ValueError(f"{name} has shape {shape} and lies at {begin} … {stop}")
+        if begin != end or stop - begin != math.prod(shape) * dtype.itemsize or stop > len(data):
+            raise ValueError(f"{name} of shape {shape} lies at {begin} … {stop} of {len(data)} bytes, after {end} of others")
+        part = data[begin:stop]
+        aligned = part if (8 + length + begin) % dtype.itemsize == 0 else part.clone()
+        found[name], end = aligned.view(dtype).view(shape), stop
+    if end != len(data):
+        raise ValueError(f"{len(data)} bytes of data, {end} of them in tensors")
+    return found
+
+
+def for_each_file(action: Callable[[str], object], names: Iterable[str]) -> None:
+    """Calls `action` with every name, on as many threads as there are cores: reading and hashing release the interpreter lock.
+
+    The first error, in the order of `names`, is raised; what has not begun by then is left out.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(min(cores, _MAX_THREADS)) as threads:
+        for _ in threads.map(action, names):
+            pass
+
+
+def _compare(path: Path, record: FileRecord, sha256: str, size: int) -> None:
+    _compare_size(path, record, size)
+    if sha256 != record.sha256:
+        raise BankError(f"{path} is damaged or foreign: sha256 {sha256[:12]}…, {record.sha256[:12]}… expected")
+
+
+def _compare_size(path: Path, record: FileRecord, size: int) -> None:
+    if size != record.bytes:
+        raise BankError(f"{path} is damaged or foreign: {size} bytes, {record.bytes} expected")

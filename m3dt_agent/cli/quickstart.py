@@ -1,0 +1,56 @@
+"""`m3dt quickstart`: eight tasks from nothing to a trained agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Group
+from rich.table import Table
+
+from .options import AsJson, Seed, Workers
+from .output import emit, quiet_stdout, say
+
+
+def quickstart_command(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs", "quickstart"),
+    steps: Annotated[
+        str | None, typer.Option(help="Steps of the three stages, 1500,300,200; default: what this machine does in time.")
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the training; default: what is faster on this machine.")
+    ] = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete an earlier run in the folder instead of continuing it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Eight tasks of all four domains: collect, train three stages, evaluate, draw. About ten minutes on two cores."""
+    from ..quickstart import QuickstartConfig, parse_steps, run
+
+    config = QuickstartConfig(steps=parse_steps(steps), precision=precision, seed=seed, workers=workers)
+    with quiet_stdout():
+        summary = run(out, config, fresh=fresh, say=say)
+    emit(summary, as_json=as_json, table=_quickstart_tables(summary))
+
+
+def _quickstart_tables(summary: dict[str, Any]) -> Group:
+    """The scores of all four policies per task, and the held-out action errors per group of tasks."""
+    scores = Table("task", title="Mean normalized scores", title_justify="left")
+    for policy in summary["scores"]:
+        scores.add_column(policy, justify="right")
+    for task in summary["tasks"]:
+        scores.add_row(task, *(f"{summary['scores'][policy][task]:.1f}" for policy in summary["scores"]))
+    scores.add_section()
+    scores.add_row("mean", *(f"{summary[policy]:.1f}" for policy in summary["scores"]))
+    errors = Table("expert", "its tasks", title="Action error on held-out demonstrations", title_justify="left")
+    for policy in ("backbone", "final"):
+        errors.add_column(policy, justify="right")
+    for group in summary["held_out_error"]:
+        errors.add_row(str(group["expert"]), ", ".join(group["tasks"]), f"{group['backbone']:.5f}", f"{group['final']:.5f}")
+    steps = ", ".join(f"{stage} {n:,}" for stage, n in summary["steps"].items())
+    closing = f"{summary['seconds']:.0f} s in all; steps: {steps} ({summary['precision']})"
+    return Group(scores, errors, closing, f"bank: {summary['bank']}", f"figure: {summary['figure']}")

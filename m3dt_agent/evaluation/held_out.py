@@ -1,0 +1,68 @@
+"""Measures on held-out demonstrations, without a simulator: action error and the router's weights."""
+
+from __future__ import annotations
+
+import torch
+
+from ..agent import Experts, M3DTAgent
+from ..config import Stage
+from ..data.batches import BatchSampler
+from ..data.task_datasets import TaskDatasets
+from ..tasks import lookup
+
+_ERROR_BATCH = 128
+"""Windows predicted at once in `action_error`."""
+
+
+@torch.inference_mode()
+def action_error(
+    agent: M3DTAgent, data: TaskDatasets, *, experts: Experts | None = None, n_windows: int = 256, seed: int = 0
+) -> dict[str, float]:
+    """Mean square error of the agent's predictions of `data`'s actions, per task, over real steps and real action dimensions.
+
+    Args:
+        data: demonstrations of tasks the agent knows, held out; windows come from its training episodes, normalized with the
+            agent's statistics and prompted with its best prompt.
+        experts: as `M3DTAgent.experts`; None is what the agent is set to.
+        n_windows: per task. seed: decides the windows, which are the same for every agent with this context length.
+
+    Raises:
+        UnknownTaskError: a task the agent does not have. ConfigError: experts its bank does not have.
+    """
+    experts = agent.experts if experts is None else agent.checked_experts(experts)
+    sampler = best_prompt_sampler(agent, data, "backbone", min(n_windows, _ERROR_BATCH), seed)
+    errors = {}
+    for i, task in enumerate(data.tasks):
+        total, count = 0.0, 0
+        for step, first in enumerate(range(0, n_windows, _ERROR_BATCH)):
+            batch = sampler.sample_task(i, step).to(agent.device, agent.dtype)
+            mask = batch.action_mask & (torch.arange(len(batch.tasks), device=agent.device) < n_windows - first)[:, None, None]
+            difference = agent.model(batch.window, batch.prompt, experts) - batch.window.actions  # (B, T, D_a)
+            total += float(difference[mask].double().square().sum())
+            count += int(mask.sum())
+        errors[task.name] = total / count
+    return errors
+
+
+@torch.inference_mode()
+def router_usage(agent: M3DTAgent, data: TaskDatasets, *, n_windows: int = 64, seed: int = 0) -> dict[str, list[float]]:
+    """Task → (E,) weights the agent's router gives its experts on windows of `data`, mean over blocks and real steps.
+
+    Raises:
+        UnknownTaskError: a task the agent does not have.
+    """
+    sampler = best_prompt_sampler(agent, data, "router", n_windows, seed)
+    found = {}
+    for i, task in enumerate(data.tasks):
+        batch = sampler.sample_task(i, 0).to(agent.device, agent.dtype)
+        weights = agent.model.router_weights(batch.window, batch.prompt)  # (B, T, L, E)
+        found[task.name] = weights[batch.window.mask].mean(dim=(0, 1)).tolist()
+    return found
+
+
+def best_prompt_sampler(agent: M3DTAgent, data: TaskDatasets, stage: Stage, batch_size: int, seed: int) -> BatchSampler:
+    """Windows of one task at a time, prompted as the agent prompts itself."""
+    best = {task.name: lookup(dict(agent.prompts), task.name, "task of this agent")[:1] for task in data.tasks}
+    return BatchSampler(
+        data, agent.statistics, best, agent.config, batch_size=batch_size, tasks_per_batch=1, seed=seed, stage=stage
+    )
