@@ -2,7 +2,7 @@
 
     published folder ─ finder ─▶ PublishedTask ─ read() ─▶ episodes ─ write_dataset ─▶ <root>/m3dt/<task>/<source>-v0
 
-Formats: `mt160`, `tdmpc2`, `prompt-dt`, `minari` (published_formats.py). A dataset appears whole or not at all and remembers
+Formats: `mt160`, `tdmpc2`, `prompt-dt`, `minari` (published/formats.py). A dataset appears whole or not at all and remembers
 what it was made from, so that a second call keeps what a first one finished. Nothing that is read is ever executed.
 """
 
@@ -72,7 +72,7 @@ def import_datasets(
 ) -> list[ImportSummary]:
     """Imports the published data at `path` into the Minari root `root`, as `m3dt/<task>/<source>-v0`, one dataset per task.
 
-    format: mt160, tdmpc2, prompt-dt or minari; where each expects its files is drawn in `published_formats`. tasks: names, set
+    format: mt160, tdmpc2, prompt-dt or minari; where each expects its files is drawn in `published.formats`. tasks: names, set
     names, domains or specs (None: every task found); summaries come in their order. Called again after a kill or Ctrl-C, it
     keeps the datasets it finished. Actions are clipped to [-1, 1] and counted. progress: None shows a bar on a terminal.
 

@@ -5,7 +5,7 @@
            ◄─────────────────────         ◄─────────────────────
               write_published                 to_published
 
-What lies in the folder: published_files.py. Which tensor is which: published_names.py.
+What lies in the folder: published/weight_files.py. Which tensor is which: published/weight_names.py.
 """
 
 from __future__ import annotations

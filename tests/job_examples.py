@@ -1,4 +1,4 @@
-"""Jobs for the tests of `jobs` and `ray_jobs`, in a module that worker processes can import."""
+"""Jobs for the tests of `jobs` and `ray_tasks`, in a module that worker processes can import."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ Here it is a stratified sample: a domain's tasks, ordered by difficulty (ties at
 length as it gives tasks, one task is drawn from each, and of `DRAWS` such sets those whose mean is near enough are kept; the
 one with the fewest pairs of one family is taken, of several the nearest.
 
-    python -m benchmarks.task_sets      prints how far the published sets are from that rule themselves
+    python -m benchmarks.experiments.task_sets      prints how far the published sets are from that rule themselves
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tables as text: Markdown for people, CSV for programs, LaTeX for papers, and one JSON document of everything.
 
-    columns(table)  ──►  header and cells as plain text  ──►  Markdown, LaTeX, HTML (report_page), each escaping its own way
+    columns(table)  ──►  header and cells as plain text  ──►  Markdown, LaTeX, HTML (page.py), each escaping its own way
 
 The CSV has full numbers in columns of their own, the ends of intervals among them.
 """

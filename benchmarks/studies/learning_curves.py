@@ -1,6 +1,6 @@
 """Score against training FLOP of backbones of several sizes, contexts and data, before a long training chooses among them.
 
-    python -m benchmarks.learning_curves OUT --datasets ROOT [--arms NAME…] [--json FILE] [--workers N]
+    python -m benchmarks.studies.learning_curves OUT --datasets ROOT [--arms NAME…] [--json FILE] [--workers N]
 
 20 tasks in the proportions of the 160 (six Meta-World, four DMControl, five ant-dir, five cheetah-vel). Every arm is one
 backbone, trained to the first of STEPS, evaluated, trained on to the next, and so on; the episodes are the same for all. An arm

@@ -1,6 +1,6 @@
 """What routing saves on a router that was really trained, and what it costs in score.
 
-    python -m benchmarks.routing_study OUT --datasets ROOT [--json FILE] [--workers N]
+    python -m benchmarks.studies.routing OUT --datasets ROOT [--json FILE] [--workers N]
 
 24 tasks, six of each domain, 16 experts, the sizes and steps of the benchmark's scale "laptop". One backbone and one set of
 experts, and four third stages on them:

@@ -1,10 +1,10 @@
-"""Model cards that fill themselves from a bank and its evaluation rows; dataset cards are `cards_datasets.py`.
+"""Model cards that fill themselves from a bank and its evaluation rows; dataset cards are `datasets.py`.
 
     README.md  =  ---                 YAML the Hub indexes: license, tags, library, model-index (score per task)
                   …
                   ---
                   # owner/name        how to use it, how to train it further, stages, model, tasks and experts,
-                  …                   scores (cards_scores.py), training configuration, integrity
+                  …                   scores (scores.py), training configuration, integrity
 
 A card is a function of its arguments: no date, no path, no user. Of the experts it says which tasks they serve and whether all
 are done, so a push of one of them needs no new card, unless it is the last; sha256s stay in `bank.json`. Whatever comes from a

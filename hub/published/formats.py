@@ -5,7 +5,7 @@
     prompt-dt  ant_dir/ant_dir-<i>-<level>.pkl      lists of trajectories; ….-prompt-<level>.pkl hold the prompts
     minari     data/{metadata.json, main_data.hdf5} one Minari dataset
 
-TD-MPC2's files are read in `tdmpc2_files.py`, pickles in `safe_pickles.py`.
+TD-MPC2's files are read in `tdmpc2.py`, pickles in `safe_pickles.py`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
       model_saved_moe/<x>/moe__iter_<N>                                {"block_<i>": {"router.fc1.weight", …,
                                                                          "experts.<e>.c_fc.weight", …}}
 
-Each is a `torch.save` of dicts of float32 tensors; elsewhere tensors go by the names of published_names.py. Reading executes
+Each is a `torch.save` of dicts of float32 tensors; elsewhere tensors go by the names of weight_names.py. Reading executes
 nothing: what is not a finite tensor of the right shape in an expected place is refused by the name of its file and key.
 """
 

@@ -9,7 +9,7 @@
       prompts.safetensors      per task: the last steps of its best episodes
       resume/, logs/           checkpoints and learning curves; local, never copied or pushed
 
-Weights may be stored as bfloat16 (bank_storage.py); they are float32 for whoever reads them, and hashes are of what is stored.
+Weights may be stored as bfloat16 (storage.py); they are float32 for whoever reads them, and hashes are of what is stored.
 No pickle anywhere. A file is verified before a tensor of it is used. Public files change only in `commit`, through a journal:
 
     1. <name>.next written and flushed for every changed file

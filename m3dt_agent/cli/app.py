@@ -1,15 +1,15 @@
 """`m3dt`, the command line: the composition root, where all parts meet.
 
     m3dt tasks                       the 160 tasks and the published sets
-    m3dt collect, behavior, data     demonstrations                               (cli_data.py)
-    m3dt train                       the three stages, into a bank                (cli_train.py)
-    m3dt eval                        scores of a bank or a behavior policy        (cli_eval.py)
-    m3dt info                        what a bank holds                            (cli_info.py)
-    m3dt play                        one episode of one task                      (cli_play.py)
-    m3dt convert                     published weights to a bank, and back        (cli_convert.py)
-    m3dt push, pull                  banks and datasets on the Hugging Face Hub   (cli_hub.py)
+    m3dt collect, behavior, data     demonstrations                               (data.py)
+    m3dt train                       the three stages, into a bank                (train.py)
+    m3dt eval                        scores of a bank or a behavior policy        (eval.py)
+    m3dt info                        what a bank holds                            (info.py)
+    m3dt play                        one episode of one task                      (play.py)
+    m3dt convert                     published weights to a bank, and back        (convert.py)
+    m3dt push, pull                  banks and datasets on the Hugging Face Hub   (hub.py)
     m3dt doctor                      what this machine can do
-    m3dt bench                       how fast it is, from a checkout              (cli_bench.py)
+    m3dt bench                       how fast it is, from a checkout              (bench.py)
     m3dt quickstart                  eight tasks from nothing to a trained agent
 
 Exit codes: 0 done; 1 an error this package names, one line on stderr (M3DT_DEBUG=1 adds the traceback); 2 wrong usage; 130

@@ -39,7 +39,7 @@ def find_checkout(*folders: Path) -> Path:
         ConfigError: none is; the message says what to do.
     """
     for folder in folders:
-        if (folder / "benchmarks/perf/__main__.py").is_file() and (folder / "m3dt_agent/cli_bench.py").is_file():
+        if (folder / "benchmarks/perf/__main__.py").is_file() and (folder / "m3dt_agent/cli/bench.py").is_file():
             return folder
     raise ConfigError(
         f"the performance programs are in the source repository only, and there is no checkout of it at "

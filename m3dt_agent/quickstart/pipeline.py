@@ -14,7 +14,7 @@
         rows/<policy>.jsonl                 every evaluated episode
         summary.json figure.png
 
-A part that is done is kept, so that an interrupted run continues when started again (quickstart_parts.py). The eight tasks are
+A part that is done is kept, so that an interrupted run continues when started again (parts.py). The eight tasks are
 fixed by name and were chosen by measurement: behavior policies score 96 or more on each, random actions at most 6, and the zero
 action 10 on average (standing still earns 40 on ant-dir, and the pole takes a while to fall).
 """

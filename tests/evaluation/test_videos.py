@@ -31,7 +31,7 @@ import json, math, sys
 from m3dt_agent.config import EvalConfig
 from m3dt_agent.evaluation import evaluate
 from m3dt_agent.tasks import get
-from m3dt_agent.videos import record
+from m3dt_agent.evaluation.videos import record
 names, config = sys.argv[2:], EvalConfig(episodes=1, seed=3, workers=0, stop_on_success=True)
 made = record("expert", [get(name) for name in names], sys.argv[1], config)
 rows = evaluate("expert", names, config)

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.perf import frame
 from benchmarks.perf.__main__ import PROGRAMS, run_all
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)

@@ -136,12 +136,12 @@ def start(run: Path, datasets: Path) -> subprocess.Popen[bytes]:
     code = textwrap.dedent(f"""
         import importlib.util, sys
         from pathlib import Path
-        sys.path.insert(0, {str(here.parents[2])!r})
+        sys.path.insert(0, {str(here.parents[3])!r})
         spec = importlib.util.spec_from_file_location("cells_under_test", {str(here)!r})
         module = importlib.util.module_from_spec(spec)
         sys.modules["cells_under_test"] = module
         spec.loader.exec_module(module)
-        from benchmarks.runner import run_cells
+        from benchmarks.runs.runner import run_cells
         run_cells(module.CELLS, Path({str(run)!r}), Path({str(datasets)!r}), workers=0, progress=False)
     """)
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -86,7 +86,7 @@ def test_bench_runs_the_programs_of_the_checkout(capfd: pytest.CaptureFixture[st
 
 
 def test_bench_without_a_checkout_says_what_to_do(tmp_path: Path) -> None:
-    checkout = Path(__file__).parents[1]
+    checkout = Path(__file__).parents[2]
     assert find_checkout(tmp_path, checkout) == checkout
     with pytest.raises(ConfigError, match=rf"no checkout of it at {tmp_path} or /nowhere; clone it, run `pip install -e"):
         find_checkout(tmp_path, Path("/nowhere"))
