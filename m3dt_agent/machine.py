@@ -86,8 +86,13 @@ def diagnose(folder: Path = Path(), *, rendering: bool = True) -> Diagnosis:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which a container or `taskset` can make fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use: a container or `taskset` may allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+
+
+def shows_progress(progress: bool | None) -> bool:
+    """Whether to show a progress bar; None: only if stderr is a terminal."""
+    return sys.stderr.isatty() if progress is None else progress
 
 
 def try_rendering(backend: str) -> str:

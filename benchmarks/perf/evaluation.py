@@ -40,6 +40,7 @@ from m3dt_agent.data.behavior import behavior_policy
 from m3dt_agent.data.prompts import Prompt
 from m3dt_agent.data.stats import TaskStatistics
 from m3dt_agent.evaluation import AgentPolicy, BehaviorPolicies, VectorPolicy, evaluate
+from m3dt_agent.machine import usable_cores
 from m3dt_agent.model import M3DT
 from m3dt_agent.scores import EpisodeResult
 from m3dt_agent.tasks import TaskSpec, get
@@ -218,7 +219,7 @@ def compare(
     plain = making + whole(lambda c: c.wall - c.making)
     acting = whole(lambda c: c.acting)
     n, steps = len(ours.results), sum(length for _, length in ours.results.values())
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     simulating = plain - making - acting
     return Row(
         policy=policy.name,

@@ -32,6 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from m3dt_agent.machine import usable_cores
+
 Run = Callable[[], object]
 Shape = tuple[int, int, int]
 
@@ -203,7 +205,7 @@ def describe_machine() -> Machine:
     return Machine(
         cpu=info.get("model name") or platform.processor() or platform.machine(),
         flags=[flag for flag in FLAGS if flag in has],
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         threads=torch.get_num_threads(),
         memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,

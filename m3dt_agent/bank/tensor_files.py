@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..disk import disk_space_errors
 from ..errors import BankError
+from ..machine import usable_cores
 
 _DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16"}
 _DTYPES |= {torch.bool: "BOOL", torch.uint8: "U8"}
@@ -168,8 +169,7 @@ def for_each_file(action: Callable[[str], object], names: Iterable[str]) -> None
 
     The first error, in the order of `names`, is raised; what has not begun by then is left out.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(cores, _MAX_THREADS)) as threads:
+    with ThreadPoolExecutor(min(usable_cores(), _MAX_THREADS)) as threads:
         for _ in threads.map(action, names):
             pass
 

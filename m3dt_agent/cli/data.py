@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ import typer
 
 from ..errors import DatasetError
 from ..jobs import RETRIES, LocalProcesses, shard_of
+from ..machine import usable_cores
 from ..tasks import TASKS, TaskSpec, get, resolve
 from .options import (
     AllTasks,
@@ -113,7 +113,7 @@ def parse_mixture(text: str) -> dict[str, float]:
 
 def collection_estimate(tasks: Sequence[TaskSpec], episodes: int, workers: int | None) -> str:
     """One line: at most how long, and how much disk, collecting full-length episodes takes."""
-    processes = max(1, len(os.sched_getaffinity(0)) if workers is None else workers)
+    processes = max(1, usable_cores() if workers is None else workers)
     seconds = sum(STEP_SECONDS[task.domain] * task.max_episode_steps for task in tasks) * episodes / processes
     # Float32 rows with reward and flags, once as shards and once as HDF5.
     n_bytes = sum((task.obs_dim + task.act_dim + 2) * 4 * 2 * task.max_episode_steps for task in tasks) * episodes

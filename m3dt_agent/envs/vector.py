@@ -19,7 +19,6 @@ others still step; `wait` takes the results:
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -32,6 +31,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InvalidValueError, M3DTError, ShapeError
+from ..machine import usable_cores
 from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, Domain, TaskSpec
 from .slots import Slots, SlotStates
 from .worker import Worker
@@ -64,7 +64,7 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         self.tasks = tuple(tasks)
         if not self.tasks:
             raise ConfigError("MixedTaskVectorEnv needs at least one task; got none")
-        n_workers = min(_cores() if workers is None else workers, len(self.tasks))
+        n_workers = min(usable_cores() if workers is None else workers, len(self.tasks))
         if n_workers < 0:
             raise ConfigError(f"MixedTaskVectorEnv workers must be None or >= 0; got {workers}")
         self.num_envs = len(self.tasks)
@@ -269,7 +269,3 @@ def share_out(tasks: Sequence[TaskSpec], workers: int) -> list[NDArray[np.intp]]
         shares[worker].append(slot)
         load[worker] += _STEP_COST[tasks[slot].domain]
     return [np.array(sorted(share), np.intp) for share in shares]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from ..errors import M3DTError
+from ..machine import usable_cores
 from .engines import Failure, Job, LocalProcesses, attempt
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ _PARENT_POLL_SECONDS = 1.0
 
 
 def run_in_processes(jobs: Sequence[Job[R]], engine: LocalProcesses) -> Generator[tuple[int, R]]:
-    count = min(len(os.sched_getaffinity(0)) if engine.workers is None else engine.workers, len(jobs))
+    count = min(usable_cores() if engine.workers is None else engine.workers, len(jobs))
     waiting = deque((number, 0) for number in range(len(jobs)))
     with _workers() as processes:
         running: dict[Connection, tuple[int, int]] = {}
