@@ -1,0 +1,83 @@
+"""The shape of the network."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, lookup
+from .checks import require, require_positive
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shape of the network (M3DT section 4 and appendix A.5).
+
+    embed_dim D, n_layers, n_heads: the GPT-2 backbone. n_experts E: experts per block; 0 means no experts and no router.
+    context_length T and prompt_length: in environment steps, of three tokens each. residual: "standard" adds a block's
+    feed-forward sum to x; "published" adds it to LN(x) in blocks with experts, as the authors' code does. top_k: route each
+    token to its k heaviest experts; None routes to all, as in the paper. ffn_multiple: inner width of the backbone's
+    feed-forward layers, in multiples of D; an expert's is always 4.
+    """
+
+    embed_dim: int
+    n_layers: int
+    n_heads: int
+    n_experts: int
+    context_length: int
+    prompt_length: int
+    max_timesteps: int = 1000
+    state_dim: int = MAX_OBS_DIM
+    act_dim: int = MAX_ACT_DIM
+    dropout: float = 0.1
+    residual: Literal["standard", "published"] = "standard"
+    top_k: int | None = None
+    ffn_multiple: int = 4
+
+    def __post_init__(self) -> None:
+        require_positive(
+            self,
+            *("embed_dim", "n_layers", "n_heads", "context_length", "prompt_length"),
+            *("max_timesteps", "state_dim", "act_dim", "ffn_multiple"),
+        )
+        require(isinstance(self.n_experts, int) and self.n_experts >= 0, self, "n_experts", "an integer >= 0")
+        require(self.embed_dim % self.n_heads == 0, self, "n_heads", f"a divisor of embed_dim={self.embed_dim}")
+        require(0.0 <= self.dropout < 1.0, self, "dropout", "in [0, 1)")
+        require(self.residual in ("standard", "published"), self, "residual", "'standard' or 'published'")
+        if self.top_k is not None:
+            require(1 <= self.top_k <= self.n_experts, self, "top_k", f"None or 1 … n_experts={self.n_experts}")
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of a prompt and a window together, without the window's last action."""
+        return 3 * (self.prompt_length + self.context_length) - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as banks store and hash them.
+
+        Fields added later are stored only if they differ from their default, so that old banks keep their hash and old versions
+        read new banks.
+        """
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if not (name in _ADDED_LATER and value == _ADDED_LATER[name])}
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> ModelConfig:
+        """`tiny` (tests), `small` (quickstart) or `paper` (48 experts); keyword arguments replace single fields.
+
+        Raises:
+            UnknownTaskError: no preset of that name.
+            ConfigError: a changed field does not validate.
+        """
+        return dataclasses.replace(lookup(_MODEL_PRESETS, name, "model preset"), **changes)
+
+
+_ADDED_LATER: dict[str, Any] = {"ffn_multiple": 4}
+"""Fields of ModelConfig that the first banks did not have, with their defaults."""
+
+_MODEL_PRESETS = {
+    "tiny": ModelConfig(32, 2, 2, n_experts=3, context_length=5, prompt_length=3),
+    "small": ModelConfig(128, 3, 4, n_experts=4, context_length=8, prompt_length=5),
+    "paper": ModelConfig(256, 6, 8, n_experts=48, context_length=20, prompt_length=5),
+}
