@@ -24,8 +24,8 @@ from m3dt_agent.config import STAGES
 from m3dt_agent.data.prompts import make_prompts
 from m3dt_agent.data.stats import compute_statistics
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.disk import disk_space_errors, publish, scratch_folder
-from m3dt_agent.errors import BankError, ConfigError
+from m3dt_agent.disk import disk_space_errors, publish, require_new_folder, scratch_folder
+from m3dt_agent.errors import ConfigError
 from m3dt_agent.hub.published.weight_files import read_published, write_published_files
 from m3dt_agent.hub.published.weight_names import from_published, published_config, to_published
 from m3dt_agent.model import M3DT
@@ -53,7 +53,7 @@ def bank_from_published(
         DiskSpaceError: no room.
     """
     path = Path(path)
-    _require_new(path)
+    require_new_folder(path)
     changes = {} if groups is None else {"groups": _read_groups(Path(groups))}
     tensors = read_published(folder)
     config = published_config(tensors, n_heads=n_heads)
@@ -85,7 +85,7 @@ def write_published(source: ExpertBank | M3DT, folder: str | Path, *, allow_stan
         DiskSpaceError: no room.
     """
     folder = Path(folder)
-    _require_new(folder)
+    require_new_folder(folder)
     bank = source if isinstance(source, ExpertBank) else None
     model = source.model() if isinstance(source, ExpertBank) else source
     config = model.config
@@ -108,11 +108,6 @@ def write_published(source: ExpertBank | M3DT, folder: str | Path, *, allow_stan
         steps={stage: settings.get(stage, {}).get("steps", 0) for stage in STAGES},
         seed=settings.get("backbone", {}).get("seed", 0),
     )
-
-
-def _require_new(path: Path) -> None:
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise BankError(f"{path} exists and is not an empty folder; choose a new one")
 
 
 def _read_groups(file: Path) -> dict[str, int]:

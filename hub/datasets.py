@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ from m3dt_agent import tasks as task_table
 from m3dt_agent.config import DataConfig
 from m3dt_agent.data.episodes import dataset_path, find_sources, make_namespaces
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.disk import disk_space_errors, file_lock, publish, require_space, scratch_folder
+from m3dt_agent.disk import disk_space_errors, file_lock, replace_folder, require_space
 from m3dt_agent.errors import DatasetError, HubConflictError
 from m3dt_agent.hub.cards import dataset_card
 from m3dt_agent.hub.client import Change, HubRepo, Operation, Snapshot, is_repo_id, sha256_file
@@ -296,10 +295,7 @@ def _bring(origin: _FolderOrigin | _HubOrigin, record: DatasetRecord, root: Path
             raise DatasetError(f"{record.id}/{name} is damaged: sha256 {found[:12]}…, {file.sha256[:12]}… in {_MANIFEST}")
     require_sound(built, task_table.get(record.task))
     make_namespaces(root, record.id)
-    with scratch_folder(target.parent) as scratch:
-        if target.exists():
-            os.rename(target, scratch / "replaced")
-        publish(built, target)
+    replace_folder(built, target)
 
 
 def _choose(records: Records, tasks: Iterable[str | TaskSpec] | None, source: str | None, where: str) -> list[DatasetRecord]:

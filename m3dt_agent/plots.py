@@ -12,7 +12,6 @@ Needs matplotlib (extra `plots`), imported when a figure is made.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import tasks as task_table
+from .disk import whole_file
 from .errors import ConfigError, MissingDependencyError
 from .scores import Interval, Summary, TaskSummary
 
@@ -63,12 +63,8 @@ def save_score_figure(summaries: Sequence[Summary], path: Path) -> Path:
 
 def save(figure: Any, path: Path) -> Path:
     """Writes `figure` to `path` whole, and returns `path`."""
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
+    with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import tasks
-from .disk import disk_space_errors, write_file
+from .disk import write_file
 from .errors import ConfigError, DatasetError, InvalidValueError
 
 Floats = npt.NDArray[np.float64]
@@ -175,9 +175,8 @@ def write_rows(path: str | Path, rows: Iterable[EpisodeResult]) -> Path:
     """
     path = Path(path)
     lines = "".join(json.dumps(_to_json(row), sort_keys=True, allow_nan=False) + "\n" for row in rows)
-    with disk_space_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, lines.encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, lines)
     return path
 
 

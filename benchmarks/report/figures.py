@@ -16,13 +16,13 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from m3dt_agent.disk import whole_file
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.plots import require_matplotlib
 from m3dt_agent.scores import Floats
@@ -108,12 +108,8 @@ def _save(draw: Callable[[Any], None], folder: Path, name: str) -> None:
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         draw(figure)
         for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-            temporary = folder / f".{name}.tmp{suffix}"
-            try:
+            with whole_file(folder / f"{name}{suffix}") as temporary:
                 figure.savefig(temporary, dpi=120, metadata=metadata)
-                os.replace(temporary, folder / f"{name}{suffix}")
-            finally:
-                temporary.unlink(missing_ok=True)
 
 
 def _axes(figure: Any, title: str, x: str, y: str) -> Any:

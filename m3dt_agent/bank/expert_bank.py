@@ -35,7 +35,7 @@ from .. import tasks as task_table
 from ..config import DataConfig, ModelConfig, stage_name
 from ..data.prompts import Prompt, prompts_from_tensors, prompts_to_tensors
 from ..data.stats import TaskStatistics, statistics_from_tensors, statistics_to_tensors
-from ..disk import disk_space_errors, publish, scratch_folder, write_text
+from ..disk import disk_space_errors, publish, require_new_folder, scratch_folder, write_file
 from ..errors import BankError, ConfigError, ShapeError, StageError
 from ..model.empty import empty_model
 from ..tasks import TaskSpec
@@ -259,7 +259,7 @@ class ExpertBank:
                 records = {name: write_tensors(self.path / f"{name}.next", tensors) for name, tensors in stored.items()}
                 all_files = dict(sorted((self.manifest.files | records).items()))
                 manifest = dataclasses.replace(self.manifest, files=all_files, **changes)
-                write_text(journal, manifest.checked().to_json())
+                write_file(journal, manifest.checked().to_json())
             except BaseException:
                 if not journal.exists():
                     remove_stale(self.path)
@@ -278,7 +278,7 @@ class ExpertBank:
             ConfigError: no such storage. DiskSpaceError: no room.
         """
         path = Path(path)
-        _require_new(path)
+        require_new_folder(path)
         manifest = dataclasses.replace(self.manifest, storage=storage or self.storage).checked()
         with disk_space_errors(path), scratch_folder(path.parent) as scratch:
             records = {name: self._copy_file(name, scratch / name, manifest.storage) for name in manifest.files}
@@ -301,7 +301,7 @@ class ExpertBank:
         ]
         if self.status("backbone") != "done" or self.status("experts") != "done":
             raise StageError(f"bank {self.path} is not trained as far as its experts: there is nothing to fit a router to")
-        _require_new(path)
+        require_new_folder(path)
         weights = ["backbone.safetensors", *map(expert_file, self.finished_experts)]
         stages = {stage: record for stage, record in self.manifest.stages.items() if stage != "router"}
         groups = None if self.groups is None else {name: self.groups[name] for name in names}
@@ -397,8 +397,3 @@ class ExpertBank:
 def is_bank(path: Path) -> bool:
     """Whether there is a bank at `path`, finished or not."""
     return any((path / name).exists() for name in ("bank.json", JOURNAL))
-
-
-def _require_new(path: Path) -> None:
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise BankError(f"{path} exists and is not an empty folder; a bank is saved into a new one")

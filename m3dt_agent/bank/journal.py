@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from ..disk import flush
+from ..disk import TEMPORARY, flush
 from ..errors import BankError
 from .manifest import Manifest
 from .tensor_files import FileRecord, for_each_file, verify, verify_size
@@ -97,9 +97,10 @@ def roll_forward(path: Path) -> None:
 
 
 def remove_stale(path: Path) -> None:
-    """Removes what a commit that never came to stand has left."""
-    for staged in [*path.glob("*.safetensors.next"), *path.glob("experts/*.safetensors.next")]:
-        staged.unlink(missing_ok=True)
+    """Removes what an unfinished commit left behind; under the lock, and only if there is no journal."""
+    for pattern in ("*.safetensors.next", "experts/*.safetensors.next", f"{TEMPORARY}*.next"):
+        for staged in path.glob(pattern):
+            staged.unlink(missing_ok=True)
 
 
 def refuse_strangers(path: Path, manifest: Manifest) -> None:

@@ -25,7 +25,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import disk_space_errors, publish, require_space, scratch_folder, write_file
+from ..disk import disk_space_errors, replace_folder, require_space, scratch_folder, write_file
 from ..errors import DatasetError
 from ..tasks import TaskSpec
 from .validation import ScannedEpisode, episode_problems, read_metadata, scan_episodes, validate_dataset
@@ -160,9 +160,7 @@ def write_dataset(
         if problems := validate_dataset(built, task):  # h5py swallows errors met while it closes a file
             raise DatasetError(f"{target} could not be written whole: {problems[0]}")
         make_namespaces(root, name)
-        if target.exists():
-            os.rename(target, scratch / "replaced")  # gone with the scratch folder
-        publish(built, target)
+        replace_folder(built, target)
     return target
 
 
@@ -225,4 +223,4 @@ def make_namespaces(root: Path, name: str) -> None:
         file = root / folder / "namespace_metadata.json"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_file(file, json.dumps({}).encode())
+            write_file(file, json.dumps({}))

@@ -18,8 +18,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +31,7 @@ from tqdm import tqdm
 
 from ..agent import M3DTAgent
 from ..config import EvalConfig
-from ..disk import disk_space_errors, write_file
+from ..disk import whole_file, write_file
 from ..envs.wrappers import StopOnSuccess
 from ..errors import ConfigError, MissingDependencyError
 from ..tasks import MAX_OBS_DIM, TaskSpec
@@ -101,9 +99,8 @@ def record(
     acting = BehaviorPolicies(acting) if isinstance(acting, str) else acting
     with _opened(shown, config.stop_on_success) as stage:
         frames = list(tqdm(stage.play(acting, config.seed), desc="video", unit="frame", disable=not progress))
-    with disk_space_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (_write_gif if path.suffix == ".gif" else _write_mp4)(path, frames)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (_write_gif if path.suffix == ".gif" else _write_mp4)(path, frames)
     returns = {task.name: float(value) for task, value in zip(shown, stage.returns, strict=True)}
     return Recording(path, len(frames), returns, {task.name: stage.success(i) for i, task in enumerate(shown)})
 
@@ -203,17 +200,12 @@ def _write_gif(path: Path, frames: Sequence[Image.Image]) -> None:
 
 
 def _write_mp4(path: Path, frames: Sequence[Image.Image]) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=".writing-", suffix=".mp4", dir=path.parent)
-    os.close(descriptor)
-    try:
-        writer = _ffmpeg().write_frames(name, frames[0].size, fps=FPS, ffmpeg_log_level="error")
+    with whole_file(path) as temporary:
+        writer = _ffmpeg().write_frames(str(temporary), frames[0].size, fps=FPS, ffmpeg_log_level="error")
         writer.send(None)
         for frame in frames:
             writer.send(frame.tobytes())
         writer.close()
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _ffmpeg() -> Any:

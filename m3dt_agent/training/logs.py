@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..config import STAGES, Stage
-from ..disk import disk_space_errors, write_text
+from ..disk import disk_space_errors, write_file
 
 COLUMNS = ("step", "expert", "loss", "lr", "grad_norm", "conflict", "experts_kept", "seconds")
 
@@ -163,7 +163,7 @@ def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    write_text(path, text.getvalue())
+    write_file(path, text.getvalue())
 
 
 def learning_curves(bank: Path) -> dict[str, tuple[list[int], list[float]]]:

@@ -1,0 +1,184 @@
+"""Files and folders appear whole or not at all; a full disk is told as such; locks hold."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from m3dt_agent.disk import (
+    disk_space_errors,
+    file_lock,
+    publish,
+    replace_folder,
+    require_new_folder,
+    require_space,
+    scratch_folder,
+    whole_file,
+    write_file,
+)
+from m3dt_agent.errors import BankError, DiskSpaceError
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def make_folder(path: Path, content: str) -> Path:
+    path.mkdir(parents=True)
+    (path / "file").write_text(content)
+    return path
+
+
+@pytest.mark.parametrize(("content", "wanted"), [(b"\x00\n", b"\x00\n"), ("é\n", "é\n".encode())])
+def test_bytes_and_text_are_written_as_they_are(content: bytes | str, wanted: bytes, tmp_path: Path) -> None:
+    for _ in range(2):  # new, and in place of what was there
+        write_file(tmp_path / "file", content)
+        assert (tmp_path / "file").read_bytes() == wanted
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_others_may_read_what_the_user_lets_them_read(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_file(tmp_path / "file", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_that_is_not_finished_leaves_the_old_one(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.png", "old")
+    with contextlib.suppress(KeyboardInterrupt), whole_file(tmp_path / "a.png") as temporary:
+        assert temporary.suffix == ".png"  # matplotlib and ffmpeg tell the format from it
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_text() == "old"
+
+
+def test_no_room_for_a_file_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(tmp_path / "file", "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DiskSpaceError, match=r"no room left on the disk while writing .*/file: "):
+            write_file(tmp_path / "file", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (RuntimeError("Can't write data (file write failed: errno = 28, error message = 'No space left on device')"), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (RuntimeError("something else"), False),
+    ],
+)
+def test_errors_of_a_full_disk_are_told_from_others(error: Exception, told: bool) -> None:
+    with pytest.raises(DiskSpaceError if told else type(error)) as raised, disk_space_errors(Path("here")):
+        raise error
+    assert isinstance(raised.value, DiskSpaceError) is told
+
+
+def test_too_little_space_is_told_beforehand(tmp_path: Path) -> None:
+    require_space(tmp_path, 1)
+    with pytest.raises(DiskSpaceError, match=r"needs 1,000,000,000,000\.0 MB"):
+        require_space(tmp_path, 10**18)
+
+
+def test_a_new_folder_is_none_or_an_empty_one(tmp_path: Path) -> None:
+    require_new_folder(tmp_path / "none")
+    require_new_folder(tmp_path)
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(BankError, match="exists and is not an empty folder"):
+            require_new_folder(path)
+
+
+def test_a_scratch_folder_is_gone_at_the_end_and_after_an_error(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path / "parent") as scratch:
+        assert list(scratch.iterdir()) == []
+        make_folder(scratch / "a", "kept")
+        publish(scratch / "a", tmp_path / "parent" / "deeper" / "a")
+    with contextlib.suppress(KeyboardInterrupt), scratch_folder(tmp_path / "parent") as scratch:
+        make_folder(scratch / "b", "lost")
+        raise KeyboardInterrupt
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("file")] == ["parent/deeper/a/file"]
+    assert [path.name for path in (tmp_path / "parent").iterdir()] == ["deeper"]
+
+
+def test_scratch_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path: Path) -> None:
+    abandoned = tmp_path / ".writing-abandoned"
+    abandoned.mkdir()
+    (abandoned / "lock").touch()
+    with scratch_folder(tmp_path) as first, scratch_folder(tmp_path) as second:
+        assert first.exists()
+        assert second.exists()
+        assert not abandoned.exists()
+
+
+def test_a_folder_is_not_published_over_another(tmp_path: Path) -> None:
+    built, target = make_folder(tmp_path / "built", "new"), make_folder(tmp_path / "target", "old")
+    with pytest.raises(OSError, match="not empty"):
+        publish(built, target)
+    assert (target / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_takes_the_place_of_another(exists: bool, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    if exists:
+        make_folder(target, "old")
+    with scratch_folder(tmp_path) as scratch:
+        replace_folder(make_folder(scratch / "new", "new"), target)
+        assert list(scratch.iterdir()) == []
+    assert (target / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_failure_between_the_two_renames_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, rename, renamed = make_folder(tmp_path / "target", "old"), os.rename, []
+
+    def failing(source: Path, to: Path) -> None:
+        renamed.append(source.name)
+        if renamed == ["target", "new"]:
+            full()
+        rename(source, to)
+
+    with monkeypatch.context() as patch, scratch_folder(tmp_path) as scratch:
+        built = make_folder(scratch / "new", "new")
+        patch.setattr(os, "rename", failing)
+        with pytest.raises(OSError, match="No space left"):
+            replace_folder(built, target)
+    assert renamed == ["target", "new", "new.replaced"]
+    assert (target / "file").read_text() == "old"
+
+
+def test_the_new_folder_is_flushed_before_the_old_one_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, target = make_folder(tmp_path / "built", "new"), make_folder(tmp_path / "target", "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            replace_folder(built, target)
+    assert (target / "file").read_text() == "old"
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    entered = threading.Event()
+
+    def enter() -> None:
+        with file_lock(tmp_path / "folder" / "lock"):
+            entered.set()
+
+    with file_lock(tmp_path / "folder" / "lock"):
+        other = threading.Thread(target=enter)
+        other.start()
+        assert not entered.wait(0.1)
+    assert entered.wait(10)
+    other.join()
