@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test test-slow lint bench pretrained perf clean
+.PHONY: install quickstart test test-slow lint types bench pretrained perf clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,11 +23,13 @@ test-slow: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,behavior]'
 	$(BIN)/python -m pytest -m slow
 
-# mypy reads an installed copy, because m3dt_agent.hub lives in hub/ in the checkout.
-lint: install
+lint: install types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build && $(BIN)/pip install --quiet --no-deps --target build/typed .
+
+# mypy reads an installed copy, because m3dt_agent.hub lives in hub/ in the checkout.
+types: install
+	rm -rf build/lib build/typed && $(BIN)/pip install --quiet --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy
 	MYPYPATH=build/typed $(BIN)/mypy --package benchmarks
 
