@@ -1,6 +1,10 @@
-"""The experiments, each a set of arms on task sets: their table (planned.py) from the paper's (paper.py) and ours (ours.py).
+"""The experiments: which methods are trained on which tasks, and how large.
 
-arms.py describes one, scales.py says how large it runs, task_sets.py on which tasks, budgets.py for how many steps.
+planned.py      all experiments by name, and the cells of each; from paper.py (the paper's) and ours.py (our own)
+arms.py         what an experiment consists of
+scales.py       the published settings, and what each scale makes of them
+task_sets.py    the sets of tasks
+budgets.py      equal parameters, windows and training FLOP
 """
 
 from .arms import Arm, Experiment

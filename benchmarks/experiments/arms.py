@@ -9,17 +9,18 @@ from typing import Any, Literal
 from . import task_sets
 
 PUBLISHED_SEEDS = (0, 1, 2)
-"""The paper pairs them: its seed s trains on draw s of a task set."""
+"""Task-set seeds and training seeds of the paper. It pairs them: training seed s uses draw s of a task set."""
 
 Budget = Literal["published", "equal-flop", "equal-windows"]
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One method of an experiment. settings: what differs from its published ones, in the paper's numbers.
+    """One method of an experiment.
 
-    equal_parameters: as wide as makes its parameters those of M3DT on the same task set. budget: "published" steps, or as many
-    as make its training FLOP or its windows those of M3DT there. Both are for Prompt-DT, the budget for the wide one, too.
+    settings: what differs from the method's published settings, in the paper's numbers. equal_parameters: choose the width that
+    gives as many parameters as M3DT on the same task set (Prompt-DT only). budget: train for the "published" steps, or for as
+    many as give M3DT's training FLOP or windows on the same task set (Prompt-DT, and for FLOP its wide variant).
     """
 
     method: str
@@ -30,11 +31,12 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What belongs to one table, figure or question.
+    """The models of one table, figure or question.
 
-    source: where in the paper, or "ours". contrast: the two methods whose difference is the experiment's question, named before
-    anything runs. crossed: every task-set seed with every training seed; else the first with the first, and so on. note: what
-    is known of it and from where.
+    source: its place in the paper, or "ours". contrast: the two methods whose difference answers the experiment's question;
+    they are named before anything runs. note: what is known of the experiment, and from where. crossed: combine every task-set
+    seed with every training seed; otherwise the first with the first, the second with the second, and so on. condition: of the
+    data, see `runs.data`.
     """
 
     title: str
@@ -50,17 +52,17 @@ class Experiment:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Each once."""
+        """The methods of its arms, each once."""
         return tuple(dict.fromkeys(arm.method for arm in self.arms))
 
     @property
     def published(self) -> bool:
-        """Whether its tasks are the paper's: published sets, or single tasks; only then may they be held-out ones."""
+        """Whether all its task sets are published sets or single tasks. Only such an experiment may use held-out tasks."""
         return all(name in task_sets.PUBLISHED_SETS or name.startswith("only-") for name in self.task_sets)
 
     @property
     def seeds(self) -> tuple[tuple[int, int], ...]:
-        """(task-set seed, training seed) of every run."""
+        """The (task-set seed, training seed) of every run."""
         if self.crossed:
             return tuple((a, b) for a in self.task_set_seeds for b in self.training_seeds)
         return tuple(zip(self.task_set_seeds, self.training_seeds, strict=True))

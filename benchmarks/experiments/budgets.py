@@ -1,11 +1,12 @@
-"""Equal parameters, equal windows, equal training FLOP: how wide and how long Prompt-DT has to be for each.
+"""How wide Prompt-DT must be to have M3DT's parameters, and how long it must train to see its windows or spend its FLOP.
 
     windows of the three stages        B · (backbone + E · expert + router steps)
     FLOP of the three stages           backbone steps · F₁ + E · expert steps · F₂ + router steps · F₃
     FLOP of Prompt-DT                  steps · F
 
-F is the FLOP of the matrix products of one step, forward and backward, with everything frozen that the stage freezes; it is
-counted on torch's meta device, where models and batches have shapes and no numbers. Parameters are counted there, too.
+B is the batch size and E the number of experts. F is the FLOP of the matrix products of one step, forward and backward, with
+everything frozen that the stage freezes. FLOP and parameters are counted on torch's meta device, where tensors have shapes but
+no numbers.
 """
 
 from __future__ import annotations
@@ -28,26 +29,28 @@ _STAGES = ("backbone", "experts", "router")
 
 
 def model_config(settings: Mapping[str, Any], **changes: Any) -> ModelConfig:
-    """The shape that a cell's settings give, with single fields replaced."""
+    """The model config that a cell's settings describe; `changes` replaces fields."""
     return ModelConfig(**{**{name: settings[name] for name in _SHAPE}, **changes})
 
 
 @functools.cache
 def parameter_count(config: ModelConfig) -> int:
-    """Numbers in the parameters of a model."""
+    """How many parameters a model has."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in M3DT(config).parameters())
 
 
 @functools.cache
 def step_flop(config: ModelConfig, stage: str, batch_size: int) -> float:
-    """FLOP of one training step of a stage (of one expert in "experts"), by counted matrix products.
+    """FLOP of the matrix products of one training step of a stage; for "experts", of one expert.
 
     Raises:
-        ConfigError: no such stage, or one that the model has no tensors for.
+        ConfigError: no such stage, or the model has no tensors for it.
     """
     if stage not in _STAGES or (stage != "backbone" and config.n_experts == 0):
-        raise ConfigError(f"stage must be one of {', '.join(_STAGES)}, the last two of a model with experts; got {stage!r}")
+        raise ConfigError(
+            f"stage must be one of {', '.join(_STAGES)}, and the model must have experts for the last two; got {stage!r}"
+        )
     choice: ExpertChoice = {"backbone": "none", "experts": 0, "router": "mixture"}[stage]  # type: ignore[assignment]
     with torch.device("meta"):
         model = M3DT(config)
@@ -62,7 +65,7 @@ def step_flop(config: ModelConfig, stage: str, batch_size: int) -> float:
 
 
 def three_stage_windows(settings: Mapping[str, Any]) -> int:
-    """Windows that the three stages of a cell see."""
+    """How many windows the three stages of a cell see."""
     return int(settings["batch_size"]) * sum(_stage_steps(settings).values())
 
 
@@ -73,10 +76,10 @@ def three_stage_flop(settings: Mapping[str, Any]) -> float:
 
 
 def prompt_dt_for(parameters: int, settings: Mapping[str, Any]) -> int:
-    """The width D, a multiple of the heads, with which Prompt-DT is nearest to so many parameters; other shape as `settings`.
+    """The width D at which the Prompt-DT of `settings` has nearest to `parameters` parameters; a multiple of its heads.
 
     Raises:
-        ConfigError: none of up to 8192 has so many.
+        ConfigError: no width up to 8192 reaches that number.
     """
     heads = settings["n_heads"]
 
@@ -85,7 +88,9 @@ def prompt_dt_for(parameters: int, settings: Mapping[str, Any]) -> int:
 
     low, high = 1, _WIDEST // heads
     if not count(low) <= parameters <= count(high):
-        raise ConfigError(f"a Prompt-DT has {count(low):,} to {count(high):,} parameters here; asked for were {parameters:,}")
+        raise ConfigError(
+            f"a Prompt-DT with these settings has {count(low):,} to {count(high):,} parameters; asked for were {parameters:,}"
+        )
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) <= parameters else (low, middle)
@@ -94,14 +99,14 @@ def prompt_dt_for(parameters: int, settings: Mapping[str, Any]) -> int:
 
 
 def steps_for_flop(flop: float, settings: Mapping[str, Any], *, wide: bool = False) -> int:
-    """Steps after which the Prompt-DT of `settings` has cost so much. wide: the one with the inner width of all experts."""
+    """How many steps cost the Prompt-DT of `settings` this FLOP. wide: its feed-forward layers are as wide as all experts."""
     inner = {"ffn_multiple": 4 * (settings["n_experts"] + 1)} if wide else {}
     config = model_config(settings, n_experts=0, **inner)
     return max(1, round(flop / step_flop(config, "backbone", settings["batch_size"])))
 
 
 def _stage_steps(settings: Mapping[str, Any]) -> dict[str, int]:
-    """Steps of each stage, those of all experts together."""
+    """Stage → steps; for "experts", of all experts together."""
     expert_steps = settings["n_experts"] * settings["expert_steps"]
     return {"backbone": settings["backbone_steps"], "experts": expert_steps, "router": settings["router_steps"]}
 

@@ -1,13 +1,14 @@
-"""The experiments as data: what is trained on what, for each table and figure of the paper, and our own controls.
+"""The experiments as data: what is trained on which tasks, for each table and figure of the paper and for our own controls.
 
-    Experiment = arms × task sets × seeds        Arm = a method, what differs from its published settings, its budget
-        cells(name, scale)                       every model to train, at one of four scales (`scales`)
+    Experiment = arms × task sets × seeds        Arm = a method, its changed settings, its budget
+        cells(name, scale)                       every model to train, at one of the scales of `scales`
 
 A cell that several experiments share has one id and is trained once.
 
-The paper (M3DT, arXiv 2505.24378) was not at hand when this was written; issue 5, which names its tables and figures, and two
-machine-made summaries of it were. What an experiment owes to which is in its `note`; what a figure shows that none of them
-describes is said to be unknown, and not guessed.
+The paper (M3DT, arXiv 2505.24378) was not at hand when this was written. What is known of it comes from the specification of
+this benchmark, which lists the paper's tables, figures and ablations, and from two machine-made summaries and a review of the
+paper (docs/architecture.md#sources-of-numbers). The `note` of an experiment says which of these it follows. If none of them
+describes a figure, the note says that it is unknown.
 """
 
 from __future__ import annotations
@@ -20,23 +21,20 @@ from m3dt_agent.tasks import lookup
 
 from ..records import Cell
 from . import budgets, task_sets
-from .arms import Arm, Experiment, arms
-from .ours import our_experiments
-from .paper import paper_experiments
-from .scales import (
-    SCALES,
-    Scale,
-    published_settings,
-)
+from .arms import Arm, Experiment
+from .ours import OUR_EXPERIMENTS
+from .paper import PAPER_EXPERIMENTS
+from .scales import SCALES, Scale, published_settings
 
-__all__ = ["EXPERIMENTS", "SCALES", "Arm", "Experiment", "arms", "cells", "describe"]
+EXPERIMENTS: Mapping[str, Experiment] = {**PAPER_EXPERIMENTS, **OUR_EXPERIMENTS}
+"""All experiments by name."""
 
 
 def cells(name: str, scale: str) -> list[Cell]:
-    """Every cell of an experiment, each once.
+    """Every cell of an experiment at a scale, each once.
 
     Raises:
-        UnknownTaskError: no such experiment or scale.
+        UnknownTaskError: no experiment or scale has this name.
     """
     experiment = lookup(dict(EXPERIMENTS), name, "experiment")
     size = lookup(dict(SCALES), scale, "scale")
@@ -46,13 +44,35 @@ def cells(name: str, scale: str) -> list[Cell]:
             shown, tasks = _tasks(task_set, set_seed, scale)
             for arm in experiment.arms:
                 settings = _settings(arm, _size(task_set), scale)
-                seeds = (set_seed, training_seed)
-                found.append(Cell(name, arm.method, shown, *seeds, scale, experiment.condition, tasks, settings))
+                found.append(
+                    Cell(
+                        experiment=name,
+                        method=arm.method,
+                        task_set=shown,
+                        task_set_seed=set_seed,
+                        training_seed=training_seed,
+                        scale=scale,
+                        condition=experiment.condition,
+                        tasks=tasks,
+                        settings=settings,
+                    )
+                )
     return list({cell.id: cell for cell in found}.values())
 
 
+def describe(name: str) -> str:
+    """A paragraph on an experiment for people to read.
+
+    Raises:
+        UnknownTaskError: no experiment has this name.
+    """
+    experiment = lookup(dict(EXPERIMENTS), name, "experiment")
+    question = f" Named contrast: {' against '.join(experiment.contrast)}." if experiment.contrast else ""
+    return f"{experiment.title} ({experiment.source}).{question} {experiment.note}".rstrip()
+
+
 def _used_sets(experiment: Experiment, scale: Scale) -> tuple[str, ...]:
-    """The task sets of an experiment; where a scale takes few of those with one task, some of each domain."""
+    """The task sets of an experiment. If the scale limits the sets with one task, those kept are of all domains."""
     single = [name.removeprefix("only-") for name in experiment.task_sets if name.startswith("only-")]
     if scale.single_tasks is None or not single:
         return experiment.task_sets
@@ -61,7 +81,7 @@ def _used_sets(experiment: Experiment, scale: Scale) -> tuple[str, ...]:
 
 @functools.cache
 def _tasks(task_set: str, seed: int, scale: str) -> tuple[str, tuple[str, ...]]:
-    """The name and the tasks of a set at a scale; a smaller sample is drawn by the rule, a published set loses tasks."""
+    """The name and the tasks of a set at a scale: a smaller sample is drawn by the rule, a published set drops tasks."""
     wanted = SCALES[scale].sizes.get(_size(task_set), _size(task_set))
     if task_set.startswith("sampled-"):
         shown = f"sampled-{wanted}"
@@ -71,13 +91,14 @@ def _tasks(task_set: str, seed: int, scale: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _size(task_set: str) -> int:
+    """How many tasks a set has in the paper."""
     if task_set.startswith("sampled-"):
         return int(task_set.removeprefix("sampled-"))
     return task_sets.PUBLISHED_SETS.get(task_set, 1)
 
 
 def _settings(arm: Arm, size: int, scale: str) -> dict[str, Any]:
-    """Every number that an arm's model and training depend on, for a set of `size` tasks in the paper, at a scale."""
+    """Every number that an arm's model and training depend on, at a scale. size: tasks of the set in the paper."""
     scaled = SCALES[scale].apply(published_settings(arm.method, size, arm.settings))
     if arm.equal_parameters or arm.budget != "published":
         wide, flop, windows = _m3dt_budget(size, scale)
@@ -92,26 +113,8 @@ def _settings(arm: Arm, size: int, scale: str) -> dict[str, Any]:
 
 @functools.cache
 def _m3dt_budget(size: int, scale: str) -> tuple[int, float, int]:
-    """Of M3DT on so many tasks: the width of a Prompt-DT with its parameters, its training FLOP, its windows."""
+    """What matches M3DT on `size` tasks: the width of a Prompt-DT with as many parameters, the training FLOP, the windows."""
     settings = SCALES[scale].apply(published_settings("m3dt-gradient", size, {}))
     parameters = budgets.parameter_count(budgets.model_config(settings))
     width = budgets.prompt_dt_for(parameters, settings)
     return width, budgets.three_stage_flop(settings), budgets.three_stage_windows(settings)
-
-
-# -- the experiments -----------------------------------------------------------------------------------------------------------
-
-
-EXPERIMENTS: Mapping[str, Experiment] = {**paper_experiments(), **our_experiments()}
-"""By name."""
-
-
-def describe(name: str) -> str:
-    """A paragraph on an experiment, for people.
-
-    Raises:
-        UnknownTaskError: there is none.
-    """
-    experiment = lookup(dict(EXPERIMENTS), name, "experiment")
-    question = f" Named contrast: {' against '.join(experiment.contrast)}." if experiment.contrast else ""
-    return f"{experiment.title} ({experiment.source}).{question} {experiment.note}".rstrip()

@@ -1,15 +1,16 @@
-"""What the published settings are, and what a scale makes of them.
+"""The published settings, and the five scales at which an experiment can run.
 
-    paper    as published: months on one GPU
-    small    a twentieth of the steps, of four times the windows, half the widths: hours on one GPU
-    laptop   a two-hundredth of the steps, of twice the windows, a quarter of the widths, two seeds: an hour or two on two cores
-    box      a tenth of the steps, of four times the windows, half the widths, three layers: of the bank that the package is
-             to ship, hours on two cores
-    smoke    a thousandth of the steps, tiny models, at most 13 tasks, the first seed: minutes on two cores
+    scale    steps    windows per step   widths                                        time
+    paper    all      16                 as published                                  months on one GPU
+    small    1/20     64                 halved                                        hours on one GPU
+    laptop   1/200    32                 a quarter, two seeds                          an hour or two on two cores
+    box      1/10     64                 halved, three layers                          hours on two cores
+    smoke    1/1000   32                 tiny, at most 13 tasks, the first seed only   minutes on two cores
 
-Settings are written once, in the paper's numbers; a scale maps steps, widths, experts and the sizes of task sets, and replaces
-a few numbers more. So scales differ in sizes and steps, and in nothing else, with one exception: at laptop scale a batch mixes
-tasks, because with so few steps of one task each, as published, every task would be met about fifty times.
+`box` is the scale of the bank that the package ships. Settings are written once, in the paper's numbers. A scale maps the
+steps, the widths, the number of experts and the sizes of task sets, and replaces a few other numbers. So scales differ only in
+sizes and steps, with one exception: at scales laptop and box a batch mixes tasks. The published batch holds one task, and with
+so few steps each task would be drawn only about fifty times.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from typing import Any
 
 UNTRAINED = ("random", "zero", "behavior")
 BASELINES = ("mtdt", "prompt-dt", "prompt-bc", "prompt-dt-wide", "harmo-dt", "harmo-dt-published")
-"""One network without experts, trained for the published baselines' number of steps."""
+"""Methods with one network without experts, trained for the published baselines' number of steps."""
 BANK_METHODS = ("bank-mixture", "bank-backbone", "bank-routed", "bank-oracle")
-"""Actors with one bank; see `methods.one_bank`."""
+"""Methods that act in different ways with one bank; see `methods.one_bank`."""
 M3DT_METHODS = (
     *("m3dt-random", "m3dt-gradient", "m3dt-end-to-end", "m3dt-no-grouping", "m3dt-random-unfrozen", "m3dt-gradient-unfrozen"),
     *("m3dt-all-tasks", "m3dt-oracle", "m3dt-top-k", "m3dt-sample-router", "m3dt-big-experts", "m3dt-published-residual"),
 )
 WIDTHS = (128, 256, 512, 1024, 1536)
-"""Prompt-DT's (appendix A.5): 1.47M, 5.29M, 20.0M, 77.8M and 173.3M parameters."""
+"""Widths of Prompt-DT in the paper (appendix A.5), with 1.47M, 5.29M, 20.0M, 77.8M and 173.3M parameters."""
 SMALL, LARGE = WIDTHS[0], WIDTHS[-1]
 EXPERT_COUNTS = (8, 16, 24, 32, 40, 48)
 BASELINE_STEPS = 1_000_000
-"""Of 16 windows each (issue 5)."""
+"""Training steps of the paper's baselines, of 16 windows each (from the specification of this benchmark)."""
 
 SHAPE = {"embed_dim": 256, "n_layers": 6, "n_heads": 8, "context_length": 20, "prompt_length": 5, "dropout": 0.1}
-"""Of M3DT (appendix A.5, context and prompt as the published code has them)."""
+"""The shape of M3DT: appendix A.5 of the paper; context and prompt from the published code."""
 SCHEDULE = {
     "backbone_steps": 400_000,
     "expert_steps": 200_000,
@@ -48,7 +49,7 @@ SCHEDULE = {
     "grouping_batches": 10,
     "grouping_runs": 40,
 }
-"""Of M3DT, as the paper presets of `m3dt_agent.config`."""
+"""The training of M3DT, the same numbers as the paper presets of `m3dt_agent.config`."""
 PROTOCOL = {
     "demonstrations": 1_000,
     "episodes": 25,
@@ -57,21 +58,23 @@ PROTOCOL = {
     "precision": "float32",
     "threads": 1,
 }
-"""Ours. About as many demonstrations as the published data have (1002 to 1998 a task). Success is latched, so that ending a
-Meta-World episode at success changes what it costs and not its score. One thread, because results depend on their number."""
+"""Our choices. The number of demonstrations is about that of the published data (1002 to 1998 per task). Once a Meta-World
+episode has succeeded it stays a success, so stopping there saves time and does not change the score. Results depend on the
+number of threads, so it is fixed at one."""
 _STEPS = ("backbone_steps", "expert_steps", "router_steps", "warmup_steps")
-_HARMO_SWAP_EVERY = 500  # steps, as published
+_HARMO_SWAP_EVERY = 500  # steps, from the published code of HarmoDT
 _COUNTS_BY_SIZE = (8, 24, 40)
 _TASKS_PER_EXPERT = 4
-_FEWEST_STEPS = 20  # of a stage, at any scale: fewer would train nothing
+_FEWEST_STEPS = 20  # of a stage at any scale, because fewer would train nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What a scale makes of the paper's numbers.
+    """How a scale changes the paper's numbers.
 
-    share: of all steps. widths, experts: paper's → ours. sizes: of task sets, those that shrink. seeds, single_tasks: how many
-    of an experiment's runs and of its one-task sets are used (None: all). replaced: settings with other values.
+    share: fraction of the paper's steps. widths, experts: the paper's number → ours. sizes: size of a task set in the paper →
+    ours, for those that shrink. seeds, single_tasks: how many of an experiment's seeds and of its one-task sets are used (None:
+    all). replaced: settings with other values.
     """
 
     share: float = 1.0
@@ -83,7 +86,7 @@ class Scale:
     replaced: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The paper's `settings` at this scale; what is 0 stays 0."""
+        """The paper's `settings` at this scale. Steps of 0 stay 0."""
         scaled = {**settings, **{name: value for name, value in self.replaced.items() if name in settings}}
         for name in _STEPS:
             if settings.get(name):
@@ -94,7 +97,7 @@ class Scale:
         return scaled
 
 
-_FASTER = {"learning_rate": 1e-3, "router_learning_rate": 3e-4}  # few steps need larger ones; see quickstart.py
+_FASTER = {"learning_rate": 1e-3, "router_learning_rate": 3e-4}  # as in the quickstart: few steps need larger rates
 SCALES: Mapping[str, Scale] = {
     "paper": Scale(),
     "small": Scale(
@@ -140,7 +143,7 @@ SCALES: Mapping[str, Scale] = {
     "smoke": Scale(
         share=1 / 1000,
         widths=dict(zip(WIDTHS, (16, 32, 48, 64, 96), strict=True)),
-        experts=dict(zip(EXPERT_COUNTS, (4, 5, 6, 7, 8, 9), strict=True)),  # not more than tasks, not fewer than top-k takes
+        experts=dict(zip(EXPERT_COUNTS, (4, 5, 6, 7, 8, 9), strict=True)),  # at most one per task, at least top-k's 4
         sizes={10: 4, 20: 6, 40: 10, 80: 11, 120: 12, 160: 13},
         seeds=1,
         single_tasks=4,
@@ -162,14 +165,16 @@ SCALES: Mapping[str, Scale] = {
 
 
 def published_settings(method: str, size: int, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What a method's model and training depend on, on `size` tasks, in the paper's numbers; what it does not use is 0 or left
-    out."""
+    """Everything that a method's model and training depend on, for `size` tasks, in the paper's numbers.
+
+    What the method does not use is 0 or left out. changes: settings with other values.
+    """
     if method in UNTRAINED:
         return {**PROTOCOL, **changes}
     values: dict[str, Any] = {**SHAPE, **SCHEDULE, **PROTOCOL, "target_return_factor": 1.0, "n_experts": experts_for(size)}
     if method in BASELINES:
         values |= {"backbone_steps": BASELINE_STEPS, "expert_steps": 0, "router_steps": 0}
-        if method != "prompt-dt-wide":  # as wide as M3DT, and its inner width is that of all experts
+        if method != "prompt-dt-wide":  # which has M3DT's width and the inner width of all its experts
             values |= {"embed_dim": SMALL, "n_experts": 0}
     if method.startswith("harmo-dt"):
         values["harmo_swap_every"] = _HARMO_SWAP_EVERY
@@ -177,9 +182,9 @@ def published_settings(method: str, size: int, changes: Mapping[str, Any]) -> di
 
 
 def experts_for(size: int) -> int:
-    """Experts for so many tasks: of 8, 24 and 40 the nearest to one for every four tasks.
+    """The number of experts for `size` tasks: whichever of 8, 24 and 40 is nearest to one expert for every four tasks.
 
-    Known are 8 for 10 tasks and 24 for 80 (parameter counts in a summary of the paper) and 40 for 160 (issue 5). The rule gives
-    these, and is ours for other sizes.
+    The paper's numbers are 8 for 10 tasks and 24 for 80 (parameter counts in a summary of it) and 40 for 160 (the specification
+    of this benchmark). The rule gives these; for other sizes it is our choice.
     """
     return min(_COUNTS_BY_SIZE, key=lambda count: abs(count - size / _TASKS_PER_EXPERT))

@@ -44,7 +44,7 @@ def structure(name: str, scale: str) -> list[tuple[str, str, int, int, str]]:
     return [(c.method, str(sets.index(c.task_set)), c.task_set_seed, c.training_seed, c.condition) for c in found]
 
 
-def test_everything_the_issue_names_is_there() -> None:
+def test_the_papers_tables_and_figures_are_there() -> None:
     tables, figures = [f"table{n}" for n in (1, 2, 6, 7)], [f"figure{n}" for n in (2, 3, *range(5, 13))]
     assert {*tables, *figures, "single", "expert-sweep", "claim"} <= set(EXPERIMENTS)
     for name in (*tables, *figures):
@@ -183,7 +183,7 @@ def test_flop_are_those_that_methods_count(make_work: Callable[..., Work]) -> No
         assert counted == base.step_flop(model, sampler, parameters, choice), stage
 
 
-def test_what_cannot_be_budgeted() -> None:
+def test_budgets_that_do_not_exist_are_refused() -> None:
     settings = published_settings("prompt-dt", 10, {})
     with pytest.raises(ConfigError, match="asked for were 10"):
         budgets.prompt_dt_for(10, settings)

@@ -93,7 +93,7 @@ def test_difficulty_may_be_measured_anew() -> None:
     names = sample(40, 0, measured)
     assert abs(np.mean([measured[name] for name in names]) - np.mean(list(measured.values()))) <= TOLERANCE
     assert names != sample(40, 0)
-    with pytest.raises(ConfigError, match="no difficulty is given of basketball"):
+    with pytest.raises(ConfigError, match="difficulty has no entry for basketball"):
         sample(40, 0, {name: value for name, value in measured.items() if name != "basketball"})
 
 
