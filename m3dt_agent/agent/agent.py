@@ -1,20 +1,13 @@
-"""`M3DTAgent`: one agent for many tasks, from a bank of experts to actions.
+"""`M3DTAgent`: one agent for many tasks, made from a bank of experts, that turns observations into actions.
 
-    reset(task)                    act(obs, reward)
-        │                              │
-        ▼                              ▼
-    prompt, statistics,    history of each slot, the last T = context_length steps
-    target return          states (N,T,39)  actions (N,T,8)  returns-to-go (N,T,1)  timesteps (N,T)  mask (N,T)
-        │                              │
-        ▼                              ▼
-    prompt keys and values ──────► M3DT.act ──► actions in [-1, 1], padding exactly 0
+    bank ──► model, prompts, statistics ── reset(task) ──► `Acting` ── act(obs, reward) ──► actions in [-1, 1]
 
-Per slot, with return scale s and target return G: R̂₀ = G / s, and R̂ₜ = R̂ₜ₋₁ - rₜ₋₁ / s where rewards are given; without
-them, or with `rtg_mode="constant"`, R̂ stays G / s. Prompt tokens attend only to each other, so their keys and values are
-computed once per reset, exactly; windows are computed anew at every step, because sliding one changes every token in it
-(DESIGN section 8).
+Per slot, with return scale s and target return G, the return-to-go is R̂₀ = G / s, then R̂ₜ = R̂ₜ₋₁ - rₜ₋₁ / s. Without
+rewards, or with `rtg_mode="constant"`, R̂ stays G / s. Prompt tokens attend only to each other, so their keys and values are
+computed once per reset, exactly. The tokens of the last T = context_length steps are computed anew at every step, because
+sliding the window changes every token in it.
 
-Shape legend: N slots, T steps in a window; observations and actions of several tasks are zero-padded to 39 and 8.
+Shape legend: N slots; observations and actions of several tasks are zero-padded to widths 39 and 8.
 """
 
 from __future__ import annotations
@@ -23,30 +16,29 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from .. import training
-from ..bank import ExpertBank, is_bank
-from ..bank.builtin import folder_to_write
+from ..bank import ExpertBank
 from ..config import ExpertsConfig, ModelConfig, TrainConfig, stage_name
-from ..data.prompts import Prompt, prompt_window
+from ..data.prompts import Prompt
 from ..data.stats import TaskStatistics
 from ..data.task_datasets import TaskDatasets
 from ..errors import ConfigError, InvalidValueError, StageError
-from ..model import M3DT, PromptCache, Routing, RoutingUsage, faster_precision
+from ..model import M3DT, RoutingUsage, faster_precision
 from ..scores import EpisodeResult
-from ..tasks import TaskSpec, lookup, resolve
+from ..tasks import TaskSpec, resolve
 from ..training.distributed import joined
 from ..training.expert_jobs import Fanout
 from ..training.logs import OnLog
-from ..training.stage_inputs import create_bank
-from .choice import Experts, Precision, RtgMode, default_experts
-from .history import Condition, History, Rows
-from .inputs import Bools, Floats, flag_rows, observation_rows, require_finite, reward_rows
+from .acting import Acting, window_dtype
+from .choice import Experts, Precision, RtgMode, checked_experts, default_experts
+from .conditions import KnownTasks
+from .fitting import bank_to_fit
+from .inputs import Floats
 
 if TYPE_CHECKING:
     from ..hub.banks import PushedBank
@@ -55,10 +47,13 @@ if TYPE_CHECKING:
 class M3DTAgent:
     """An M3DT model with the prompts, statistics and target returns of its tasks.
 
-    config, tasks: the shape of the model and the tasks it is for; `tasks` takes what `tasks.resolve` takes. device: where the
-    model runs. precision: of the products while acting; "auto" measures which of float32 and bfloat16 is faster here.
-    Attributes: `model`, `bank` (None before a stage is fitted or a bank loaded), `statistics`, `prompts` by task, `precision`.
-    In float64 (`agent.model.double()`) actions do not depend on which slots act beside one, to the last bit of float32.
+    Attributes: `model`, `bank` (None before a stage is fitted or a bank is loaded), `statistics` and `prompts` by task name.
+    In float64 (`agent.model.double()`) a slot's action does not depend on the other slots, to float32 precision.
+
+    Args:
+        config, tasks: the shape of the model, and the tasks it is for, as `tasks.resolve` takes them.
+        device: where the model runs.
+        precision: of the matrix products while acting; "auto" measures whether float32 or bfloat16 is faster here.
 
     Raises:
         ConfigError: an unknown precision.
@@ -99,21 +94,24 @@ class M3DTAgent:
         endpoint: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> M3DTAgent:
-        """The agent of a bank, every file of it verified: a folder, an id on the Hugging Face Hub (`namespace/name`), or a bank
-        that comes with the package (`builtin:NAME`).
+        """Loads a bank and verifies every file of it.
 
         Args:
-            revision: on the Hub, a branch, a tag (`stage-backbone`, `stage-router`, …) or a sha; None: main.
-            experts, tasks: bring only these experts, or those that serve these tasks; no router then, unless they are all.
-            device, precision: as the agent takes them. token, endpoint, cache_dir: as `hub.client.HubRepo` takes them.
+            path: a folder, an id on the Hugging Face Hub (`namespace/name`), or a bank of the package (`builtin:NAME`).
+            revision: on the Hub, a branch, a tag (`stage-backbone`, `stage-router`, …) or a sha; None is main.
+            experts, tasks: load only these experts, or those trained on these tasks; unless that is all of them, without the
+                router.
+            device, precision: as `M3DTAgent` takes them.
+            token, endpoint, cache_dir: as `hub.client.HubRepo` takes them.
 
         Raises:
-            HubError: no such repository or revision, no access, or a failing Hub.
-            BankError: no bank, or a file of it is missing, damaged or foreign; where no such bank comes with the package, the
-                message names those that do.
-            ConfigError: a folder with a `revision`, or experts that the bank does not have. Else as `hub.banks.pull_bank`.
+            HubError: no such repository or revision, no access, or the Hub fails.
+            BankError: no bank, or a file of it is missing, damaged or unexpected; for an unknown `builtin:NAME` the message
+                lists the banks of the package.
+            ConfigError: a folder with a `revision`, or experts that the bank does not have.
+            M3DTError: other errors of `hub.banks.pull_bank`.
         """
-        from ..hub.banks import pull_bank  # brings the Hub's client, which acting on a bank at hand does not need
+        from ..hub.banks import pull_bank  # loads the Hub's client
 
         pulled = pull_bank(
             path,
@@ -123,7 +121,7 @@ class M3DTAgent:
             token=token,
             endpoint=endpoint,
             cache_dir=cache_dir,
-            check_folder="sizes",  # all its files are read now, and reading verifies
+            check_folder="sizes",  # all its files are read now, which verifies them
         )
         return cls._from_bank(pulled.bank, device, precision)
 
@@ -137,12 +135,15 @@ class M3DTAgent:
         rows: Sequence[EpisodeResult] = (),
         overwrite: bool = False,
     ) -> PushedBank:
-        """Brings a repository on the Hub (or a folder) up to what the agent's bank has; every stage is a tag to resume from.
+        """Uploads what a repository on the Hub (or a folder) lacks of the agent's bank; each stage gets a tag to resume from.
 
-        rows: evaluated episodes of this bank, for the card. Arguments and errors else as `hub.banks.push_bank` has them.
+        Args:
+            rows: evaluated episodes of this bank, for the model card.
+            repo_id, token, endpoint, private, overwrite: as `hub.banks.push_bank` takes them.
 
         Raises:
             StageError: there is no bank, because no stage was fitted.
+            M3DTError: errors of `hub.banks.push_bank`.
         """
         from ..hub.banks import push_bank
 
@@ -172,12 +173,14 @@ class M3DTAgent:
         experts: Experts = "none",
         device: str | torch.device = "cpu",
     ) -> M3DTAgent:
-        """An agent around a model that no bank holds: one of your own making with M3DT's `encode_prompt` and `act`.
+        """An agent around a model that no bank holds: an `M3DT`, or a subclass of your own.
 
-        experts: what acts; the model decides whether it has them.
+        Args:
+            statistics, prompts: by task name, for each of `tasks`; the first prompt is used.
+            experts: what acts: "none", the index of one of the model's experts, or "mixture" if it has a router.
 
         Raises:
-            ConfigError: statistics or prompts that are not those of `tasks`.
+            ConfigError: statistics or prompts of other tasks than `tasks`, or experts that the model does not have.
         """
         agent = cls(model.config, tasks, device=device)
         names = {task.name for task in agent.tasks}
@@ -185,7 +188,7 @@ class M3DTAgent:
             if set(found) != names:
                 raise ConfigError(f"{what} must be those of the agent's tasks; they differ in {sorted(set(found) ^ names)}")
         agent.statistics, agent.prompts = dict(statistics), dict(prompts)
-        agent._use(model, experts)
+        agent._use(model, checked_experts(experts, model, None))
         return agent
 
     @classmethod
@@ -195,17 +198,17 @@ class M3DTAgent:
         return agent
 
     def save(self, path: str | Path) -> None:
-        """Writes the agent's bank to `path`, a folder that does not exist yet or is empty; whole or not at all.
+        """Writes the agent's bank to the folder `path`, completely or not at all.
 
         Raises:
             StageError: there is no bank, because no stage was fitted.
-            BankError: `path` holds something.
+            BankError: `path` exists and is not an empty folder.
         """
         self._require_bank("save").copy_to(path)
 
     def _require_bank(self, purpose: str) -> ExpertBank:
         if self.bank is None:
-            raise StageError(f"nothing to {purpose}: fit_stage('backbone', ...) makes the first weights")
+            raise StageError(f"there is nothing to {purpose} yet; run fit_stage('backbone', ...) first")
         return self.bank
 
     def fit_stage(
@@ -221,14 +224,19 @@ class M3DTAgent:
         progress: bool | None = None,
         on_log: OnLog | None = None,
     ) -> None:
-        """Trains one stage into `bank` (made if it does not exist) and loads the result; a killed run continues where it was.
+        """Trains one stage, stores it in `bank` and loads the result. An interrupted run continues where it stopped.
 
-        A new bank takes prompts and statistics from `data`; an agent that already has a bank starts the new one as its copy.
-        config, experts, fanout, start, progress, on_log: as `training.fit_stage` takes them.
+        Args:
+            stage: "backbone", "experts" or "router", or 1, 2 or 3.
+            bank: if there is none at this path, it starts as a copy of the agent's own bank; if the agent has none either,
+                stage "backbone" makes a new one, with prompts and statistics from `data`.
+            config, experts, fanout, start, progress, on_log: as `training.fit_stage` takes them.
 
         Raises:
-            UnknownTaskError: no such stage. StageError: an earlier stage is not done.
-            ConfigError: the agent, `data` and the bank are not of the same tasks and model. Else as `training.fit_stage`.
+            UnknownTaskError: no such stage.
+            StageError: an earlier stage is not done.
+            ConfigError: the agent, `data` and the bank differ in tasks or model.
+            M3DTError: other errors of `training.fit_stage`.
         """
         stage = stage_name(stage)
         with joined(self.device) as world:
@@ -251,10 +259,13 @@ class M3DTAgent:
     def group_tasks(
         self, data: TaskDatasets, *, bank: str | Path | ExpertBank, config: ExpertsConfig | None = None
     ) -> dict[str, int]:
-        """Splits the tasks over the experts, task name → expert, and keeps the split in `bank`; stage 2 does it if nobody has.
+        """Splits the tasks over the experts, stores the split in `bank` and returns it: task name → expert.
+
+        Stage "experts" does this itself if it has not been done before.
 
         Raises:
-            StageError: the backbone is not trained. ConfigError: more experts than tasks, or as for `fit_stage`.
+            StageError: the backbone is not trained.
+            ConfigError: more experts than tasks; or the agent, `data` and the bank differ in tasks or model.
         """
         opened = self._bank_for(data, bank, may_create=False)
         groups = training.group_tasks(data, opened, config)
@@ -263,21 +274,7 @@ class M3DTAgent:
         return groups
 
     def _bank_for(self, data: TaskDatasets, bank: str | Path | ExpertBank, *, may_create: bool) -> ExpertBank:
-        _require_same_tasks(self.tasks, data.tasks, "the datasets")
-        if isinstance(bank, ExpertBank):
-            opened = bank
-        elif is_bank(folder_to_write(bank)):
-            opened = ExpertBank.open(Path(bank))
-        elif self.bank is not None:
-            opened = self.bank.copy_to(bank)
-        elif not may_create:
-            raise StageError(f"there is no bank at {bank}; fit_stage('backbone', ...) makes it")
-        else:
-            opened = create_bank(Path(bank), self.config, data)
-        _require_same_tasks(self.tasks, opened.tasks, f"the bank {opened.path}")
-        if opened.config != self.config:
-            raise ConfigError(f"the bank {opened.path} holds {opened.config}; the agent is {self.config}")
-        return opened
+        return bank_to_fit(bank, own=self.bank, config=self.config, tasks=self.tasks, data=data, may_create=may_create)
 
     def _load(self, bank: ExpertBank) -> None:
         self.bank, self.statistics, self.prompts = bank, bank.statistics, bank.prompts
@@ -288,47 +285,41 @@ class M3DTAgent:
         if self.precision == "bfloat16":
             self.model.requires_grad_(False).lower_frozen(torch.bfloat16)
         self._experts = experts
-        self._conditions: tuple[Condition, ...] = ()  # distinct ones; empty before reset
-        self._slots: npt.NDArray[np.int64] | None = None  # (N,) a slot's condition; None: one task, any number of slots
-        self._history: History | None = None
-        self._cache: PromptCache | None = None  # of every slot
-        self._subset: tuple[torch.Tensor, PromptCache] | None = None  # of the slots that acted last, if not all
+        self._acting: Acting | None = None  # None before `reset`
 
     @property
     def experts(self) -> Experts:
-        """Which experts act: "mixture" (all, weighed; the default of a complete bank), a `Routing` (each slot's heaviest of
-        them; the default, with 0.99 of the weight, where the router was trained to concentrate), "none" (backbone) or one
-        expert's index."""
+        """Which experts act; may be set at any time, even within an episode.
+
+        "none" is the backbone alone, an index one expert, "mixture" all experts weighed by the router, and a `Routing` the
+        heaviest of them for each slot. A complete bank starts with "mixture", or with a `Routing` of 0.99 of the weight where
+        the router was trained to concentrate.
+        """
         return self._experts
 
     @experts.setter
     def experts(self, experts: Experts) -> None:
-        self._experts = self.checked_experts(experts)
-        if self._conditions:
-            self._encoded = self._encode(self._conditions)
-        self._cache, self._subset = None, None
+        experts = self.checked_experts(experts)
+        if self._acting is not None:
+            self._acting.use(experts)
+        self._experts = experts
 
     def checked_experts(self, experts: Experts) -> Experts:
-        """`experts` itself, if it can act.
+        """`experts` itself, if they can act.
 
         Raises:
-            ConfigError: "mixture" without a trained router, or an expert that is not finished; the valid ones are named.
+            ConfigError: "mixture" or a `Routing` without a trained router, or an expert that is not trained or does not exist;
+                the message names the valid ones.
         """
-        valid: list[Experts] = ["none"]
-        if self.bank is not None:
-            valid += ["mixture"] if self.bank.default_experts == "mixture" else []
-            valid += self.bank.finished_experts
-        sought = "mixture" if isinstance(experts, Routing) else experts
-        if isinstance(experts, bool) or sought not in valid:
-            shown = [*map(repr, valid), *(["a Routing"] if "mixture" in valid else [])]
-            raise ConfigError(f"experts must be one of {', '.join(shown)} for this bank; got {experts!r}")
-        return experts
+        return checked_experts(experts, self.model, self.bank)
 
     def routing_usage(self) -> RoutingUsage:
-        """How many experts each slot that acted last used in each block, and the share of router weight left out, (L, n) each.
+        """What the last `act` used in each of L blocks: how many experts, and the share of router weight left out, (L, n) each.
+
+        n: the slots that acted.
 
         Raises:
-            StageError: `experts` is not a `Routing`, or nothing acted yet.
+            StageError: `experts` is not a `Routing`, or nothing has acted yet.
         """
         return self.model.routing_usage()
 
@@ -348,40 +339,28 @@ class M3DTAgent:
         target_return: float | None = None,
         rtg_mode: RtgMode = "rewards",
     ) -> None:
-        """Forgets every history and fixes the task of the episodes that follow.
+        """Forgets all histories and fixes the task of the episodes that follow. If it fails, the agent stays as it was.
 
         Args:
-            task: a task of the bank (any number of slots, which the first `act` decides), or a list with one task per slot.
-            prompt, statistics: instead of `task`, for a task the bank has never seen; the widths are the prompt's.
+            task: a task of the agent, for any number of slots (the first `act` decides), or a list with one task per slot.
+            prompt, statistics: instead of `task`, for a task the agent was not trained on; the widths are the prompt's.
             target_return: undiscounted and unscaled, for every slot; None is each task's own.
             rtg_mode: "rewards" lowers the return-to-go by the rewards given to `act`, "constant" ignores them.
 
         Raises:
-            UnknownTaskError: a task the bank does not have.
-            ConfigError: both or neither of task and prompt, an empty list, or a bad mode.
-            StageError: a task by name before any stage was fitted. ShapeError: a prompt that fits neither model nor statistics.
+            UnknownTaskError: a task the agent does not have.
+            ConfigError: both or neither of task and prompt, an empty list, or an unknown mode.
+            StageError: a task by name before any stage was fitted.
+            ShapeError: a prompt that does not fit the model or the statistics.
             InvalidValueError: a target return that is not finite.
         """
         if rtg_mode not in ("rewards", "constant"):
             raise ConfigError(f"rtg_mode must be 'rewards' or 'constant'; got {rtg_mode!r}")
         if target_return is not None and not math.isfinite(target_return):
             raise InvalidValueError(f"target_return must be finite; got {target_return!r}")
-        if (task is None) == (prompt is None) or (prompt is None) != (statistics is None):
-            raise ConfigError(
-                "reset takes either task=..., or prompt=... and statistics=... for a task the bank has never seen"
-            )
-        slots: npt.NDArray[np.int64] | None = None
-        conditions: tuple[Condition, ...]
-        if prompt is not None and statistics is not None:
-            conditions = (_unseen(prompt, statistics, target_return),)
-        elif task is None or isinstance(task, str | TaskSpec):
-            conditions = (self._condition(task, target_return),)
-        else:
-            conditions, slots = self._distinct(task, target_return)
-        self._encoded = self._encode(conditions)
-        self._conditions, self._slots, self._rtg_mode = conditions, slots, rtg_mode
-        self._shape: tuple[int, ...] | None = None
-        self._history, self._cache, self._subset = None, None, None
+        known = KnownTasks(self.tasks, self.prompts, self.statistics)
+        conditions = known.requested(task, prompt, statistics, target_return)
+        self._acting = Acting(self.model, conditions, experts=self._experts, rtg_mode=rtg_mode)
 
     def act(
         self,
@@ -394,128 +373,27 @@ class M3DTAgent:
         """The actions for the current observations.
 
         Args:
-            obs: one task: (obs_dim,) or (N, obs_dim); after `reset` with a list of N tasks: (N, 39), zero-padded.
+            obs: for one task (obs_dim,) or (N, obs_dim); after `reset` with a list of N tasks (N, 39), zero-padded.
             reward: () or (N,), what the previous actions earned; None leaves returns-to-go as they are.
-            reset_mask: () or (N,) bool; obs[i] opens an episode, and reward[i] is ignored. The first `act` after `reset` opens
-                one in every slot by itself.
+            reset_mask: () or (N,) bool; where True, obs[i] is the first of an episode and reward[i] is ignored. The first
+                `act` after `reset` opens an episode in every slot anyway.
             active: () or (N,) bool; where False, obs[i] and reward[i] are ignored, the slot's history stays as it is and its
-                action is 0, at no cost (for slots that are frozen). None is every slot.
+                action is 0; the model does not compute it. None is every slot.
 
         Returns:
-            float32 in [-1, 1]: (act_dim,) or (N, act_dim) for one task; (N, 8) for a list, the padding exactly 0. An episode
-            longer than the model's `max_timesteps` goes on with the last timestep's embedding.
+            float32 in [-1, 1]: (act_dim,) or (N, act_dim) for one task; (N, 8) for a list, with padding of exactly 0. From
+            step `max_timesteps` of an episode on, the last timestep's embedding is used.
 
         Raises:
-            StageError: no `reset` yet. ShapeError: a shape that does not fit; the message names the valid ones.
-            InvalidValueError: a NaN or infinite observation or reward, named by slot and dimension.
+            StageError: `reset` was not called yet.
+            ShapeError: a shape that does not fit; the message names the valid ones.
+            InvalidValueError: a NaN or infinite observation or reward; the message names slot and dimension.
         """
-        observations = self._checked_observations(obs)
-        shape, N = np.shape(obs), len(observations)
-        history = self._history or self._new_history(N)
-        acting = flag_rows("active", active, shape[:-1], default=True)
-        starts = flag_rows("reset_mask", reset_mask, shape[:-1], default=False) | history.pending
-        rewards = self._checked_rewards(reward, shape[:-1], acting & ~starts)
-        require_finite("observation", observations, history.state_mask[:, : observations.shape[1]] & acting[:, None])
-        self._history, self._shape = history, shape
-        history.pending = starts & ~acting
-        actions = np.zeros((N, self.config.act_dim), np.float32)
-        if acting.any():
-            actions[acting] = self._step(history, observations[acting], rewards[acting], starts[acting], acting)
-        if self._slots is not None:
-            return actions
-        actions = actions[:, : self._conditions[0].act_dim]
-        return actions[0] if len(shape) == 1 else actions
-
-    @torch.inference_mode()
-    def _step(self, history: History, observations: Floats, rewards: npt.NDArray[Any], starts: Bools, acting: Bools) -> Floats:
-        """(n, D_a) actions of the n slots that act."""
-        rows: Rows = slice(None) if acting.all() else torch.from_numpy(np.flatnonzero(acting)).to(self.device)
-        padded = np.zeros((len(observations), self.config.state_dim), np.float32)
-        padded[:, : observations.shape[1]] = observations
-        window = history.observe(
-            rows,
-            torch.from_numpy(padded).to(self.device, self.dtype),
-            torch.from_numpy(rewards).to(self.device),
-            torch.from_numpy(starts).to(self.device),
-        )
-        with self.model.autocast():
-            actions = self.model.act(window, self._prompt_cache(history, rows), self._experts)
-        return history.record(rows, actions).cpu().numpy()
-
-    # What acting needs
-
-    def _condition(self, task: str | TaskSpec | None, target_return: float | None) -> Condition:
-        if not self.statistics:
-            raise StageError("this agent knows no task yet: fit_stage('backbone', ...) or reset(prompt=..., statistics=...)")
-        name = task.name if isinstance(task, TaskSpec) else str(task)
-        spec = lookup({spec.name: spec for spec in self.tasks}, name, "task of this agent")
-        statistics = self.statistics[name]
-        target = statistics.target_return if target_return is None else float(target_return)
-        return Condition(name, spec.obs_dim, spec.act_dim, self.prompts[name][0], statistics, target)
-
-    def _distinct(
-        self, tasks: Sequence[str | TaskSpec], target_return: float | None
-    ) -> tuple[tuple[Condition, ...], npt.NDArray[np.int64]]:
-        """The distinct conditions of a list of tasks, and which of them each slot has."""
-        per_slot = [task.name if isinstance(task, TaskSpec) else task for task in tasks]
-        if not per_slot:
-            raise ConfigError("reset needs at least one task; got an empty list")
-        names = list(dict.fromkeys(per_slot))
-        slots = np.array([names.index(name) for name in per_slot], np.int64)
-        return tuple(self._condition(name, target_return) for name in names), slots
-
-    @torch.inference_mode()
-    def _encode(self, conditions: Sequence[Condition]) -> PromptCache:
-        window = prompt_window([c.prompt for c in conditions], [c.statistics for c in conditions], self.config)
-        dense: Experts = "mixture" if isinstance(self._experts, Routing) else self._experts  # once per reset: exact
-        with self.model.autocast():
-            return self.model.encode_prompt(window.to(self.device, self.dtype), dense)
+        if self._acting is None:
+            raise StageError("act before reset: call reset(task=...) first")
+        return self._acting.act(obs, reward=reward, reset_mask=reset_mask, active=active)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of windows and prompts as the model takes them: float64 where its parameters are, else float32."""
-        return torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
-
-    def _slot_conditions(self, N: int) -> npt.NDArray[np.int64]:
-        return np.zeros(N, np.int64) if self._slots is None else self._slots
-
-    def _new_history(self, N: int) -> History:
-        conditions = [self._conditions[i] for i in self._slot_conditions(N)]
-        return History(conditions, self.config, self.device, self.dtype)
-
-    def _prompt_cache(self, history: History, rows: Rows) -> PromptCache:
-        """Keys and values of the prompts of the slots `rows`; selected again only when other slots act."""
-        if self._cache is None:
-            index = torch.from_numpy(self._slot_conditions(history.slots)).to(self.device)
-            self._cache = self._encoded.select(index)
-        if isinstance(rows, slice):
-            return self._cache
-        if self._subset is None or not torch.equal(self._subset[0], rows):
-            self._subset = (rows, self._cache.select(rows))
-        return self._subset[1]
-
-    def _checked_observations(self, obs: npt.ArrayLike) -> Floats:
-        """(N, width) float32."""
-        if not self._conditions:
-            raise StageError("act before reset: call reset(task=...) first")
-        first = self._conditions[0]
-        if self._slots is not None:
-            return observation_rows(obs, f"{len(self._slots)} slots", (len(self._slots), self.config.state_dim))
-        if self._shape is not None:
-            return observation_rows(obs, f"{first.name}, after the first act,", self._shape)
-        return observation_rows(obs, first.name, (None, first.obs_dim))
-
-    def _checked_rewards(self, reward: npt.ArrayLike | None, shape: tuple[int, ...], used: Bools) -> npt.NDArray[np.float64]:
-        """(N,) float64, 0 where no reward is used."""
-        return np.zeros(used.shape) if reward is None or self._rtg_mode == "constant" else reward_rows(reward, shape, used)
-
-
-def _unseen(prompt: Prompt, statistics: TaskStatistics, target_return: float | None) -> Condition:
-    target = statistics.target_return if target_return is None else float(target_return)
-    return Condition("an unseen task", prompt.states.shape[1], prompt.actions.shape[1], prompt, statistics, target)
-
-
-def _require_same_tasks(ours: Sequence[TaskSpec], theirs: Sequence[TaskSpec], what: str) -> None:
-    mine, other = [task.name for task in ours], [task.name for task in theirs]
-    if mine != other:
-        raise ConfigError(f"{what} hold the tasks {', '.join(other)}; the agent has {', '.join(mine)} (the order counts)")
+        """Of the windows and prompts that the model takes: float64 where its parameters are, else float32."""
+        return window_dtype(self.model)

@@ -1,21 +1,19 @@
-"""Which experts act, in which precision, and how the return-to-go goes on: the agent's options and their defaults."""
+"""The agent's options: which experts act, in which precision, and how the return-to-go goes on."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ..bank import ExpertBank
-from ..model import Routing
-
-if TYPE_CHECKING:
-    pass
-
+from ..errors import ConfigError
+from ..model import M3DT, Routing
 
 Experts = Literal["none", "mixture"] | Routing | int
+"""Which experts act: none (the backbone alone), all of them weighed by the router, the heaviest of them, or a single one."""
 Precision = Literal["float32", "bfloat16", "auto"]
 RtgMode = Literal["rewards", "constant"]
 ROUTED_MASS = 0.99
-"""Of the router's weight: `benchmarks/results/2026-11-25-routing-study.md`."""
+"""Share of the router's weight, from `benchmarks/results/2026-11-25-routing-study.md`."""
 
 
 def default_experts(bank: ExpertBank) -> Experts:
@@ -25,3 +23,21 @@ def default_experts(bank: ExpertBank) -> Experts:
     """
     concentrated = bank.manifest.stages.get("router", {}).get("config", {}).get("concentrate", 0.0) > 0
     return Routing(mass=ROUTED_MASS) if concentrated and bank.default_experts == "mixture" else bank.default_experts
+
+
+def checked_experts(experts: Experts, model: M3DT, bank: ExpertBank | None) -> Experts:
+    """`experts` itself, if they can act: "none" always can, one expert if it is trained, "mixture" if there is a router.
+
+    bank: where the model comes from; it knows what is trained. Of a model without a bank, everything it has counts as trained.
+
+    Raises:
+        ConfigError: experts that cannot act; the message names those that can.
+    """
+    mixes = bool(model.router_tensors()) if bank is None else bank.default_experts == "mixture"
+    single = range(model.config.n_experts) if bank is None else bank.finished_experts
+    valid: list[Experts] = ["none", *(["mixture"] if mixes else []), *single]  # type: ignore[list-item]
+    routes = mixes and model.config.n_experts > 0  # a `Routing` chooses among experts inside the model's blocks
+    if routes if isinstance(experts, Routing) else not isinstance(experts, bool) and experts in valid:
+        return experts
+    shown = ", ".join([*map(repr, valid), *(["a Routing"] if routes else [])])
+    raise ConfigError(f"experts must be one of {shown} for this {'model' if bank is None else 'bank'}; got {experts!r}")

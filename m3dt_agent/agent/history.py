@@ -1,53 +1,38 @@
-"""What an agent remembers of each slot: the task it was reset to, and its last T = `context_length` steps.
+"""`History`: what an agent remembers of each of N slots, the last T = `context_length` steps.
 
-Condition         one task's prompt, statistics and target return, as `reset` found them
-History           N slots, each under one condition
-
-             oldest                    now          every act appends one step on the right; an episode's first act
-states       · · · · s₀ s₁ s₂ … sₜ₋₁  sₜ            empties the slot (·: padding, mask False, zeros)
-actions      · · · · a₀ a₁ a₂ … aₜ₋₁  0             the current action is 0 until `record` puts it there
-timesteps    0 0 0 0 0  1  2  … t-1   t             from `max_timesteps` - 1 on they stay there
+             oldest                    now          every act appends one step on the right; the first act of an
+states       · · · · s₀ s₁ s₂ … sₜ₋₁  sₜ            episode empties the slot (·: padding, all zeros, mask False)
+actions      · · · · a₀ a₁ a₂ … aₜ₋₁  0             the current action is 0 until `record` fills it in
+timesteps    0 0 0 0 0  1  2  … t-1   t             they count up to `max_timesteps` - 1 and stay there
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..data.prompts import Prompt
-from ..data.stats import TaskStatistics
 from ..data.windows import Window
+from .conditions import Condition
 
-Rows = slice | Tensor  # every slot, or (n,) int64 indices
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Condition:
-    """What `reset` fixes for a slot. target_return is undiscounted and unscaled."""
-
-    name: str
-    obs_dim: int
-    act_dim: int
-    prompt: Prompt
-    statistics: TaskStatistics
-    target_return: float
+Rows = slice | Tensor
+"""Every slot, or the (n,) int64 indices of some."""
 
 
 class History:
     """The last steps of N slots, as tensors on the model's device.
 
-    conditions: one per slot. dtype: of the model's parameters; returns-to-go are accumulated in float64 whatever it is.
+    conditions: one per slot. dtype: of the windows; returns-to-go are always summed in float64.
+    Attributes: `slots` (N), `pending`, `state_mask`.
     """
 
     def __init__(self, conditions: Sequence[Condition], config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
         N, T = len(conditions), config.context_length
         self.slots = N
-        self.pending = np.ones(N, bool)  # (N,) slots whose next step opens an episode
+        self.pending = np.ones(N, bool)  # (N,) the slots whose next step opens an episode
         self._last_timestep = config.max_timesteps - 1
         self._set_constants(conditions, config, device, dtype)
         self._states = torch.zeros(N, T, config.state_dim, device=device, dtype=dtype)
@@ -70,7 +55,7 @@ class History:
             mean[i, : condition.obs_dim], std[i, : condition.obs_dim] = s.mean, s.std
             state_mask[i, : condition.obs_dim], action_mask[i, : condition.act_dim] = True, True
             clip[i] = np.inf if s.state_clip is None else s.state_clip
-        self.state_mask = state_mask  # (N, D_s) bool: the observation dimensions a slot's task has
+        self.state_mask = state_mask  # (N, D_s) the observation dimensions that a slot's task has
         self._mean, self._std, self._clip = (torch.from_numpy(a).to(device, dtype) for a in (mean, std, clip))
         self._state_mask, self._action_mask = torch.from_numpy(state_mask).to(device), torch.from_numpy(action_mask).to(device)
         scale = np.array([condition.statistics.return_scale for condition in conditions], np.float64)
@@ -81,8 +66,8 @@ class History:
         """Appends one step to the slots `rows` and returns their windows, (n, T).
 
         Args:
-            observations: (n, D_s) raw, zero-padded. rewards: (n,) float64 of the step before. starts: (n,) bool, the slots
-                whose episode this step opens; their history is emptied and their reward ignored.
+            observations: (n, D_s), not normalized, zero-padded. rewards: (n,) float64, earned by the step before.
+            starts: (n,) bool, the slots whose episode this step opens; their history is emptied and their reward ignored.
         """
         states = ((observations - self._mean[rows]) / self._std[rows]).clamp(-self._clip[rows], self._clip[rows])
         states = torch.where(self._state_mask[rows], states, 0.0)
@@ -100,7 +85,7 @@ class History:
         )
 
     def record(self, rows: Rows, actions: Tensor) -> Tensor:
-        """Remembers the current step's actions (n, D_a) and returns them as taken: float32 in [-1, 1], padding exactly 0."""
+        """Stores the current step's actions (n, D_a) and returns them as taken: float32 in [-1, 1], padding exactly 0."""
         taken = torch.where(self._action_mask[rows], actions.float().clamp(-1.0, 1.0), 0.0)
         self._actions[rows, -1] = taken.to(self._actions.dtype)
         return taken

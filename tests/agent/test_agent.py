@@ -290,7 +290,7 @@ def test_an_untrained_agent_says_what_is_missing(bank: ExpertBank, tmp_path: Pat
         agent.act(np.zeros(39, np.float32))
     with pytest.raises(StageError, match="knows no task yet"):
         agent.reset(task="reach")
-    with pytest.raises(StageError, match="nothing to save"):
+    with pytest.raises(StageError, match="there is nothing to save yet"):
         agent.save(tmp_path / "bank")
     assert not (tmp_path / "bank").exists()
     assert agent.content_hash == ""

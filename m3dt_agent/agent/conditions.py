@@ -1,0 +1,91 @@
+"""What a slot acts under: one task's prompt, statistics and target return, as `M3DTAgent.reset` fixes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..data.prompts import Prompt
+from ..data.stats import TaskStatistics
+from ..errors import ConfigError, StageError
+from ..tasks import TaskSpec, lookup
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Condition:
+    """What `reset` fixes for a slot. target_return: undiscounted and unscaled."""
+
+    name: str
+    obs_dim: int
+    act_dim: int
+    prompt: Prompt
+    statistics: TaskStatistics
+    target_return: float
+
+
+@dataclass(frozen=True, slots=True)
+class KnownTasks:
+    """The tasks of an agent, with their prompts (best first) and statistics by task name."""
+
+    tasks: Sequence[TaskSpec]
+    prompts: Mapping[str, tuple[Prompt, ...]]
+    statistics: Mapping[str, TaskStatistics]
+
+    def requested(
+        self,
+        task: str | TaskSpec | Sequence[str | TaskSpec] | None,
+        prompt: Prompt | None,
+        statistics: TaskStatistics | None,
+        target_return: float | None,
+    ) -> Condition | list[Condition]:
+        """What `M3DTAgent.reset` was asked for: one condition for any number of slots, or a list with one per slot.
+
+        Raises:
+            ConfigError: both or neither of task and prompt, a prompt without statistics, or an empty list.
+            StageError: a task by name before any stage was fitted. UnknownTaskError: a task the agent does not have.
+        """
+        if (task is None) == (prompt is None) or (prompt is None) != (statistics is None):
+            raise ConfigError(
+                "reset takes either task=..., or prompt=... and statistics=... for a task the bank has never seen"
+            )
+        if prompt is not None and statistics is not None:
+            return _unseen(prompt, statistics, target_return)
+        assert task is not None
+        if isinstance(task, str | TaskSpec):
+            return self._condition(_name(task), target_return)
+        names = [_name(one) for one in task]
+        if not names:
+            raise ConfigError("reset needs at least one task; got an empty list")
+        by_name = {name: self._condition(name, target_return) for name in dict.fromkeys(names)}
+        return [by_name[name] for name in names]
+
+    def _condition(self, name: str, target_return: float | None) -> Condition:
+        """The condition of one task, with its best prompt."""
+        if not self.statistics:
+            raise StageError("this agent knows no task yet: fit_stage('backbone', ...) or reset(prompt=..., statistics=...)")
+        spec = lookup({spec.name: spec for spec in self.tasks}, name, "task of this agent")
+        statistics = self.statistics[name]
+        return Condition(
+            name=name,
+            obs_dim=spec.obs_dim,
+            act_dim=spec.act_dim,
+            prompt=self.prompts[name][0],
+            statistics=statistics,
+            target_return=statistics.target_return if target_return is None else target_return,
+        )
+
+
+def _unseen(prompt: Prompt, statistics: TaskStatistics, target_return: float | None) -> Condition:
+    """The condition of a task that the agent does not have; its widths are the prompt's."""
+    return Condition(
+        name="an unseen task",
+        obs_dim=prompt.states.shape[1],
+        act_dim=prompt.actions.shape[1],
+        prompt=prompt,
+        statistics=statistics,
+        target_return=statistics.target_return if target_return is None else target_return,
+    )
+
+
+def _name(task: str | TaskSpec) -> str:
+    return task.name if isinstance(task, TaskSpec) else task
