@@ -1,10 +1,13 @@
-"""The expert bank: `ExpertBank` (expert_bank.py), a folder of safetensors and the manifest that vouches for them.
+"""The expert bank: `ExpertBank`, a folder of safetensors files and a manifest that records their hashes.
 
-manifest.py      bank.json                         tensor_files.py  safetensors and their hashes
+expert_bank.py   opened, changed, copied           contents.py      what it holds, read and verified
+manifest.py      bank.json                         tensor_files.py  safetensors files and their hashes
 journal.py       commits that survive a kill       storage.py       weights in float32 or bfloat16
-builtin.py       banks that come with the package  shipped.py       banks sent to jobs on other machines
+copies.py        whole new folders                 shipped.py       banks sent to jobs on other machines
+builtin.py       banks that come with the package
 """
 
-from .expert_bank import ExpertBank, Status, is_bank
+from .contents import Status
+from .expert_bank import ExpertBank, is_bank
 
 __all__ = ["ExpertBank", "Status", "is_bank"]

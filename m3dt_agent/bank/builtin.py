@@ -1,9 +1,9 @@
-"""Banks that come with the package, and what a user writes for a bank at hand.
+"""Banks that come with the package, and how users name local banks.
 
-    bank                 a folder
-    builtin:mt160        m3dt_agent/assets/banks/mt160/, a part of the installation: read without a network, never written to
+    PATH            a folder
+    builtin:mt160   m3dt_agent/assets/banks/mt160/: part of the installation, needs no network, is never changed
 
-An id on the Hugging Face Hub, namespace/name, is for `hub.banks.pull_bank`, which takes these as well.
+Ids on the Hugging Face Hub (namespace/name) are for `hub.banks.pull_bank`, which accepts these names too.
 """
 
 from __future__ import annotations
@@ -11,33 +11,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 from ..errors import BankError
 from .expert_bank import ExpertBank
+from .tensor_files import Check
 
 PREFIX = "builtin:"
 FOLDER = Path(str(resources.files("m3dt_agent").joinpath("assets", "banks")))
-"""Where they lie, one folder each; it need not exist."""
+"""Holds one folder per bank; it need not exist."""
 
 
 def builtin_banks() -> tuple[str, ...]:
-    """The banks of this installation, as they are written: `builtin:NAME`."""
+    """The names of the banks of this installation: `builtin:NAME`."""
     return tuple(sorted(f"{PREFIX}{manifest.parent.name}" for manifest in FOLDER.glob("*/bank.json")))
 
 
 def is_builtin(name: str | Path) -> bool:
-    """Whether `name` means a bank that comes with the package, be it there or not; give a folder called so with its path."""
+    """Whether `name` means a bank that comes with the package, even if there is none of this name.
+
+    A folder whose own name begins with "builtin:" can be given with its path, as in ./builtin:NAME.
+    """
     return str(name).startswith(PREFIX)
 
 
-def open_bank(
-    name: str | Path, *, experts: Iterable[int] | None = None, check: Literal["contents", "sizes"] = "contents"
-) -> ExpertBank:
-    """The bank `name`, a folder or `builtin:NAME`, which is read-only. experts, check: as `ExpertBank.open` takes them.
+def open_bank(name: str | Path, *, experts: Iterable[int] | None = None, check: Check = "contents") -> ExpertBank:
+    """Opens the bank `name`: a folder, or `builtin:NAME`, which is read-only. experts, check: as in `ExpertBank.open`.
 
     Raises:
-        BankError: no such bank, with those that come with the package named; or a file is missing, damaged or foreign.
+        BankError: there is no such bank, or a file is missing, damaged or foreign.
         ConfigError: experts that the bank does not have.
     """
     if not is_builtin(name):
@@ -49,11 +50,11 @@ def open_bank(
 
 
 def folder_to_write(name: str | Path) -> Path:
-    """`name` as the folder of a bank that is made or trained.
+    """`name` as a path, for a bank that is to be created or trained.
 
     Raises:
-        BankError: it means a bank that comes with the package.
+        BankError: `name` means a bank that comes with the package.
     """
     if is_builtin(name):
-        raise BankError(f"{str(name)!r} comes with the package and stays as it is; write to a folder, or into a copy of it")
+        raise BankError(f"{str(name)!r} comes with the package and cannot be changed; name a folder, or train a copy of it")
     return Path(name)

@@ -1,25 +1,29 @@
-"""How a bank's folder changes: locks, the journal of a commit, and the check of every file (the steps: bank.py)."""
+"""How a bank's folder changes: locks, commits with their journal (drawn in expert_bank.py), and the check of all files."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from ..disk import TEMPORARY, flush
+from torch import Tensor
+
+from ..disk import TEMPORARY, flush, write_file
 from ..errors import BankError
 from .manifest import Manifest
-from .tensor_files import FileRecord, for_each_file, verify, verify_size
+from .storage import as_stored
+from .tensor_files import Check, for_each_file, verify, write_tensors
 
 JOURNAL = "bank.json.next"
 
 
 @contextlib.contextmanager
 def locked(path: Path, kind: int) -> Iterator[None]:
-    """Holds the bank's folder: alone (LOCK_EX) while its files change, with other readers (LOCK_SH) while they are verified.
+    """Locks the bank's folder: LOCK_EX to change its files, LOCK_SH to verify them beside other readers.
 
     Raises:
         BankError: there is no such folder.
@@ -35,13 +39,11 @@ def locked(path: Path, kind: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def verified_manifest(
-    path: Path, experts: tuple[int, ...] | None = None, check: Literal["contents", "sizes"] = "contents"
-) -> Manifest:
-    """The manifest of the bank at `path`, after what `ExpertBank.open` promises: commits finished, every file checked.
+def verified_manifest(path: Path, experts: tuple[int, ...] | None = None, check: Check = "contents") -> Manifest:
+    """The manifest of the bank at `path`, once interrupted commits are finished and every file is checked.
 
     Raises:
-        BankError: no bank there, or a file of it is missing, damaged or foreign.
+        BankError: there is no bank, or a file is missing, damaged or foreign.
         ConfigError: experts that the bank does not have.
     """
     journal = path / JOURNAL
@@ -50,7 +52,7 @@ def verified_manifest(
             if not journal.exists():
                 whole = read_manifest(path / "bank.json")
                 manifest = whole if experts is None else whole.with_experts(experts)
-                _verify_all(path, manifest.files, verify if check == "contents" else verify_size)
+                _verify_all(path, manifest, check)
                 refuse_strangers(path, whole)
                 return manifest
         with locked(path, fcntl.LOCK_EX):
@@ -58,12 +60,12 @@ def verified_manifest(
                 roll_forward(path)
 
 
-def _verify_all(path: Path, files: Mapping[str, FileRecord], verify_file: Callable[[Path, FileRecord], None]) -> None:
-    for_each_file(lambda name: verify_file(path / name, files[name]), files)
+def _verify_all(path: Path, manifest: Manifest, check: Check) -> None:
+    for_each_file(lambda name: verify(path / name, manifest.files[name], check), manifest.files)
 
 
 def read_manifest(file: Path) -> Manifest:
-    """What a bank.json, or a journal, says.
+    """Reads a bank.json or a journal.
 
     Raises:
         BankError: it is missing, damaged or foreign.
@@ -77,18 +79,43 @@ def read_manifest(file: Path) -> Manifest:
     return Manifest.from_json(text, file)
 
 
-def roll_forward(path: Path) -> None:
-    """Step 3 of a commit, under the lock.
+def write_commit(
+    path: Path, manifest: Manifest, files: Mapping[str, Mapping[str, Tensor]], changes: Mapping[str, Any]
+) -> Manifest:
+    """Makes a commit, under the lock and without an older journal; returns the new manifest.
 
     Raises:
-        BankError: a file that the journal names is damaged.
+        ConfigError: a file name or field that banks do not have.
+        DiskSpaceError: no room; the bank is as before.
+    """
+    journal = path / JOURNAL
+    try:
+        remove_stale(path)
+        stored = {name: as_stored(name, tensors, manifest.storage) for name, tensors in files.items()}
+        records = {name: write_tensors(path / f"{name}.next", tensors) for name, tensors in stored.items()}
+        all_files = dict(sorted((manifest.files | records).items()))
+        new = dataclasses.replace(manifest, files=all_files, **changes).checked()
+        write_file(journal, new.to_json())
+    except BaseException:
+        if not journal.exists():
+            remove_stale(path)
+        raise
+    roll_forward(path, check="sizes")  # the files were hashed while they were written
+    return new
+
+
+def roll_forward(path: Path, check: Check = "contents") -> None:
+    """Does the last step of a commit, under the lock.
+
+    Raises:
+        BankError: a file that the journal lists is damaged.
     """
     journal = path / JOURNAL
     manifest = read_manifest(journal)
     for name, record in manifest.files.items():
         staged = path / f"{name}.next"
         if staged.exists():
-            verify(staged, record)
+            verify(staged, record, check)
             os.replace(staged, path / name)
     for folder in {(path / name).parent for name in manifest.files}:
         flush(folder)
@@ -104,11 +131,11 @@ def remove_stale(path: Path) -> None:
 
 
 def refuse_strangers(path: Path, manifest: Manifest) -> None:
-    """Checks that the folder holds no weights but the manifest's.
+    """Checks that the folder holds no safetensors files besides the manifest's.
 
     Raises:
         BankError: it does; the message names the file.
     """
     for file in sorted([*path.glob("*.safetensors"), *path.glob("experts/*.safetensors")]):
         if (name := file.relative_to(path).as_posix()) not in manifest.files:
-            raise BankError(f"{path} holds {name}, which its bank.json does not know: a foreign file; move it elsewhere")
+            raise BankError(f"{path} holds {name}, which its bank.json does not list; move this file elsewhere")

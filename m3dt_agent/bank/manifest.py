@@ -1,13 +1,4 @@
-"""What a bank is made of: a manifest, and files that are whole and known to it by their sha256, or are not used.
-
-Writing: temporary name, flush to disk, then rename; never in place (safetensors maps files: an in-place write would change
-weights already loaded). Reading: the bytes are hashed before a tensor of them exists, and tensors get memory of their own.
-
-    safetensors file   | 8 bytes: n | n bytes: JSON header, padded with spaces to 8 | data, tensor after tensor |
-
-It is written here rather than by `safetensors.torch.save_file` so that it is hashed on the way, needs no second copy in memory,
-and a full disk is an `OSError` with an errno.
-"""
+"""`bank.json`: what a bank is made of, and the size and sha256 of each of its files."""
 
 from __future__ import annotations
 
@@ -23,13 +14,11 @@ from .. import tasks as task_table
 from ..config import STAGES, DataConfig, ModelConfig, from_dict
 from ..errors import BankError, ConfigError, M3DTError
 from .storage import STORAGES, Storage
-from .tensor_files import (
-    FileRecord,
-)
+from .tensor_files import FileRecord
 
 FORMAT_VERSIONS: dict[Storage, int] = {"float32": 1, "bfloat16": 2}
-"""The version of a bank's format, by how it stores its weights. The first versions of this package read 1 alone and refuse 2 by
-its number; a bank that needs nothing newer stays 1, so that they read it, and it has the hash that it always had."""
+"""The version of a bank's format, by how it stores its weights. The first releases of this package read version 1 and refuse
+others by their number. A float32 bank stays at version 1, so that they can read it and its hash does not change."""
 _FILE_NAME = re.compile(r"(backbone|router|statistics|prompts|experts/\d{3})\.safetensors")
 
 
@@ -37,8 +26,9 @@ _FILE_NAME = re.compile(r"(backbone|router|statistics|prompts|experts/\d{3})\.sa
 class Manifest:
     """The content of `bank.json`.
 
-    groups: task → expert, once tasks are grouped; grouping: the settings that made them (None: the user's own groups). stages:
-    stage → {"config", "threads", "data"} it was trained with. files: name → record. storage: of the weights in them.
+    groups: task → expert, once tasks are grouped. grouping: the settings that made the groups; None if the user gave them.
+    stages: stage → the {"config", "threads", "data"} that it was trained with. files: name → record. storage: how the files
+    store the weights.
     """
 
     model: ModelConfig
@@ -51,21 +41,21 @@ class Manifest:
     storage: Storage = "float32"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as they are stored; `storage` only where it is not float32, since the first banks do not have it."""
+        """The fields as they are stored. `storage` is left out if it is float32: the first banks do not have this field."""
         fields = {**dataclasses.asdict(self), "model": self.model.to_dict()}
         return {name: value for name, value in fields.items() if (name, value) != ("storage", "float32")}
 
     def to_json(self) -> str:
-        """`bank.json`'s text."""
+        """The text of `bank.json`."""
         version = FORMAT_VERSIONS[self.storage]
         return json.dumps({"format": "m3dt-bank", "format_version": version, **self.to_dict()}, indent=1)
 
     @classmethod
     def from_json(cls, text: str, where: Path) -> Manifest:
-        """The manifest in `text`, validated; `where` is named in errors.
+        """Reads and checks the manifest in `text`; `where` is named in errors.
 
         Raises:
-            BankError: not a bank's manifest, a newer format, or content that cannot be.
+            BankError: it is not a bank's manifest, has a newer format, or contradicts itself.
         """
         try:
             values = json.loads(text)
@@ -94,7 +84,7 @@ class Manifest:
         return tuple(sorted(expert_index(name) for name in self.files if name.startswith("experts/")))
 
     def with_experts(self, experts: Iterable[int]) -> Manifest:
-        """What is left of the bank if only these of its experts are at hand: no router either, which weighs all of them.
+        """The bank with only these of its experts. Unless they are all of them, the router is left out: it weighs all experts.
 
         Raises:
             ConfigError: an expert that the bank does not have.
@@ -108,15 +98,21 @@ class Manifest:
         stages = {stage: record for stage, record in self.stages.items() if stage != "router" or "router.safetensors" in left}
         return dataclasses.replace(self, files={n: r for n, r in self.files.items() if n in left}, stages=stages)
 
+    def for_tasks(self, names: Sequence[str]) -> Manifest:
+        """A bank for some of its tasks: their groups, all stages but the router, weights in float32, no files yet."""
+        groups = None if self.groups is None else {name: self.groups[name] for name in names}
+        stages = {stage: record for stage, record in self.stages.items() if stage != "router"}
+        return Manifest(model=self.model, data=self.data, tasks=tuple(names), groups=groups, stages=stages)
+
     def checked(self) -> Manifest:
-        """This manifest, if its parts fit together.
+        """Returns this manifest if its parts fit together.
 
         Raises:
-            ConfigError: they do not.
+            ConfigError: they do not; the message says which.
         """
         for name in self.files:
             if not is_bank_file(name):
-                raise ConfigError(f"it lists {name!r}, which no bank has")
+                raise ConfigError(f"it lists {name!r}, which is not a file of a bank")
             if name.startswith("experts/") and expert_index(name) >= self.model.n_experts:
                 raise ConfigError(f"it lists {name!r} but has n_experts={self.model.n_experts}")
         if missing := [f"{name}.safetensors" for name in ("statistics", "prompts") if f"{name}.safetensors" not in self.files]:
@@ -132,10 +128,10 @@ class Manifest:
 
 
 def check_groups(groups: Mapping[str, int], tasks: Sequence[str], n_experts: int, trained: Set[int]) -> None:
-    """Checks that `groups` gives each of `tasks` one expert, and each of `n_experts` that is not `trained` at least one task.
+    """Checks that `groups` assigns each of `tasks` to an expert, and that each expert that is not `trained` has a task.
 
     Raises:
-        ConfigError: it does not; the message names the tasks or experts.
+        ConfigError: otherwise; the message names the tasks or experts.
     """
     if set(groups) != set(tasks):
         raise ConfigError(f"groups must cover the bank's tasks; they differ in {sorted(set(groups) ^ set(tasks))}")
@@ -146,7 +142,7 @@ def check_groups(groups: Mapping[str, int], tasks: Sequence[str], n_experts: int
 
 
 def is_bank_file(name: str) -> bool:
-    """Whether a bank may have a file of this name besides `bank.json`."""
+    """Whether a bank may have a file of this name; `bank.json` does not count."""
     return _FILE_NAME.fullmatch(name) is not None
 
 
@@ -156,4 +152,5 @@ def expert_file(expert: int) -> str:
 
 
 def expert_index(name: str) -> int:
+    """The expert whose file has this name."""
     return int(Path(name).stem)

@@ -1,9 +1,9 @@
-"""Banks on their way to jobs: each node of a cluster gets a bank's files once, and opens them verified.
+"""Sends a bank to jobs: every node of a Ray cluster gets the bank's files once and verifies them.
 
-    driver   bank ─► contents of its files, once, in Ray's object store
-    node     <tmp>/m3dt-<user>/<sha256 of bank.json>/     written by the first job that needs it, under a lock; then read by all
+    driver   the content of the bank's files ─► Ray's object store, once
+    node     <tmp>/m3dt-<user>/<sha256 of bank.json>/   written by the first job that needs it, under a lock; the others read it
 
-On this machine's own processes nothing is copied: they open the bank where it is.
+Jobs in processes of this machine open the bank where it is, without a copy.
 """
 
 from __future__ import annotations
@@ -23,30 +23,34 @@ from ..disk import disk_space_errors, file_lock, publish, scratch_folder
 from ..errors import BankError
 from ..jobs import Engine, RayCluster
 from .expert_bank import ExpertBank
-from .tensor_files import read_content
+from .tensor_files import Check, read_content
 
 Contents = Mapping[str, npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
 class ShippedBank:
-    """A bank that jobs can open wherever they run; made by `ship`. contents: a reference into Ray's object store, or None."""
+    """A bank that jobs can open wherever they run; `ship` makes it.
+
+    path: the bank on the driver. experts: those that jobs see. key: sha256 of the manifest with these experts. contents: a
+    reference to the files in Ray's object store; None: jobs read `path`.
+    """
 
     path: Path
     experts: tuple[int, ...]
     key: str
     contents: Any
 
-    def open(self) -> ExpertBank:
-        """The bank, not to be written to, as if it had only `experts`.
+    def open(self, *, check: Check = "contents") -> ExpertBank:
+        """Opens the bank read-only, as if it had only `experts`. check: as in `ExpertBank.open`.
 
         Raises:
-            BankError: damaged. DiskSpaceError: no room on this node.
+            BankError: a file is damaged. DiskSpaceError: no room on this node.
         """
-        return ExpertBank.open(self.folder(), experts=self.experts, read_only=True)
+        return ExpertBank.open(self.folder(), experts=self.experts, read_only=True, check=check)
 
     def folder(self) -> Path:
-        """Where the bank is on this node.
+        """The bank's folder on this node; copies the bank there first if need be.
 
         Raises:
             DiskSpaceError: no room.
@@ -68,10 +72,10 @@ class ShippedBank:
 
 
 def ship(bank: ExpertBank, engine: Engine, experts: Iterable[int] | None = None) -> ShippedBank:
-    """`bank` with only some of its experts (None: all) for the jobs of `engine`, which must be open (`jobs.opened`).
+    """Makes `bank` available to the jobs of `engine`, which must be open (`jobs.opened`). experts: only these; None: all.
 
     Raises:
-        BankError: a damaged file.
+        BankError: a file is damaged.
     """
     chosen = tuple(bank.finished_experts if experts is None else experts)
     manifest = bank.manifest.with_experts(chosen)
@@ -86,13 +90,13 @@ def ship(bank: ExpertBank, engine: Engine, experts: Iterable[int] | None = None)
 
 
 def node_folder() -> Path:
-    """Where this node keeps what it was sent: under the folder for temporary files, one per user.
+    """Where this node keeps the banks it was sent: one folder per user, in the system's temporary folder.
 
     Raises:
-        BankError: somebody else's folder has that name.
+        BankError: a folder of this name belongs to another user.
     """
     folder = Path(tempfile.gettempdir()) / f"m3dt-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise BankError(f"{folder} belongs to another user; what it holds cannot be trusted")
+        raise BankError(f"{folder} belongs to another user, so its content cannot be trusted; set TMPDIR to another folder")
     return folder

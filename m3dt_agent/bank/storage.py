@@ -1,10 +1,10 @@
-"""How a bank stores its weights: as float32, or as bfloat16 in half the space. Whoever reads them gets float32.
+"""How a bank stores its weights: as float32, or as bfloat16 in half the space. They are always read as float32.
 
     float32    s eeeeeeee mmmmmmmmmmmmmmmmmmmmmmm
     bfloat16   s eeeeeeee mmmmmmm                     stored: rounded to the nearest, ties to even; read: 16 zero bits appended
 
-Weights are the tensors of backbone, experts and router. Statistics and prompts stay as they are: of a deviation or a timestep,
-8 bits are not enough.
+Weights are the tensors of the backbone, experts and router. Statistics and prompts are not converted: the 8 significant bits of
+bfloat16 are too few for a standard deviation or a timestep.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ STORAGES: tuple[Storage, ...] = get_args(Storage)
 
 
 def holds_weights(file: str | Path) -> bool:
-    """Whether the bank's file of this name, or at this path, holds weights."""
+    """Whether the bank's file of this name or path holds weights."""
     return Path(file).name not in ("statistics.safetensors", "prompts.safetensors")
 
 
 def as_stored(file: str | Path, tensors: Mapping[str, Tensor], storage: Storage) -> Mapping[str, Tensor]:
-    """What a bank of this storage writes into `file`."""
+    """The tensors as a bank with this storage writes them into `file`."""
     if storage == "float32" or not holds_weights(file):
         return tensors
     return {name: tensor.detach().to(torch.bfloat16) for name, tensor in tensors.items()}
 
 
 def as_used(file: str | Path, tensors: Mapping[str, Tensor], storage: Storage) -> dict[str, Tensor]:
-    """What a bank of this storage gives of what `file` holds.
+    """The tensors of `file` as they are used: weights as float32.
 
     Raises:
         BankError: weights that are not stored as the bank says.

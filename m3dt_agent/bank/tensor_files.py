@@ -1,4 +1,11 @@
-"""Safetensors files and the records that vouch for them: size and sha256, checked before a tensor is used."""
+"""Safetensors files, and the records of their size and sha256. A file is verified before a tensor of it is used.
+
+    safetensors file   | 8 bytes: n | n bytes: JSON header, padded with spaces to 8 | data, tensor after tensor |
+
+Reading copies tensors into memory: safetensors maps the file instead, so that a change of the file would change weights that
+are already loaded. Writing does not use `safetensors.torch.save_file`: here the file is hashed while it is written, needs no
+second copy in memory, and a full disk is an `OSError` with an errno.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,20 +32,22 @@ _DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch
 _DTYPES |= {torch.bool: "BOOL", torch.uint8: "U8"}
 _MORE_DTYPES = {"F16": torch.float16, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
 _READABLE = {name: dtype for dtype, name in _DTYPES.items()} | _MORE_DTYPES
+Check = Literal["contents", "sizes"]
+"""How files are checked: by their sha256, or only that they exist with the recorded size."""
 _BLOCK = 1 << 20
 _MAX_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What a manifest knows of one file."""
+    """What a manifest records of one file. sha256: as hexadecimal digits."""
 
     sha256: str
     bytes: int
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
-    """Writes a safetensors file to `path` and flushes it to disk; not atomic, so `path` is a name that nobody reads yet.
+    """Writes a safetensors file and flushes it to disk. A kill can leave half of it, so nothing may read `path` yet.
 
     Raises:
         DiskSpaceError: no room; nothing is left at `path`.
@@ -74,36 +83,26 @@ def _serialized(tensors: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryvie
         yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def verify(path: Path, record: FileRecord) -> None:
-    """Checks that the file at `path` is the one `record` describes, without loading it.
+def verify(path: Path, record: FileRecord, check: Check = "contents") -> None:
+    """Checks that the file at `path` is the one that `record` describes.
 
     Raises:
-        BankError: missing, truncated, altered or another bank's.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-        size = path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise BankError(f"{path} is missing") from None
-    _compare(path, record, digest.hexdigest(), size)
-
-
-def verify_size(path: Path, record: FileRecord) -> None:
-    """Checks that there is a file at `path` as long as `record` says; its content is not looked at.
-
-    Raises:
-        BankError: missing or of another length.
+        BankError: it is missing, truncated, altered or another bank's.
     """
     if not path.is_file():
         raise BankError(f"{path} is missing")
-    _compare_size(path, record, path.stat().st_size)
+    if check == "sizes":
+        _compare_size(path, record, path.stat().st_size)
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    _compare(path, record, digest.hexdigest(), path.stat().st_size)
 
 
 def read_content(path: Path, record: FileRecord) -> npt.NDArray[np.uint8]:
-    """The file's bytes, verified: what is hashed is what is returned.
+    """Reads a file into memory and verifies these bytes.
 
     Raises:
         BankError: as `verify`.
@@ -117,22 +116,22 @@ def read_content(path: Path, record: FileRecord) -> npt.NDArray[np.uint8]:
 
 
 def read_tensors(path: Path, record: FileRecord) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, verified, in memory that is theirs: one block for the file, no second copy.
+    """Reads and verifies a safetensors file; its tensors share one block of memory, without a second copy.
 
     Raises:
-        BankError: as `verify`, or not a safetensors file.
+        BankError: as `verify`, or it is not a safetensors file.
     """
     return _parsed(read_content(path, record), path)
 
 
 def received_tensors(content: npt.NDArray[np.uint8], record: FileRecord, target: Path) -> dict[str, Tensor]:
-    """The tensors of a file that another process sent, verified; `target`, where it is to go, is named in errors.
+    """Verifies the content of a file that another process sent, and returns its tensors. Errors name `target`, its destination.
 
     Raises:
         BankError: as `read_tensors`.
     """
     _compare(target, record, hashlib.sha256(content.data).hexdigest(), len(content))
-    return _parsed(np.array(content), target)  # what comes out of a shared object store cannot be written to
+    return _parsed(np.array(content), target)  # a copy: what comes from Ray's object store is read-only
 
 
 def _parsed(content: npt.NDArray[np.uint8], path: Path) -> dict[str, Tensor]:
@@ -143,7 +142,7 @@ def _parsed(content: npt.NDArray[np.uint8], path: Path) -> dict[str, Tensor]:
 
 
 def _tensors_in(content: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
-    """Views of the tensors in a safetensors file's bytes; any of five ordinary errors if they are not one."""
+    """Views of the tensors in a safetensors file's bytes. Other bytes raise any of the five errors that `_parsed` catches."""
     length = int.from_bytes(content[:8].tobytes(), "little")
     if len(content) < 8 + length:
         raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
@@ -165,9 +164,9 @@ def _tensors_in(content: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
 
 
 def for_each_file(action: Callable[[str], object], names: Iterable[str]) -> None:
-    """Calls `action` with every name, on as many threads as there are cores: reading and hashing release the interpreter lock.
+    """Calls `action` with every name, on up to one thread per core; reading and hashing do not hold the interpreter lock.
 
-    The first error, in the order of `names`, is raised; what has not begun by then is left out.
+    If calls fail, the first error in the order of `names` is raised, and calls that have not begun are skipped.
     """
     with ThreadPoolExecutor(min(usable_cores(), _MAX_THREADS)) as threads:
         for _ in threads.map(action, names):

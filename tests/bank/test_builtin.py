@@ -112,9 +112,9 @@ def test_it_stays_as_it_is(shipped: ExpertBank, data: TaskDatasets, tmp_path: Pa
     agent = M3DTAgent.from_pretrained("builtin:two")
     assert agent.bank is not None
     for bank in (agent.bank, open_bank("builtin:two"), pull_bank("builtin:two").bank):
-        with pytest.raises(BankError, match=r"must stay as it is: .* came with the package"):
+        with pytest.raises(BankError, match=r"must not be changed: .* came with the package"):
             bank.commit({})
-        with pytest.raises(BankError, match="must stay as it is"):
+        with pytest.raises(BankError, match="must not be changed"):
             agent.fit_stage("router", data, bank=bank)
     with pytest.raises(BankError, match="'builtin:two' comes with the package"):
         agent.fit_stage("router", data, bank="builtin:two")
@@ -159,4 +159,4 @@ def test_commands_take_it(shipped: ExpertBank, run: Run, tmp_path: Path, monkeyp
         assert "it comes with builtin:two" in err
     code, _, err = run("train", "--bank", "builtin:two", "--root", "nowhere")
     assert code == 1
-    assert "'builtin:two' comes with the package and stays as it is" in err
+    assert "'builtin:two' comes with the package and cannot be changed" in err

@@ -259,7 +259,7 @@ def test_every_file_is_verified_on_open(full_bank: ExpertBank) -> None:
 
 def test_a_file_nobody_knows_is_refused(full_bank: ExpertBank) -> None:
     shutil.copy(full_bank.path / "experts/000.safetensors", full_bank.path / "experts/007.safetensors")
-    with pytest.raises(BankError, match=r"holds experts/007\.safetensors, which its bank\.json does not know"):
+    with pytest.raises(BankError, match=r"holds experts/007\.safetensors, which its bank\.json does not list"):
         ExpertBank.open(full_bank.path)
 
 
@@ -297,7 +297,7 @@ def test_no_bank_and_two_banks(tmp_path: Path) -> None:
     with pytest.raises(BankError, match="damaged or foreign"):
         ExpertBank.open(tmp_path / "noise")
     new_bank(tmp_path / "bank")
-    with pytest.raises(BankError, match="there is a bank"):
+    with pytest.raises(BankError, match="there already is a bank"):
         new_bank(tmp_path / "bank")
 
 
@@ -469,7 +469,7 @@ def test_a_bank_for_some_of_the_tasks_has_all_but_the_router(full_bank: ExpertBa
         full_bank.for_tasks(tmp_path / "part", names)
     with pytest.raises(UnknownTaskError, match="unknown task of this bank 'fish-swim'"):
         full_bank.for_tasks(tmp_path / "other", ["fish-swim"])
-    with pytest.raises(StageError, match="not trained as far as its experts"):
+    with pytest.raises(StageError, match="lacks its backbone or some experts"):
         ExpertBank.open(full_bank.path, experts=[0]).for_tasks(tmp_path / "other", names)
     assert not (tmp_path / "other").exists()
 

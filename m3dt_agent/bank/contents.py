@@ -1,0 +1,195 @@
+"""What a bank holds: `BankContents`, the reading half of `ExpertBank`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from .. import tasks as task_table
+from ..config import DataConfig, ModelConfig, stage_name
+from ..data.prompts import Prompt, prompts_from_tensors
+from ..data.stats import TaskStatistics, statistics_from_tensors
+from ..errors import BankError, ConfigError, ShapeError, StageError
+from ..model.empty import empty_model
+from ..tasks import TaskSpec
+from .manifest import Manifest, expert_file, expert_index
+from .storage import Storage, as_used
+from .tensor_files import for_each_file, read_tensors
+
+if TYPE_CHECKING:
+    from ..model import M3DT
+
+Status = Literal["absent", "partial", "done"]
+
+
+class BankContents:
+    """The files of a bank folder, as its manifest lists them. Each is verified when it is read."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @property
+    def config(self) -> ModelConfig:
+        """The shape of the whole model, with all experts."""
+        return self.manifest.model
+
+    @property
+    def data_config(self) -> DataConfig:
+        """How the statistics, prompts and target returns were made."""
+        return self.manifest.data
+
+    @property
+    def storage(self) -> Storage:
+        """How the weights are stored; `read` and `model` give float32 in either case."""
+        return self.manifest.storage
+
+    @property
+    def tasks(self) -> tuple[TaskSpec, ...]:
+        """The tasks the bank was made for, in its order."""
+        return tuple(task_table.get(name) for name in self.manifest.tasks)
+
+    @property
+    def groups(self) -> dict[str, int] | None:
+        """Task name → the expert trained on it; None before the tasks are grouped."""
+        return None if self.manifest.groups is None else dict(self.manifest.groups)
+
+    @functools.cached_property
+    def statistics(self) -> dict[str, TaskStatistics]:
+        """Statistics per task, in the bank's order."""
+        found = statistics_from_tensors(self.read("statistics.safetensors"))
+        return {name: found[name] for name in self._complete(found, "statistics")}
+
+    @functools.cached_property
+    def prompts(self) -> dict[str, tuple[Prompt, ...]]:
+        """Prompts per task, in the bank's order, best first."""
+        found = prompts_from_tensors(self.read("prompts.safetensors"))
+        return {name: found[name] for name in self._complete(found, "prompts")}
+
+    @property
+    def finished_experts(self) -> tuple[int, ...]:
+        """The numbers of the trained experts, ascending."""
+        return self.manifest.finished_experts
+
+    @property
+    def missing_experts(self) -> tuple[int, ...]:
+        """The numbers of the experts that are not trained yet, ascending."""
+        return tuple(sorted(set(range(self.config.n_experts)) - set(self.finished_experts)))
+
+    @property
+    def default_experts(self) -> Literal["none", "mixture"]:
+        """What an agent should use: the mixture if the router and all experts are trained, else only the backbone."""
+        return "mixture" if self.is_done("router") and self.is_done("experts") else "none"
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of everything that determines what the bank's agent does: configs, tasks and files."""
+        manifest = self.manifest.to_dict()
+        content = {key: manifest[key] for key in ("model", "data", "tasks", "files")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def status(self, stage: str | int) -> Status:
+        """How far a stage is: "done", "partial" (some of the experts are trained, or there is a checkpoint) or "absent".
+
+        Raises:
+            UnknownTaskError: no such stage.
+        """
+        stage = stage_name(stage)
+        if stage == "experts":
+            finished, wanted = len(self.finished_experts), max(self.config.n_experts, 1)
+        else:
+            finished, wanted = int(f"{stage}.safetensors" in self.manifest.files), 1
+        if finished == wanted:
+            return "done"
+        started = any((self.path / "resume").glob(f"{stage}-*"))
+        return "partial" if finished or started else "absent"
+
+    def is_done(self, stage: str | int) -> bool:
+        """Whether the bank has all files of a stage. In a bank with `n_experts=0`, only the backbone can be done.
+
+        Raises:
+            UnknownTaskError: no such stage.
+        """
+        return self.status(stage) == "done"
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """Reads and verifies one file; the tensors are copies in memory, and weights are float32 however they are stored.
+
+        Raises:
+            BankError: the bank has no such file, or it is missing, damaged, or not stored as bank.json says.
+        """
+        if name not in self.manifest.files:
+            raise BankError(f"bank {self.path} has no {name}; it has {', '.join(sorted(self.manifest.files))}")
+        return as_used(self.path / name, read_tensors(self.path / name, self.manifest.files[name]), self.storage)
+
+    def model(self) -> M3DT:
+        """The model with everything trained so far, float32 on the CPU, in eval mode.
+
+        Before any expert is trained, it has `n_experts=0`. If only some are, it has all E, and the others' output layers are
+        zero, so that they have no effect. If the router is not trained, its weights are new (see `default_experts`).
+
+        Raises:
+            StageError: the backbone is not trained.
+            BankError: a damaged file, or tensors that do not fit the bank's ModelConfig.
+        """
+        from ..model import M3DT
+
+        if not self.is_done("backbone"):
+            raise StageError(f"bank {self.path} has no backbone yet; run fit_stage('backbone', ...) first")
+        n_experts = self.config.n_experts if self.finished_experts else 0
+        changes: dict[str, Any] = {} if n_experts else {"n_experts": 0, "top_k": None}
+        config = dataclasses.replace(self.config, **changes)
+        complete = not n_experts or self.default_experts == "mixture"
+        model = empty_model(config) if complete else M3DT(config)
+        router = ["router.safetensors"] if n_experts and self.is_done("router") else []
+        names = [*router, "backbone.safetensors", *map(expert_file, self.finished_experts)]  # the largest first
+        for_each_file(lambda name: self._load(model, name), names)
+        return model.eval()
+
+    def load_backbone(self, model: M3DT) -> None:
+        """Copies the bank's backbone into `model`.
+
+        Raises:
+            BankError: it is not trained, is damaged, or does not fit.
+        """
+        self._load(model, "backbone.safetensors")
+
+    def load_expert(self, model: M3DT, expert: int, *, slot: int) -> None:
+        """Copies expert `expert` of the bank into place `slot` of `model`.
+
+        Raises:
+            BankError: it is not trained, is damaged, or does not fit.
+        """
+        self._load(model, expert_file(expert), slot)
+
+    def load_router(self, model: M3DT) -> None:
+        """Copies the bank's router into `model`.
+
+        Raises:
+            BankError: it is not trained, is damaged, or does not fit.
+        """
+        self._load(model, "router.safetensors")
+
+    def _load(self, model: M3DT, name: str, slot: int | None = None) -> None:
+        """Copies one file into `model`; an expert to place `slot`, or to its own if that is None."""
+        tensors = self.read(name)
+        try:
+            if name.startswith("experts/"):
+                model.load_expert(expert_index(name) if slot is None else slot, tensors)
+            else:
+                model.load_tensors(tensors)
+        except (ConfigError, ShapeError) as error:
+            raise BankError(f"{self.path / name} does not fit this bank's model: {error}") from error
+
+    def _complete(self, found: Mapping[str, object], what: str) -> tuple[str, ...]:
+        if set(found) != set(self.manifest.tasks):
+            differ = sorted(set(found) ^ set(self.manifest.tasks))
+            raise BankError(f"{self.path / what}.safetensors and bank.json disagree about tasks {differ}")
+        return self.manifest.tasks

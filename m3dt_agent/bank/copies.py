@@ -1,0 +1,53 @@
+"""Writes a whole bank folder at once, or nothing: a copy of another bank, or a new one from tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ..disk import disk_space_errors, publish, require_new_folder, scratch_folder
+from .manifest import Manifest
+from .storage import Storage, as_stored, as_used, holds_weights
+from .tensor_files import FileRecord, read_content, read_tensors, write_tensors
+
+
+def copy_bank(source: Path, manifest: Manifest, target: Path, storage: Storage) -> None:
+    """Copies the files that `manifest` lists from the bank at `source` to the new bank at `target`, verified as they are read.
+
+    storage: how the copy stores its weights; if the source stores them in the same way, files are copied byte for byte.
+
+    Raises:
+        BankError: `target` exists and is not an empty folder, or a file of the source is missing or damaged.
+        ConfigError: no such storage. DiskSpaceError: no room.
+    """
+    copied = dataclasses.replace(manifest, storage=storage).checked()
+
+    def copy(name: str, to: Path) -> FileRecord:
+        if storage != manifest.storage and holds_weights(name):
+            tensors = as_used(source / name, read_tensors(source / name, manifest.files[name]), manifest.storage)
+            return write_tensors(to, as_stored(name, tensors, storage))
+        to.parent.mkdir(exist_ok=True)
+        to.write_bytes(read_content(source / name, manifest.files[name]).data)
+        return manifest.files[name]
+
+    _write_folder(target, copied, manifest.files, copy)
+
+
+def write_bank(target: Path, manifest: Manifest, files: Mapping[str, Callable[[], Mapping[str, Tensor]]]) -> None:
+    """Writes a new bank to `target`: `manifest` with these files. Each function gives its file's tensors when it is written.
+
+    Raises:
+        BankError: `target` exists and is not an empty folder. DiskSpaceError: no room.
+    """
+    _write_folder(target, manifest, files, lambda name, to: write_tensors(to, as_stored(name, files[name](), manifest.storage)))
+
+
+def _write_folder(target: Path, manifest: Manifest, names: Iterable[str], write: Callable[[str, Path], FileRecord]) -> None:
+    require_new_folder(target)
+    with disk_space_errors(target), scratch_folder(target.parent) as scratch:
+        records = {name: write(name, scratch / name) for name in sorted(names)}
+        (scratch / "bank.json").write_text(dataclasses.replace(manifest, files=records).checked().to_json())
+        publish(scratch, target)
