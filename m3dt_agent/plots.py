@@ -21,10 +21,10 @@ import numpy as np
 from . import tasks as task_table
 from .disk import whole_file
 from .errors import ConfigError, MissingDependencyError
-from .scores import Interval, Summary, TaskSummary
+from .scores import AGENT_POLICIES, Interval, Summary, TaskSummary
 
 POLICY_COLOURS = {"random": "#999999", "zero": "#56B4E9", "backbone": "#0072B2", "final": "#D55E00"}
-_SAME_COLOUR = {"m3dt-backbone": "backbone", "m3dt-mixture": "final"}  # what evaluations call the quickstart's two agents
+_SAME_COLOUR = {AGENT_POLICIES["none"]: "backbone", AGENT_POLICIES["mixture"]: "final"}  # the quickstart's two agents
 _MAX_POLICIES = len(POLICY_COLOURS)
 GRID = {"color": "0.9", "linewidth": 0.8}
 

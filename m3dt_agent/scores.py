@@ -36,6 +36,11 @@ from .errors import ConfigError, DatasetError, InvalidValueError
 Floats = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 
+AGENT_POLICIES = {"none": "m3dt-backbone", "mixture": "m3dt-mixture", "routed": "m3dt-routed"}
+"""What rows call an agent, by the experts that act: none, all weighed by the router, or the heaviest of them."""
+EXPERT_POLICY = "m3dt-expert-{}"
+"""What rows call an agent whose expert of this index acts alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class EpisodeResult:

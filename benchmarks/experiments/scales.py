@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from m3dt_agent.config import EVALUATION_SEED
+
 UNTRAINED = ("random", "zero", "behavior")
 BASELINES = ("mtdt", "prompt-dt", "prompt-bc", "prompt-dt-wide", "harmo-dt", "harmo-dt-published")
 """Methods with one network without experts, trained for the published baselines' number of steps."""
@@ -53,7 +55,7 @@ SCHEDULE = {
 PROTOCOL = {
     "demonstrations": 1_000,
     "episodes": 25,
-    "eval_seed": 10_000,
+    "eval_seed": EVALUATION_SEED,
     "stop_on_success": True,
     "precision": "float32",
     "threads": 1,

@@ -1,9 +1,9 @@
-"""The scores of a model card: what evaluation rows say of one bank, as sections and as the Hub's `model-index`.
+"""The scores of a model card: what evaluation rows say about one bank, as sections and as the Hub's `model-index`.
 
-    rows ─► bank_scores ─┬► evaluation_sections    score table, who acted, under what versions, where it is weak
+    rows ─► bank_scores ─┬► evaluation_sections    score table, who acted, with which versions, on which tasks it is weak
                          └► eval_results           model-index: normalized score (and success rate) per task
 
-The rows of one policy are the bank's own scores; those of other policies stand beside them, on the same tasks.
+The rows of one policy are the bank's own scores. The scores of other policies on the same tasks are shown beside them.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from m3dt_agent import tasks as task_table
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.hub.cards.markdown import PAPER, count, escape, figure_lines, table
-from m3dt_agent.scores import EpisodeResult, Interval, Summary, TaskSummary, summarize
+from m3dt_agent.scores import AGENT_POLICIES, EpisodeResult, Interval, Summary, TaskSummary, summarize
 
 WEAK_BELOW = 50.0
-"""Half of the normalized scale; a task below it is listed as weak."""
+"""Half of the normalized scale; a task with a lower score is listed as weak."""
 BEHAVIOR = "expert"
 """What an evaluation calls the behavior policies; a task on which the bank has less than half of their score is listed, too."""
-
-DEFAULT_POLICIES = {"mixture": "m3dt-mixture", "none": "m3dt-backbone"}
-"""What an evaluation calls an agent that acts with its bank's default experts (`AgentPolicy`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class BankScores:
-    """summary: of the bank's own policy. others: policy → summary on the same tasks, as far as it has them. rows: policy → its
-    episodes that were counted, the bank's own first. content_hash: the bank's. bank_tasks: how many it is for."""
+    """The scores of one bank and, for comparison, of other policies.
+
+    summary: of the bank's own policy. others: policy → summary on those of the same tasks that it has rows of. rows: policy →
+    the episodes counted, the bank's own policy first. content_hash: the bank's. bank_tasks: number of tasks of the bank.
+    """
 
     summary: Summary
     others: Mapping[str, Summary]
@@ -41,21 +41,24 @@ class BankScores:
 
 
 def bank_scores(bank: ExpertBank, rows: Sequence[EpisodeResult], policy: str | None = None) -> BankScores:
-    """The scores of `bank` in `rows`; `policy` is whose they are, None: the only one's, or the one of `DEFAULT_POLICIES`.
+    """The scores of `bank` in `rows`.
+
+    policy: the policy whose rows are the bank's own scores. None: the only policy that acted with this bank or, if there are
+    several, the one with the bank's default experts (`AGENT_POLICIES`).
 
     Raises:
-        ConfigError: rows of another bank, none of this one, several policies of it and no choice, a policy with and without a
-            bank, or an episode twice.
+        ConfigError: rows of another bank, no rows of this one, several policies of it and no choice, a policy with rows both
+            with and without a bank, or an episode that occurs twice.
     """
     ours = bank.content_hash
     if foreign := sorted({row.bank_hash for row in rows} - {ours, ""}):
         raise ConfigError(f"these rows are not of this bank: their bank's hash is {', '.join(foreign)}; this one's is {ours}")
     own = list(dict.fromkeys(row.policy for row in rows if row.bank_hash == ours))
     if not own:
-        raise ConfigError(f"no row is of this bank, {ours}; other policies stand beside its scores, not for them")
+        raise ConfigError(f"no row is of this bank, {ours}; rows of other policies do not replace its own")
     if mixed := sorted({row.policy for row in rows if not row.bank_hash} & set(own)):
         raise ConfigError(f"policy {', '.join(map(repr, mixed))} has rows with this bank and rows without a bank")
-    chosen = policy or (own[0] if len(own) == 1 else DEFAULT_POLICIES[bank.default_experts])
+    chosen = policy or (own[0] if len(own) == 1 else AGENT_POLICIES[bank.default_experts])
     if chosen not in own:
         raise ConfigError(f"choose a policy that acted with this bank: {', '.join(map(repr, own))}; got policy={policy!r}")
     tasks = {row.task for row in rows if row.policy == chosen}
@@ -68,7 +71,7 @@ def bank_scores(bank: ExpertBank, rows: Sequence[EpisodeResult], policy: str | N
 
 
 def eval_results(scores: BankScores) -> list[EvalResult]:
-    """The entries of the model-index; a task's Gymnasium id stands where other models name a dataset."""
+    """The entries of the model-index. A task's Gymnasium id takes the place of the dataset that other models name."""
     return [result for task in scores.summary.tasks.values() for result in _task_results(task)]
 
 
@@ -91,7 +94,7 @@ def _task_results(task: TaskSummary) -> list[EvalResult]:
 
 
 def evaluation_sections(scores: BankScores, figure: str | None) -> list[str]:
-    """The part of a card about scores; `figure` is a path inside the repository."""
+    """The card's sections about scores. figure: a path inside the repository."""
     explanation = (
         f"Of {len(scores.summary.tasks)} of the bank's {count(scores.bank_tasks, 'task')}, normalized from 0 to 100, each task "
         f"with the same weight. The policy is {escape(scores.summary.policy)}, with the bank whose content hash is "
@@ -113,7 +116,7 @@ def evaluation_sections(scores: BankScores, figure: str | None) -> list[str]:
 
 
 def _weak_tasks(scores: BankScores) -> list[str]:
-    """Which tasks are weak on the scale, and which beside those that the bank learned from, worst first."""
+    """The tasks with a low score, and those with a low score compared to the behavior policy, worst first."""
     tasks = sorted(scores.summary.tasks.values(), key=lambda task: task.mean_score)
     weak = ", ".join(f"{t.task} ({t.mean_score:.1f})" for t in tasks if t.mean_score < WEAK_BELOW)
     said = [f"Below {WEAK_BELOW:.0f}: {weak}." if weak else f"None of these tasks scores below {WEAK_BELOW:.0f}."]
@@ -128,7 +131,7 @@ def _weak_tasks(scores: BankScores) -> list[str]:
 def _score_table(scores: BankScores) -> str:
     summary, others = scores.summary, scores.others
     success = "-" if summary.success_rate is None else f"{100 * summary.success_rate:.0f}%"
-    # a mean over fewer tasks than the bank's would not compare
+    # a mean over fewer tasks could not be compared with the bank's
     whole = [other if len(other.tasks) == len(summary.tasks) else None for other in others.values()]
     means = ["-" if other is None else f"{other.mean_score:.1f}" for other in whole]
     iqms = ["-" if other is None else f"{other.iqm_score:.1f}" for other in whole]
@@ -149,7 +152,7 @@ def _score_table(scores: BankScores) -> str:
 
 
 def _score_row(task: TaskSummary, others: Mapping[str, Summary]) -> list[str]:
-    # of nothing but successes the bootstrap would make a certainty
+    # if all episodes succeed, the bootstrap interval has no width
     wilson = task.success_interval and (100 * task.success_interval[0], 100 * task.success_interval[1])
     return [
         task.task,
@@ -188,7 +191,7 @@ def _policy_table(scores: BankScores) -> str:
 
 
 def _conditions(rows: Sequence[EpisodeResult]) -> str:
-    """Versions and rules under which the episodes were run."""
+    """The versions and rules with which the episodes were run."""
     versions: dict[str, set[str]] = {}
     for row in rows:
         for package, version in row.versions.items():

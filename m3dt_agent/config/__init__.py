@@ -14,12 +14,13 @@ arXiv 2505.24378 says "prompt length 20" and "Adam" instead.
 
 from .checks import from_dict
 from .data import DataConfig
-from .evaluation import EvalConfig
+from .evaluation import EVALUATION_SEED, EvalConfig
 from .model import ModelConfig
 from .stages import STAGES, Stage, stage_name
 from .training import STAGE_CONFIGS, BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig, train_preset
 
 __all__ = [
+    "EVALUATION_SEED",
     "STAGES",
     "STAGE_CONFIGS",
     "BackboneConfig",

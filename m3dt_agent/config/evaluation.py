@@ -7,6 +7,9 @@ from typing import Literal
 
 from .checks import require, require_positive
 
+EVALUATION_SEED = 10_000
+"""Seed of the first episode of every evaluation, unless it is chosen otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
@@ -21,7 +24,7 @@ class EvalConfig:
     """
 
     episodes: int = 10
-    seed: int = 10_000
+    seed: int = EVALUATION_SEED
     slots: int = 32
     workers: int | None = None
     stop_on_success: bool = False

@@ -1,8 +1,9 @@
-"""Evaluation: episodes with fixed seeds in, one row per episode out. Scores are computed from rows by `m3dt_agent.scores`.
+"""Evaluation: runs episodes with fixed seeds and gives one row per episode; `m3dt_agent.scores` makes scores of rows.
 
-policies.py     what can be evaluated            rollout.py      the episodes, in one process
-parallel.py     the episodes, in many jobs       held_out.py     errors on demonstrations, without a simulator
-one_episode.py  one episode, timed               videos.py       episodes as GIF or MP4
+policies.py      what can be evaluated            rollout.py     episodes in one process
+schedule.py      which slot runs which episode    parallel.py    episodes in many jobs
+one_episode.py   one episode, timed               videos.py      episodes as GIF or MP4
+held_out.py      errors on demonstrations, without a simulator
 """
 
 from ..scores import EpisodeResult, Summary, read_rows, summarize, write_rows

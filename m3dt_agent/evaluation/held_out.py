@@ -1,4 +1,4 @@
-"""Measures on held-out demonstrations, without a simulator: action error and the router's weights."""
+"""What can be measured on held-out demonstrations, without a simulator: action errors and the router's weights."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ _ERROR_BATCH = 128
 def action_error(
     agent: M3DTAgent, data: TaskDatasets, *, experts: Experts | None = None, n_windows: int = 256, seed: int = 0
 ) -> dict[str, float]:
-    """Mean square error of the agent's predictions of `data`'s actions, per task, over real steps and real action dimensions.
+    """Task → mean squared error of the actions that the agent predicts for `data`, without padded steps and dimensions.
 
     Args:
-        data: demonstrations of tasks the agent knows, held out; windows come from its training episodes, normalized with the
-            agent's statistics and prompted with its best prompt.
+        data: held-out demonstrations of tasks that the agent has. Windows are cut from the episodes that are not prompts,
+            normalized with the agent's statistics and prompted with its best prompt.
         experts: as `M3DTAgent.experts`; None is what the agent is set to.
-        n_windows: per task. seed: decides the windows, which are the same for every agent with this context length.
+        n_windows: per task.
+        seed: decides the windows, which are the same for all agents with one context length.
 
     Raises:
-        UnknownTaskError: a task the agent does not have. ConfigError: experts its bank does not have.
+        UnknownTaskError: a task the agent does not have.
+        ConfigError: experts the agent does not have.
     """
     experts = agent.experts if experts is None else agent.checked_experts(experts)
     sampler = best_prompt_sampler(agent, data, "backbone", min(n_windows, _ERROR_BATCH), seed)
@@ -46,7 +48,7 @@ def action_error(
 
 @torch.inference_mode()
 def router_usage(agent: M3DTAgent, data: TaskDatasets, *, n_windows: int = 64, seed: int = 0) -> dict[str, list[float]]:
-    """Task → (E,) weights the agent's router gives its experts on windows of `data`, mean over blocks and real steps.
+    """Task → (E,) the router's weights of the experts, averaged over windows of `data`, blocks and real steps.
 
     Raises:
         UnknownTaskError: a task the agent does not have.
@@ -61,7 +63,11 @@ def router_usage(agent: M3DTAgent, data: TaskDatasets, *, n_windows: int = 64, s
 
 
 def best_prompt_sampler(agent: M3DTAgent, data: TaskDatasets, stage: Stage, batch_size: int, seed: int) -> BatchSampler:
-    """Windows of one task at a time, prompted as the agent prompts itself."""
+    """Samples windows of one task at a time, prompted as the agent is when it acts.
+
+    Raises:
+        UnknownTaskError: a task the agent does not have.
+    """
     best = {task.name: lookup(dict(agent.prompts), task.name, "task of this agent")[:1] for task in data.tasks}
     return BatchSampler(
         data, agent.statistics, best, agent.config, batch_size=batch_size, tasks_per_batch=1, seed=seed, stage=stage

@@ -1,14 +1,13 @@
 """One episode of one task: what an agent scores in it, and how fast it decides.
 
-    agent ─► timed ─┬► evaluation.evaluate   one episode in this process
-                    └► videos.record         the same, where it is to be seen
+    agent ─► timed ─┬► evaluate          one episode in this process
+                    └► videos.record     the same episode, recorded
 
-The speed is the agent's alone: the clock runs inside `act`, not while the simulator steps or draws.
+The speed is that of the agent alone: the clock runs only while it acts, not while the simulator steps or draws.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,18 +18,16 @@ import numpy.typing as npt
 
 from ..agent import M3DTAgent, RtgMode
 from ..agent.inputs import Bools, Floats
-from ..config import EvalConfig
+from ..config import EVALUATION_SEED, EvalConfig
+from ..machine import shows_progress
 from ..tasks import TaskSpec, get
-from .policies import AgentPolicy, VectorPolicy
+from .policies import VectorPolicy, as_policy
 from .rollout import evaluate
-
-DEFAULT_SEED = EvalConfig().seed
-"""The first of an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """An episode that was played. success: None where the task has none. length: in steps, each of one decision."""
+    """An episode that was played. success: None if the task has none. length: in steps, with one decision each."""
 
     task: str
     seed: int
@@ -48,29 +45,31 @@ def play(
     agent: M3DTAgent,
     task: str | TaskSpec,
     *,
-    seed: int = DEFAULT_SEED,
+    seed: int = EVALUATION_SEED,
     stop_on_success: bool = False,
     rtg_mode: RtgMode = "rewards",
     video: Path | None = None,
 ) -> Played:
-    """Plays the episode of `task` that starts from `seed`; with `video` it is drawn, too, and written there.
+    """Plays the episode of `task` that starts from `seed`.
 
-    stop_on_success, rtg_mode: as in `EvalConfig`.
+    Args:
+        stop_on_success, rtg_mode: as in `EvalConfig`.
+        video: also record the episode in this .gif or .mp4.
 
     Raises:
         UnknownTaskError: no such task, or one the agent does not have.
-        Else as `evaluation.evaluate`, or with a video as `videos.record`.
+        M3DTError: other errors of `evaluate`, or with a video of `videos.record`.
     """
     spec = task if isinstance(task, TaskSpec) else get(task)
-    config = EvalConfig(1, seed, slots=1, workers=0, stop_on_success=stop_on_success, rtg_mode=rtg_mode)
-    timed = _Timed(AgentPolicy(agent, rtg_mode))
+    config = EvalConfig(episodes=1, seed=seed, slots=1, workers=0, stop_on_success=stop_on_success, rtg_mode=rtg_mode)
+    timed = _Timed(as_policy(agent, config))
     if video is None:
         (row,) = evaluate(timed, [spec], config, progress=False)
         episode_return, success = row.episode_return, row.success
     else:
         from .videos import record
 
-        recording = record(timed, [spec], video, config, progress=sys.stderr.isatty())
+        recording = record(timed, [spec], video, config, progress=shows_progress(None))
         episode_return, success = recording.returns[spec.name], recording.successes[spec.name]
     return Played(
         task=spec.name,
@@ -87,7 +86,7 @@ def play(
 
 
 class _Timed:
-    """A policy and the time it takes. decisions: actions of episodes that ran; seconds: spent on them."""
+    """A policy whose time is taken. decisions: actions so far. seconds: spent on them."""
 
     def __init__(self, policy: VectorPolicy) -> None:
         self._policy = policy

@@ -1,15 +1,15 @@
-"""Evaluation in independent jobs: some tasks each, on this machine or a Ray cluster; the rows are those of `evaluate`.
+"""Evaluation in independent jobs of some tasks each, on this machine or on a Ray cluster; the rows are those of `evaluate`.
 
-    parts of TASKS_PER_PART tasks ─► job: the bank opened on its node, all episodes of its tasks ─► rows, in the tasks' order
+    parts of TASKS_PER_PART tasks ─► job: opens the bank on its node, runs all episodes of its tasks ─► rows, in order of tasks
 
-Which episodes act together decides the last bits of an action, so `evaluate` goes by the same parts with `deterministic`.
+The last bits of an action depend on which episodes act together. With `deterministic`, `evaluate` uses the same parts, so that
+rows are equal to the last bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from ..bank.shipped import ShippedBank, ship
 from ..config import EvalConfig
 from ..errors import ConfigError
 from ..jobs import Engine, LocalProcesses, opened, run_jobs
+from ..machine import shows_progress
 from ..scores import EpisodeResult
 from ..tasks import TaskSpec, resolve
 from .rollout import evaluate, parts_of
@@ -28,7 +29,7 @@ from .rollout import evaluate, parts_of
 
 @dataclass(frozen=True, slots=True)
 class EvaluationJob:
-    """All episodes of `tasks`. who: a bank, or a behavior policy's level. Else as `evaluate_in_jobs`."""
+    """All episodes of `tasks`. who: a bank, or the level of a behavior policy; the rest is as in `evaluate_in_jobs`."""
 
     who: ShippedBank | str
     tasks: tuple[str, ...]
@@ -39,18 +40,18 @@ class EvaluationJob:
 
     @property
     def name(self) -> str:
-        """What it is, for errors."""
+        """What the job does, for error messages."""
         return f"evaluating {', '.join(self.tasks)}"
 
     def __call__(self) -> list[EpisodeResult]:
-        """The rows, ordered by task and seed."""
+        """Runs the episodes and returns their rows, ordered by task and seed."""
         who = self.who if isinstance(self.who, str) else _agent(self.who, self.experts, self.precision, self.device)
         return evaluate(who, self.tasks, self.config, progress=False)
 
 
 @functools.lru_cache(maxsize=1)
 def _agent(bank: ShippedBank, experts: Experts | None, precision: Precision, device: str) -> M3DTAgent:
-    """The agent of a bank, kept for the next job of this process."""
+    """The agent of a bank; the last one is kept for the next job of this process."""
     agent = M3DTAgent.load(bank.folder(), device=device, precision=precision)
     if experts is not None:
         agent.experts = experts
@@ -68,14 +69,16 @@ def evaluate_in_jobs(
     device: str = "cpu",
     progress: bool | None = None,
 ) -> list[EpisodeResult]:
-    """As `evaluation.evaluate`, in jobs of `engine`.
+    """Does what `evaluate` does, in jobs of `engine`.
 
     Args:
-        who: a bank, or the level of a behavior policy. experts, precision, device: of the bank's agent.
-        config: its `workers` are of each job (None: as many as the CPUs a job reserves; one CPU: none).
+        who: a bank, or the level of a behavior policy.
+        config: its `workers` holds for each job; None is one worker per CPU that a job reserves, and no workers for one CPU.
+        experts, precision, device: how the bank's agent acts; `experts` None is the bank's default.
+        progress: show a progress bar; None: only on a terminal.
 
     Raises:
-        As `evaluate`, and as `jobs.run_jobs`.
+        M3DTError: errors of `evaluate` and of `jobs.run_jobs`.
     """
     specs = resolve(tasks)
     if not specs:
@@ -83,14 +86,16 @@ def evaluate_in_jobs(
     if config.workers is None:
         config = dataclasses.replace(config, workers=_workers_per_job(engine))
     rows: dict[int, list[EpisodeResult]] = {}
-    shown = sys.stderr.isatty() if progress is None else progress
     with (
         opened(engine),
-        tqdm(total=len(specs) * config.episodes, desc="evaluate", unit="episode", disable=not shown) as bar,
+        tqdm(total=len(specs) * config.episodes, desc="evaluate", unit="episode", disable=not shows_progress(progress)) as bar,
     ):
         sent = who if isinstance(who, str) else ship(who, engine)
         names = [tuple(task.name for task in part) for part in parts_of(specs)]
-        jobs = [EvaluationJob(sent, part, config, experts, precision, device) for part in names]
+        jobs = [
+            EvaluationJob(who=sent, tasks=part, config=config, experts=experts, precision=precision, device=device)
+            for part in names
+        ]
         for number, found in run_jobs(jobs, engine):
             rows[number] = found
             bar.update(len(found))

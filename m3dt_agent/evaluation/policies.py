@@ -1,4 +1,4 @@
-"""What can be evaluated: `VectorPolicy`, and agents and behavior policies as such."""
+"""What can be evaluated: anything that is a `VectorPolicy`; agents and behavior policies are made one by `as_policy`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import numpy.typing as npt
 import torch
 
 from ..agent import Experts, M3DTAgent, RtgMode
+from ..agent.inputs import Bools, Floats
 from ..config import EvalConfig
 from ..data.behavior import behavior_policy
 from ..data.behavior_policies import BehaviorPolicy
 from ..model import Routing
+from ..scores import AGENT_POLICIES, EXPERT_POLICY
 from ..tasks import MAX_ACT_DIM, TaskSpec
-
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
 
 
 class VectorPolicy(Protocol):
-    """Whatever acts in N slots at once. `name` and `bank_hash` ("" without a bank) are stored in every row."""
+    """What acts in N slots at once. `name` and `bank_hash` ("" without a bank) are stored in every row."""
 
     @property
     def name(self) -> str: ...
@@ -30,23 +29,34 @@ class VectorPolicy(Protocol):
     def bank_hash(self) -> str: ...
 
     def reset(self, tasks: Sequence[TaskSpec], seeds: Sequence[Sequence[int]]) -> None:
-        """Slot i is about to run episodes of tasks[i] with seeds[i], in that order."""
+        """Prepares for new episodes: slot i will run those of tasks[i] with seeds[i], in that order."""
 
     def act(self, obs: Floats, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools) -> Floats:
         """(N, 8) actions for (N, 39) observations.
 
-        reward (N,): of the step before, None at first. reset_mask (N,): obs[i] opens the slot's next episode. active (N,):
-        False where the slot is frozen and its action is not used.
+        Args:
+            reward: (N,), earned by the step before; None at the first step.
+            reset_mask: (N,), True where obs[i] is the first of the slot's next episode.
+            active: (N,), False where the slot waits and its action is not used.
         """
 
 
 class AgentPolicy:
-    """An `M3DTAgent` as a `VectorPolicy`. experts: what the agent uses meanwhile (None: as it is set)."""
+    """An `M3DTAgent` as a `VectorPolicy`, with the experts that the agent is set to.
 
-    def __init__(self, agent: M3DTAgent, rtg_mode: RtgMode = "rewards", name: str | None = None) -> None:
-        self._agent, self._rtg_mode = agent, rtg_mode
-        self.name = name or f"m3dt-{_experts_name(agent.experts)}"
+    rtg_mode: as `M3DTAgent.reset` takes it; it takes precedence over `EvalConfig.rtg_mode`, which decides if this is None
+    (outside an evaluation: "rewards").
+    name: in rows; None names the experts that the agent is set to now, as in "m3dt-mixture".
+    """
+
+    def __init__(self, agent: M3DTAgent, rtg_mode: RtgMode | None = None, name: str | None = None) -> None:
+        self._agent, self.rtg_mode = agent, rtg_mode
+        self.name = name or _policy_name(agent.experts)
         self.bank_hash = agent.content_hash
+
+    def within(self, config: EvalConfig) -> AgentPolicy:
+        """This policy in an evaluation: with the config's `rtg_mode`, unless it has its own."""
+        return self if self.rtg_mode is not None else AgentPolicy(self._agent, config.rtg_mode, self.name)
 
     @property
     def device(self) -> torch.device:
@@ -54,20 +64,23 @@ class AgentPolicy:
         return self._agent.device
 
     def reset(self, tasks: Sequence[TaskSpec], seeds: Sequence[Sequence[int]]) -> None:
-        self._agent.reset(tasks, rtg_mode=self._rtg_mode)
+        self._agent.reset(tasks, rtg_mode=self.rtg_mode or "rewards")
 
     def act(self, obs: Floats, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools) -> Floats:
         return self._agent.act(obs, reward=reward, reset_mask=reset_mask, active=active)
 
 
-def _experts_name(experts: Experts) -> str:
+def _policy_name(experts: Experts) -> str:
     if isinstance(experts, Routing):
-        return "routed"
-    return f"expert-{experts}" if isinstance(experts, int) else {"none": "backbone", "mixture": "mixture"}[experts]
+        return AGENT_POLICIES["routed"]
+    return EXPERT_POLICY.format(experts) if isinstance(experts, int) else AGENT_POLICIES[experts]
 
 
 class BehaviorPolicies:
-    """A behavior policy per slot; `level` is what `data.behavior.behavior_policy` takes ("random", "zero", "expert+0.3", …)."""
+    """A behavior policy for each slot.
+
+    level: as `data.behavior.behavior_policy` takes it ("random", "zero", "expert+0.3", …).
+    """
 
     bank_hash = ""
 
@@ -90,6 +103,12 @@ class BehaviorPolicies:
 
 
 def as_policy(policy: M3DTAgent | VectorPolicy | str, config: EvalConfig) -> VectorPolicy:
+    """What acts in an evaluation. policy: an agent, the level of a behavior policy, or any `VectorPolicy`.
+
+    `config.rtg_mode` holds for agents; an `AgentPolicy` with its own mode keeps that.
+    """
+    if isinstance(policy, str):
+        return BehaviorPolicies(policy)
     if isinstance(policy, M3DTAgent):
-        return AgentPolicy(policy, config.rtg_mode)
-    return BehaviorPolicies(policy) if isinstance(policy, str) else policy
+        policy = AgentPolicy(policy)
+    return policy.within(config) if isinstance(policy, AgentPolicy) else policy

@@ -1,15 +1,14 @@
-"""Rollouts with fixed quotas and seeds over the mixed-task vector environment. Rolling out never scores; see `scores.py`.
+"""Runs a fixed set of episodes in the mixed-task vector environment; it never scores, `m3dt_agent.scores` does.
 
-    episodes   every task × seeds config.seed … config.seed + episodes - 1, fixed before anything runs, so that short ones are
-               not favoured; the policy has a state for each
-    slots      `config.slots` environments in worker processes; each runs one episode after the other, of its own task while
-               there are any, then of the task with the most left
-    groups     with `config.overlap` halves of the slots, in strict turn: the workers step one while the policy acts for the
-               other; else all slots are one group
+    episodes   every task × seeds config.seed … config.seed + episodes - 1, fixed before anything runs, so that short episodes
+               are not favoured; the policy keeps a state for each
+    slots      `config.slots` environments in worker processes; each runs one episode after the other (schedule.py)
+    groups     with `config.overlap` the slots form two halves that take strict turns: the workers step one half while the
+               policy acts for the other; else all slots are one group
 
-What acts together depends on the lengths of episodes and on `config.slots`, never on timing or on the number of workers. A
-policy learns each episode's task and seed in `reset`, so one that draws random numbers can derive them from the seed. Rows come
-back ordered by task (as asked) and seed.
+Which episodes act together depends on their lengths and on `config.slots`, never on timing or on the number of workers. In
+`reset` a policy learns the task and seed of each episode, so that a policy that draws random numbers can derive them from the
+seed. Rows are ordered by task (as given) and seed.
 """
 
 from __future__ import annotations
@@ -18,10 +17,7 @@ import contextlib
 import functools
 import importlib.metadata
 import math
-import sys
-from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,53 +28,19 @@ from ..agent import M3DTAgent
 from ..config import EvalConfig
 from ..envs.vector import MixedTaskVectorEnv
 from ..errors import ConfigError, InvalidValueError
+from ..machine import shows_progress
 from ..model.determinism import cpu_threads
 from ..scores import EpisodeResult
 from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, TaskSpec, resolve
 from .policies import AgentPolicy, BehaviorPolicies, Bools, Floats, VectorPolicy, as_policy
+from .schedule import Episode, Queue
 
 TASKS_PER_PART = 4
-"""Tasks whose episodes run together in a deterministic evaluation, and in one job."""
+"""Tasks whose episodes run together in a deterministic evaluation, in one job, and in one part of a benchmark cell."""
 
 _EPISODES_AT_ONCE = 1024
-"""A policy has a state for each episode, with its prompt's keys and values: 0.2 MB each in the paper's model."""
+"""A policy keeps a state for each episode; with the prompt's keys and values it takes 0.2 MB in the paper's model."""
 _DETERMINISTIC_THREADS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Episode:
-    """One episode to run."""
-
-    task: TaskSpec
-    seed: int
-
-
-class Queue:
-    """Numbers of the episodes that nobody has begun, and how many slots run each task."""
-
-    def __init__(self, episodes: Sequence[Episode]) -> None:
-        self._left: dict[TaskSpec, deque[int]] = {}
-        self._slots: Counter[TaskSpec] = Counter()
-        for i, episode in enumerate(episodes):
-            self._left.setdefault(episode.task, deque()).append(i)
-
-    def take(self, last: TaskSpec | None = None) -> int:
-        """The next episode of a slot that ran `last` (None: nothing yet), -1 if there are no more.
-
-        Of the same task if it has one left, since another takes a new environment; else of the task whose slots, with this one,
-        have the most steps to go.
-        """
-        if last is not None:
-            self._slots[last] -= 1
-        waiting = [task for task, left in self._left.items() if left]
-        if not waiting:
-            return -1
-        task = last if last in waiting else max(waiting, key=self._steps_to_go)
-        self._slots[task] += 1
-        return self._left[task].popleft()
-
-    def _steps_to_go(self, task: TaskSpec) -> float:
-        return len(self._left[task]) * task.max_episode_steps / (self._slots[task] + 1)
 
 
 def evaluate(
@@ -91,13 +53,15 @@ def evaluate(
     """Runs `config.episodes` episodes of every task and returns their rows, ordered by task and seed.
 
     Args:
-        policy: an agent, any `VectorPolicy`, or the level of a behavior policy ("random", "zero", "expert", ...).
-        tasks: what `tasks.resolve` takes. config: None is `EvalConfig()`.
-        progress: show a progress bar; None: on a terminal.
+        policy: an agent, any `VectorPolicy`, or the level of a behavior policy ("random", "zero", "expert", …).
+        tasks: as `tasks.resolve` takes them.
+        config: None is `EvalConfig()`. Its `rtg_mode` holds for agents; an `AgentPolicy` with its own mode keeps that.
+        progress: show a progress bar; None: only on a terminal.
 
     Raises:
-        UnknownTaskError: no such task, or one the agent does not have. ConfigError: no tasks, or a level a task does not have.
-        InvalidValueError: a simulator or a policy gave something that is not finite; the message names task and seed.
+        UnknownTaskError: no such task, or one the agent does not have.
+        ConfigError: no tasks, or a level that a task does not have.
+        InvalidValueError: an observation, action or return is not finite; the message names the task.
         MissingDependencyError: a simulator that is not installed.
     """
     config = config or EvalConfig()
@@ -106,7 +70,7 @@ def evaluate(
         raise ConfigError("evaluate needs at least one task")
     acting = as_policy(policy, config)
     parts = parts_of(specs) if config.deterministic else [specs]
-    shown = sys.stderr.isatty() if progress is None else progress
+    shown = shows_progress(progress)
     rows: list[EpisodeResult] = []
     with (
         tqdm(total=len(specs) * config.episodes, desc=f"evaluate {acting.name}", unit="episode", disable=not shown) as bar,
@@ -120,25 +84,28 @@ def evaluate(
 
 
 def parts_of(tasks: Sequence[TaskSpec]) -> list[Sequence[TaskSpec]]:
-    """`tasks` in parts of TASKS_PER_PART."""
+    """Splits `tasks` into parts of TASKS_PER_PART, the last one perhaps shorter."""
     return [tasks[first : first + TASKS_PER_PART] for first in range(0, len(tasks), TASKS_PER_PART)]
 
 
 def _overlaps(policy: VectorPolicy, config: EvalConfig) -> bool:
-    """An agent on the CPU competes with the simulators for its cores, and half a batch costs more than half of a whole one."""
+    """Whether to let the policy and the simulators work at the same time.
+
+    By default not for an agent on the CPU: it needs the simulators' cores, and two half batches cost more than a whole one.
+    """
     if config.overlap is not None:
         return config.overlap
     return isinstance(policy, BehaviorPolicies) or (isinstance(policy, AgentPolicy) and policy.device.type != "cpu")
 
 
 class _Rollout:
-    """Runs M episodes in S slots. Arrays (M, ...) are by episode."""
+    """Runs M episodes in S slots; arrays (M, …) have a row per episode."""
 
     def __init__(self, policy: VectorPolicy, episodes: Sequence[Episode], config: EvalConfig, bar: Any) -> None:
         self._policy, self._episodes, self._config, self._bar = policy, episodes, config, bar
         M, S = len(episodes), min(config.slots, len(episodes))
         self._queue = Queue(episodes)
-        self._running = np.array([self._queue.take() for _ in range(S)])  # (S,) the episode of a slot, -1: none any more
+        self._running = np.array([self._queue.take() for _ in range(S)])  # (S,) each slot's episode; -1: none left
         G = 2 if _overlaps(policy, config) else 1
         self._groups = np.arange(G)[:, None] == np.arange(S) * G // S  # (G, S)
         self._observations, self._rewards = np.zeros((M, MAX_OBS_DIM), np.float32), np.zeros(M)
@@ -146,7 +113,7 @@ class _Rollout:
         self._rows: dict[int, EpisodeResult] = {}
 
     def run(self) -> list[EpisodeResult]:
-        """The row of every episode."""
+        """Runs the episodes and returns the row of each."""
         self._policy.reset([episode.task for episode in self._episodes], [(episode.seed,) for episode in self._episodes])
         tasks = [self._episodes[i].task for i in self._running.tolist()]
         with contextlib.closing(
@@ -160,7 +127,7 @@ class _Rollout:
         return [self._rows[i] for i in range(len(self._episodes))]
 
     def _turn(self, group: Bools) -> None:
-        """What the slots of `group` (S,) did is taken in, new episodes begin where one ended, and the others act."""
+        """Takes in the results of `group` (S,), starts new episodes where one ended, and acts for the rest."""
         obs, reward, terminated, truncated, info = self._env.wait(group)
         self._check_finite(obs, group)
         episodes = self._running[group]  # (k,)
@@ -189,7 +156,9 @@ class _Rollout:
 
     def _begin(self, slots: Bools) -> None:
         if slots.any():
-            episodes = [self._episodes[i] for i in self._running.tolist()]  # of the others any, they are not reset
+            episodes = [
+                self._episodes[i] for i in self._running.tolist()
+            ]  # any episode for the other slots: they are not reset
             tasks, seeds = zip(*((episode.task, episode.seed) for episode in episodes), strict=True)
             self._env.reset_async(seed=list(seeds), options={"reset_mask": slots, "tasks": tasks})
 
@@ -236,7 +205,7 @@ def _meta_world_reward_version() -> str:
 
 @functools.cache
 def installed_versions() -> Mapping[str, str]:
-    """Versions of what decides a return, by distribution name; what is not installed is left out."""
+    """Distribution name → version of the packages that a return depends on, without those that are not installed."""
     found = {}
     for name in ("m3dt-agent", "torch", "gymnasium", "mujoco", "metaworld", "dm_control"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

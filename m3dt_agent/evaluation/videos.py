@@ -7,10 +7,10 @@
     │ 123.4       │ 55.0 done   │
     └─────────────┴─────────────┘
 
-All tiles show the same agent step, every k-th one, so that the longest episode fits in MAX_SECONDS at FPS frames a second; a
-tile whose episode is over keeps its last frame. Everything runs in this process; the episodes are those of an evaluation with
-the same seed (a model's float32 actions depend in their last bits on what acts beside it). Simulators draw with the OpenGL
-backend that `MUJOCO_GL` names: egl or osmesa where there is no display.
+All tiles show the same step, every k-th one, so that the longest episode fits into MAX_SECONDS at FPS frames a second. A tile
+whose episode is over keeps its last frame. Everything runs in this process. The episodes are those of an evaluation with the
+same seed, up to the last bits of float32 actions, which depend on the other slots. Simulators draw with the OpenGL backend that
+`MUJOCO_GL` names: egl or osmesa where there is no display.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from ..disk import whole_file, write_file
 from ..envs.wrappers import StopOnSuccess
 from ..errors import ConfigError, MissingDependencyError
 from ..tasks import MAX_OBS_DIM, TaskSpec
-from .policies import AgentPolicy, BehaviorPolicies, VectorPolicy
+from .policies import VectorPolicy, as_policy
 
 MAX_TASKS = 16
 FPS = 12
 MAX_SECONDS = 10
 TILE = 160
-"""Pixels; with the caption a multiple of 16 in height, too, as video encoders want it."""
+"""Pixels. Width and height, with the caption, are multiples of 16, as video encoders require."""
 CAPTION_HEIGHT = 32
 SUFFIXES = (".gif", ".mp4")
 _GIF_MILLISECONDS = 10 * round(100 / FPS)  # GIF counts hundredths of a second
@@ -51,7 +51,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What was recorded. frames: in the video. returns, successes (None: the task has none): of each task's episode."""
+    """What was recorded. frames: their number. returns, successes: by task name; success is None where a task has none."""
 
     path: Path
     frames: int
@@ -60,11 +60,11 @@ class Recording:
 
 
 def check_path(path: Path) -> None:
-    """Checks that a video can be written to `path`, before anything is played.
+    """Checks that a video can be written to `path`; for callers about to play episodes for it.
 
     Raises:
         ConfigError: a suffix that is neither .gif nor .mp4.
-        MissingDependencyError: .mp4 without imageio-ffmpeg; the message names what is missing and .gif.
+        MissingDependencyError: .mp4 without imageio-ffmpeg; the message suggests .gif.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"a video's name ends in {' or '.join(SUFFIXES)}; got {path.name!r}")
@@ -80,25 +80,26 @@ def record(
     *,
     progress: bool = False,
 ) -> Recording:
-    """Plays the first episode of each of the first `MAX_TASKS` tasks and writes the video; whole or not at all.
+    """Plays the first episode of each of the first `MAX_TASKS` tasks and writes the video, completely or not at all.
 
     Args:
-        policy: as `evaluate` takes it. config: its `seed`, `stop_on_success` and `rtg_mode` count; None is `EvalConfig()`.
+        policy: as `evaluate` takes it.
+        config: its `seed`, `stop_on_success` and `rtg_mode` are used, the other fields are not; None is `EvalConfig()`.
 
     Raises:
-        ConfigError: no tasks, or a suffix that is neither .gif nor .mp4. MissingDependencyError: .mp4 without imageio-ffmpeg,
-            or a simulator that is not installed.
-        M3DTError: no OpenGL context can be opened; the message says how to choose one.
+        ConfigError: no tasks, or a suffix that is neither .gif nor .mp4.
+        MissingDependencyError: .mp4 without imageio-ffmpeg, or a simulator that is not installed.
+        M3DTError: no OpenGL context can be opened; the message says how to choose a backend.
         DiskSpaceError: the disk is full.
     """
     path, shown, config = Path(path), tuple(tasks[:MAX_TASKS]), config or EvalConfig()
     check_path(path)
     if not shown:
         raise ConfigError("a video needs at least one task")
-    acting = AgentPolicy(policy, config.rtg_mode) if isinstance(policy, M3DTAgent) else policy
-    acting = BehaviorPolicies(acting) if isinstance(acting, str) else acting
     with _opened(shown, config.stop_on_success) as stage:
-        frames = list(tqdm(stage.play(acting, config.seed), desc="video", unit="frame", disable=not progress))
+        frames = list(
+            tqdm(stage.play(as_policy(policy, config), config.seed), desc="video", unit="frame", disable=not progress)
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     (_write_gif if path.suffix == ".gif" else _write_mp4)(path, frames)
     returns = {task.name: float(value) for task, value in zip(shown, stage.returns, strict=True)}
@@ -106,7 +107,7 @@ def record(
 
 
 class _Stage:
-    """The environments of N tasks and how far their episodes are."""
+    """The environments of N tasks, and what has happened in their episodes so far."""
 
     def __init__(self, tasks: Sequence[TaskSpec], envs: Sequence[gym.Env[Any, Any]]) -> None:
         N = len(tasks)
@@ -117,11 +118,11 @@ class _Stage:
         self._pictures: list[Image.Image] = []
 
     def success(self, i: int) -> bool | None:
-        """Whether task `i` succeeded so far; None where a task has no success."""
+        """Whether the episode of task `i` has succeeded so far; None if the task has no success."""
         return bool(self._succeeded[i]) if self.tasks[i].domain == "metaworld" else None
 
     def play(self, policy: VectorPolicy, seed: int) -> Iterator[Image.Image]:
-        """One episode of every task, and a frame of the grid at every k-th step and at the end."""
+        """Plays one episode of every task; yields the grid at the start, at every k-th step and at the end."""
         every = math.ceil(max(task.max_episode_steps for task in self.tasks) / (FPS * MAX_SECONDS - 2))
         policy.reset(self.tasks, [(seed,)] * len(self.tasks))
         for i, env in enumerate(self._envs):
@@ -186,7 +187,7 @@ def _tile(env: gym.Env[Any, Any]) -> Image.Image:
 
 
 def _write_gif(path: Path, frames: Sequence[Image.Image]) -> None:
-    # One palette for all frames: with one of its own for each, even what stands still would flicker
+    # one palette for all frames: with a palette for each frame, even what stands still would flicker
     some = frames[:: max(1, len(frames) // 8)]
     width, height = frames[0].size
     mosaic = Image.new("RGB", (width, height * len(some)))

@@ -17,10 +17,10 @@ from PIL import Image
 
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank, builtin
-from m3dt_agent.config import EvalConfig, ModelConfig
+from m3dt_agent.config import EVALUATION_SEED, EvalConfig, ModelConfig
 from m3dt_agent.errors import UnknownTaskError
 from m3dt_agent.evaluation import evaluate
-from m3dt_agent.evaluation.one_episode import DEFAULT_SEED, play
+from m3dt_agent.evaluation.one_episode import play
 
 pytest.importorskip("metaworld", reason="the simulators are not installed: pip install 'm3dt-agent[envs]'")
 needs_osmesa = pytest.mark.skipif(
@@ -67,7 +67,12 @@ def test_the_command_prints_the_episode(bank: ExpertBank, run: Run) -> None:
     code, out, _ = run("play", "cheetah-vel-20", "--bank", bank.path, "--json")
     played = json.loads(out)
     assert code == 0
-    assert (played["seed"], played["length"], played["policy"], played["success"]) == (DEFAULT_SEED, 200, "m3dt-mixture", None)
+    assert (played["seed"], played["length"], played["policy"], played["success"]) == (
+        EVALUATION_SEED,
+        200,
+        "m3dt-mixture",
+        None,
+    )
     code, out, _ = run(
         "play", "cheetah-vel-20", "--bank", bank.path, "--seed", 3, "--max-experts", 1, "--precision", "bfloat16"
     )

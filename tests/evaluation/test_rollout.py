@@ -1,10 +1,8 @@
-"""Evaluation in the real simulators: quotas, seeds, slots, workers, threads, stopping at success, and the action error."""
+"""Evaluation in the real simulators: quotas, seeds, slots, workers, threads, and stopping at success."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import heapq
 import os
 import signal
 from collections.abc import Sequence
@@ -17,21 +15,16 @@ import psutil
 import pytest
 import torch
 from contracts import random_bank, random_datasets
-from hypothesis import given
-from hypothesis import strategies as st
 
 import m3dt_agent.envs
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.config import EvalConfig, ModelConfig
 from m3dt_agent.data.behavior import behavior_policy
-from m3dt_agent.data.prompts import Prompt, prompt_window
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.envs.locomotion import CheetahVelEnv
 from m3dt_agent.envs.wrappers import StopOnSuccess
 from m3dt_agent.errors import ConfigError, InvalidValueError, M3DTError, UnknownTaskError
-from m3dt_agent.evaluation import AgentPolicy, action_error, evaluate, read_rows, summarize, write_rows
-from m3dt_agent.evaluation.rollout import Episode, Queue
-from m3dt_agent.model import Routing
+from m3dt_agent.evaluation import evaluate, read_rows, summarize, write_rows
 from m3dt_agent.model.determinism import cpu_threads
 from m3dt_agent.tasks import TASKS, TaskSpec, get
 
@@ -49,36 +42,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TaskDatasets:
 @pytest.fixture
 def agent(tmp_path: Path, data: TaskDatasets) -> M3DTAgent:
     return M3DTAgent.from_pretrained(random_bank(tmp_path / "bank", data, CONFIG).path)
-
-
-@given(data=st.data())
-def test_every_episode_is_taken_once_and_no_slot_idles_while_one_waits(data: st.DataObject) -> None:
-    """Episodes end whenever they like. Then no slot ends later than the average and one episode more (Graham's bound)."""
-    tasks = data.draw(st.lists(st.sampled_from(TASKS), min_size=1, max_size=6, unique=True))
-    per_task, slots = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 8))
-    episodes = [Episode(task, seed) for task in tasks for seed in range(per_task)]
-    lengths = data.draw(st.lists(st.integers(1, 500), min_size=len(episodes), max_size=len(episodes)))
-    queue, taken = Queue(episodes), []
-    running = [(lengths[i], slot, i) for slot in range(slots) if (i := queue.take()) >= 0]
-    heapq.heapify(running)
-    while running:
-        now, slot, i = heapq.heappop(running)
-        taken.append(i)
-        left = {episodes[k].task for k in range(len(episodes)) if k not in taken and k not in [r[2] for r in running]}
-        following = queue.take(episodes[i].task)
-        assert (following == -1) == (not left)
-        if following >= 0:
-            assert (episodes[following].task == episodes[i].task) == (episodes[i].task in left), "a task changed needlessly"
-            heapq.heappush(running, (now + lengths[following], slot, following))
-    assert sorted(taken) == list(range(len(episodes)))
-    assert now <= sum(lengths) / slots + max(lengths)
-
-
-def test_slots_are_shared_out_by_the_steps_that_tasks_have() -> None:
-    episodes = [Episode(get(name), seed) for name in ("cheetah-vel-25", "reach") for seed in range(10)]
-    queue = Queue(episodes)
-    first = collections.Counter(episodes[queue.take()].task.name for _ in range(7))
-    assert first == {"reach": 5, "cheetah-vel-25": 2}  # 500 and 200 steps
 
 
 def rollout(task: TaskSpec, seed: int, level: str, stop: bool = False) -> tuple[float, int, bool]:
@@ -151,14 +114,6 @@ def test_agent_rows_in_float64_are_the_same_to_the_last_bit(agent: M3DTAgent) ->
     assert results[0] == results[1] == results[2]
     assert {row.bank_hash for row in results[0]} == {agent.content_hash}
     assert {row.policy for row in results[0]} == {"m3dt-mixture"}
-
-
-def test_a_policy_is_named_by_the_experts_that_act(agent: M3DTAgent) -> None:
-    names = {"mixture": "m3dt-mixture", "none": "m3dt-backbone", 1: "m3dt-expert-1", Routing(max_experts=2): "m3dt-routed"}
-    for experts, name in names.items():
-        agent.experts = experts  # type: ignore[assignment]
-        assert AgentPolicy(agent).name == name
-        assert AgentPolicy(agent, name="mine").name == "mine"
 
 
 def test_the_agent_sees_rewards_unless_told_otherwise(agent: M3DTAgent) -> None:
@@ -311,35 +266,3 @@ def test_rows_of_an_evaluation_survive_the_disk(tmp_path: Path) -> None:
     assert read_rows(write_rows(tmp_path / "rows.jsonl", rows)) == rows
     assert len({row.seed for row in rows}) == 2
     assert all(task in {spec.name for spec in TASKS} for task in summarize(rows).tasks)
-
-
-def test_action_error_is_the_mean_square_over_real_actions(agent: M3DTAgent, data: TaskDatasets) -> None:
-    """Few short episodes, each window drawn many times: close to the error over all windows."""
-    errors = action_error(agent, data, n_windows=300, seed=1)
-    assert list(errors) == list(NAMES)
-    assert errors == action_error(agent, data, n_windows=300, seed=1)
-    assert errors != action_error(agent, data, n_windows=300, seed=2)
-    assert errors != action_error(agent, data, n_windows=300, seed=1, experts="none")
-    expected = {task.name: _error_over_all_windows(agent, data, i) for i, task in enumerate(data.tasks)}
-    assert errors == pytest.approx(expected, rel=0.1)
-
-
-def _error_over_all_windows(agent: M3DTAgent, data: TaskDatasets, i: int) -> float:
-    """The mean over every window of every training episode, each predicted by itself."""
-    task, packed = data.tasks[i], data.packed[i]
-    statistics, prompts = [agent.statistics[task.name]], [agent.prompts[task.name][0]]
-    config = dataclasses.replace(CONFIG, prompt_length=CONFIG.context_length)  # a window is made like a prompt
-    total, count = 0.0, 0
-    for episode in data.train_episodes(i):
-        rows = np.array(packed.steps[packed.offsets[episode] : packed.offsets[episode + 1]])
-        for first in range(len(rows)):
-            window = rows[first : first + CONFIG.context_length]
-            actions, times = window[:, task.obs_dim : -1], np.arange(first, first + len(window))
-            steps = Prompt(window[:, : task.obs_dim], actions, window[:, -1], times)
-            with torch.no_grad():
-                predicted = agent.model(
-                    prompt_window([steps], statistics, config), prompt_window(prompts, statistics, CONFIG), agent.experts
-                )
-            total += float(np.square(predicted[0, -len(window) :, : task.act_dim].numpy() - actions).sum())
-            count += actions.size
-    return total / count
