@@ -1,19 +1,19 @@
-"""`python -m benchmarks`: run experiments, look how far they are, report, compare, validate others' results.
+"""The benchmark's command line, `python -m benchmarks`.
 
-list                          the experiments
-run EXPERIMENT… --scale …     every cell that is not done yet; killed, it continues when run again
-status EXPERIMENT… --scale …  what there is of every cell
-report RUN… --out FOLDER      tables, figures and one HTML page
-compare RUN… --a A --b B      one method against another, with the interval of their paired difference
-ship RUN                      the bank of the experiment "pretrained" into the package, with its card; its rows into results
-validate FOLDER               whether result rows, yours or ours, are in the format of `records`
+list                          list the experiments
+run EXPERIMENT… --scale …     train and evaluate all cells that are not finished; continue after a kill
+status EXPERIMENT… --scale …  show how far each cell is
+report RUN… --out FOLDER      write tables, figures and one HTML page
+compare RUN… --a A --b B      compare two methods by the interval of their paired difference
+ship RUN                      publish the bank of the experiment "pretrained" with its card and its cells
+validate FOLDER               check whether a run folder, ours or yours, is in the format of `benchmarks.records`
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -23,31 +23,49 @@ from m3dt_agent.cli.output import emit, make_table, quiet_stdout, say
 from m3dt_agent.errors import M3DTError
 from m3dt_agent.jobs import RETRIES, LocalProcesses
 
-app = typer.Typer(name="benchmarks", help="The benchmark harness.", no_args_is_help=True, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from .records import Cell
+    from .report.records import Report
 
-Experiments = Annotated[list[str], typer.Argument(help="Experiments, as `list` names them.")]
-Scale = Annotated[str, typer.Option(help="paper, small, laptop or smoke: the same procedure in four sizes.")]
-Run = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
+app = typer.Typer(
+    name="benchmarks",
+    help="Run the benchmark's experiments, report on them and compare methods.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Experiments = Annotated[list[str], typer.Argument(help="Names of experiments; `list` shows them.")]
+Runs = Annotated[list[Path], typer.Argument(help="Run folders. Those of several machines are merged.")]
+Scale = Annotated[str, typer.Option(help="How large the experiment runs: paper, small, laptop, box or smoke.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
+Datasets = Annotated[
+    Path | None, typer.Option(help="Minari root of the demonstrations. Default: a folder beside the run, RUN-datasets.")
+]
+Device = Annotated[str, typer.Option(help="Where models run: cpu, cuda, or auto (a GPU if there is one).")]
+
+RUN = Path("runs", "benchmark")
 
 
 @app.command("list")
 def list_command(as_json: AsJson = False) -> None:
-    """The experiments."""
+    """List the experiments."""
     from .experiments import EXPERIMENTS
 
-    rows = [{"name": name, "title": e.title, "source": e.source, "methods": list(e.methods)} for name, e in EXPERIMENTS.items()]
-    cells = ([row["name"], row["source"], row["title"], ", ".join(row["methods"])] for row in rows)
-    emit(rows, as_json=as_json, table=make_table("Experiments", ("name", "source", "title", "methods"), cells, left=4))
+    found = [
+        {"name": name, "title": e.title, "source": e.source, "methods": list(e.methods)} for name, e in EXPERIMENTS.items()
+    ]
+    lines = ([one["name"], one["source"], one["title"], ", ".join(one["methods"])] for one in found)
+    emit(found, as_json=as_json, table=make_table("Experiments", ("name", "source", "title", "methods"), lines, left=4))
 
 
 @app.command("run")
 def run_command(
     names: Experiments,
     scale: Scale = "smoke",
-    out: Run = Path("runs", "benchmark"),
-    datasets: Annotated[Path | None, typer.Option(help="Minari root of the demonstrations; default: beside the run.")] = None,
+    out: Out = RUN,
+    datasets: Datasets = None,
     shard: Shard = "1/1",
-    device: Annotated[str, typer.Option(help="Where models run: cpu, cuda, or auto, a GPU if there is one.")] = "cpu",
+    device: Device = "cpu",
     workers: Workers = None,
     ray: RayAddress = None,
     cpus_per_job: CpusPerJob = 1,
@@ -55,17 +73,14 @@ def run_command(
     retries: Retries = RETRIES,
     keep_weights: Annotated[bool, typer.Option("--keep-weights", help="Keep the weights of finished cells.")] = False,
 ) -> None:
-    """Run every cell that is not done yet."""
-    from .experiments import cells
+    """Train and evaluate all cells of the experiments that are not finished. A killed run continues when called again."""
     from .runs.runner import run_cells
 
-    chosen = [cell for name in names for cell in cells(name, scale)]
-    root = datasets or out.parent / f"{out.name}-datasets"
     with quiet_stdout():
         run_cells(
-            chosen,
+            _cells(names, scale),
             out,
-            root,
+            datasets or out.parent / f"{out.name}-datasets",
             shard=parse_shard(shard),
             device=device,
             workers=workers,
@@ -76,51 +91,54 @@ def run_command(
 
 
 @app.command("status")
-def status_command(
-    names: Experiments, scale: Scale = "smoke", out: Run = Path("runs", "benchmark"), as_json: AsJson = False
-) -> None:
-    """What there is of every cell."""
-    from .experiments import cells
+def status_command(names: Experiments, scale: Scale = "smoke", out: Out = RUN, as_json: AsJson = False) -> None:
+    """Show how far each cell of the experiments is."""
     from .runs.runner import status
 
-    rows = status([cell for name in names for cell in cells(name, scale)], out)
+    found = status(_cells(names, scale), out)
     columns = ("id", "experiment", "method", "task set", "seed", "rows", "finished")
-    table_rows = (
-        [r["id"], r["experiment"], r["method"], r["task_set"], r["training_seed"], ", ".join(r["rows"]), r["finished"]]
-        for r in rows
+    lines = (
+        [
+            one["id"],
+            one["experiment"],
+            one["method"],
+            one["task_set"],
+            one["training_seed"],
+            ", ".join(one["rows"]),
+            one["finished"],
+        ]
+        for one in found
     )
-    title = f"{sum(r['finished'] for r in rows)} of {len(rows)} cells finished"
-    emit(rows, as_json=as_json, table=make_table(title, columns, table_rows, left=4))
+    title = f"{sum(one['finished'] for one in found)} of {len(found)} cells finished"
+    emit(found, as_json=as_json, table=make_table(title, columns, lines, left=4))
 
 
 @app.command("report")
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; cells of several machines are merged.")],
+    runs: Runs,
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs", "report"),
     as_json: AsJson = False,
 ) -> None:
-    """Tables, figures and one HTML page; what is printed are the scores and what was to be tested."""
+    """Write tables, figures and one HTML page; print the scores and the named contrasts."""
     from .report import write_report
-    from .report.tables import columns, document, sentence
+    from .report.tables import document
 
     with quiet_stdout():
         report = write_report(runs, out)
-    shown: list[RenderableType] = []
-    for table in report.tables:
-        header, rows = columns(table)
-        shown.append(make_table(table.title, header[:9], [row[:9] for row in rows]))
-        shown += [*table.notes, *(sentence(contrast) for contrast in table.contrasts if contrast.named)]
-    shown.append(f"the whole report: {out / 'index.html'}, {out / 'report.md'}")
-    emit(document(report), as_json=as_json, table=Group(*shown))
+    emit(
+        document(report),
+        as_json=as_json,
+        table=Group(*_shown(report), f"the whole report: {out / 'index.html'}, {out / 'report.md'}"),
+    )
 
 
 @app.command("compare")
 def compare_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    runs: Runs,
     a: Annotated[str, typer.Option("--a", help="A method.")],
-    b: Annotated[str, typer.Option("--b", help="The method it is compared with.")],
+    b: Annotated[str, typer.Option("--b", help="The method to compare it with.")],
 ) -> None:
-    """One method against another; the answer may be "undecided"."""
+    """Compare two methods. The answer may be "undecided"."""
     from .report import compare
 
     print(compare(runs, a, b))
@@ -128,30 +146,33 @@ def compare_command(
 
 @app.command("ship")
 def ship_command(
-    run: Annotated[Path, typer.Argument(help="Folder of a run of `pretrained`.")],
-    results: Annotated[Path, typer.Option(help="Where its cells are kept.")],
-    bank: Annotated[Path, typer.Option(help="Where the bank goes.")] = Path("m3dt_agent", "assets", "banks", "mt160"),
-    notes: Annotated[Path | None, typer.Option(help="Markdown that the card has after its scores.")] = None,
+    run: Annotated[Path, typer.Argument(help="Folder of a run of the experiment `pretrained`.")],
+    results: Annotated[Path, typer.Option(help="Folder that gets the run's finished cells.")],
+    bank: Annotated[Path, typer.Option(help="Folder that gets the bank and its card.")] = Path(
+        "m3dt_agent", "assets", "banks", "mt160"
+    ),
+    notes: Annotated[Path | None, typer.Option(help="Markdown file that the card shows after its scores.")] = None,
 ) -> None:
-    """The bank that acted, its card and its rows, where they are committed."""
-    from .runs.publish import ship
+    """Publish the bank that acted in a run, with its card and its cells. What was there before is replaced."""
+    from .runs.publish import publish_bank
 
     with quiet_stdout():
-        shipped = ship(run, bank, results, [] if notes is None else [notes.read_text().strip()])
-    size = sum(path.stat().st_size for path in shipped.path.rglob("*") if path.is_file())
-    say(f"{shipped.path}: {size / 1e6:.1f} MB, content hash {shipped.content_hash}")
+        published = publish_bank(run, bank, results, [] if notes is None else [notes.read_text().strip()])
+    size = sum(path.stat().st_size for path in published.path.rglob("*") if path.is_file())
+    say(f"{published.path}: {size / 1e6:.1f} MB, content hash {published.content_hash}")
 
 
 @app.command("validate")
 def validate_command(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Whether a folder of cells and rows is in the benchmark's format; exit code 1 if not, with what is wrong."""
+    """Check that a run folder is in the benchmark's format. If not, say what is wrong and exit with code 1."""
     from .records import read_run
 
     results = read_run(folder)
-    say(f"{len(results)} cells, {sum(len(rows) for r in results for rows in r.rows.values())} episodes, all valid")
+    say(f"{len(results)} cells, {sum(len(found) for r in results for found in r.episodes.values())} episodes, all valid")
 
 
 def main() -> int:
+    """Runs a command and returns the exit code."""
     try:
         app(prog_name="python -m benchmarks")
     except M3DTError as error:
@@ -160,6 +181,25 @@ def main() -> int:
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     return 0
+
+
+def _cells(names: list[str], scale: str) -> list[Cell]:
+    """All cells of some experiments at a scale."""
+    from .experiments import cells
+
+    return [cell for name in names for cell in cells(name, scale)]
+
+
+def _shown(report: Report) -> list[RenderableType]:
+    """What is printed of a report: the left columns of every table, its notes and its named contrasts."""
+    from .report.tables import columns, sentence
+
+    shown: list[RenderableType] = []
+    for table in report.tables:
+        header, lines = columns(table)
+        shown.append(make_table(table.title, header[:9], [line[:9] for line in lines]))
+        shown += [*table.notes, *(sentence(contrast) for contrast in table.contrasts if contrast.named)]
+    return shown
 
 
 if __name__ == "__main__":

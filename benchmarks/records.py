@@ -1,13 +1,13 @@
-"""What a benchmark run leaves: a folder of cells, each a trained model and its evaluated episodes.
+"""What a benchmark run leaves on disk: a folder of cells, each a trained model and its evaluated episodes.
 
     <run>/<cell id>/
-      cell.json            format, the cell (what was asked for), the facts (what it took; null until training is over)
-      rows-0.75.jsonl      episodes after 75% of the training windows, one `EpisodeResult` a line
+      cell.json            format, the cell (what to train), the facts (what it took; null until training is over)
+      rows-0.75.jsonl      episodes after 75% of the training windows, one `EpisodeResult` per line
       rows-1.00.jsonl      episodes of the final model; only these are compared
       work/                checkpoints and weights; not part of the record
 
-A cell's id is a hash of what was asked for, so two machines' runs merge by putting their folders together, and nothing is done
-twice. Anybody's results can be brought in this form; `python -m benchmarks validate FOLDER` says what is wrong with them.
+A cell's id is a hash of what to train, so the runs of two machines merge when their folders are put together, and nothing is
+done twice. Results from elsewhere can be written in this format; `python -m benchmarks validate FOLDER` checks them.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from m3dt_agent.scores import EpisodeResult, read_rows, write_rows
 
 FORMAT_VERSION = 1
 FINAL = "1.00"
-"""The fraction of its training windows after which a cell is compared with others."""
+"""The fraction of its training after which a cell is compared with others: all of it."""
 TaskIdUse = Literal["none", "training", "acting"]
+"""What a method uses a task's identity for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One model to train and evaluate.
 
-    experiment: the table or figure it belongs to. method: by name (see `methods`). task_set: a published set (mt10 …), or the
-    name of a sampled one; task_set_seed and training_seed are independent. scale: as `scales` has it. condition: of the
-    data, as `data` has it. settings: every number that model and training depend on.
+    experiment: the one it was planned for. method: a name from `methods`. task_set: a published set (mt10 …) or the name of a
+    sampled one, drawn with task_set_seed. scale: a name from `experiments.scales`. condition: of the data, see `runs.data`.
+    settings: every number that model and training depend on.
     """
 
     experiment: str
@@ -53,19 +54,19 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits that stand for everything in the cell, the experiment apart."""
+        """Twelve hexadecimal digits: a hash of everything in the cell except the experiment."""
         values = {key: value for key, value in dataclasses.asdict(self).items() if key != "experiment"}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a cell took.
+    """What it took to train and evaluate a cell.
 
-    parameters, active_parameters: of the model, and those that one action needs. windows: seen in training. training_flop,
-    action_flop: counted matrix products. task_id: what the method uses the task's identity for. data: fingerprint, and per task
-    the counts of a histogram of normalized episode scores (ten bins, 0 to 100). curve: (windows seen, training loss). conflict:
-    of the tasks' gradients, per module of the trained model (see `conflict`); empty where it cannot be measured.
+    parameters, active_parameters: all of the model's, and those that one action uses. windows: seen in training. training_flop,
+    action_flop: FLOP of matrix products. data: see `runs.data.describe_data`. curve: (windows seen, training loss) at every
+    logged step. conflict: kind of module → gradient conflict between the tasks (see `runs.gradient_conflict`); empty if the
+    method has several models.
     """
 
     parameters: int
@@ -86,16 +87,21 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """A cell of a run. facts: None until training is over. rows: fraction of the training → episodes."""
+    """A cell of a run. facts: None until training is over. episodes: fraction of the training → episodes after it."""
 
     cell: Cell
     facts: Facts | None
-    rows: Mapping[str, Sequence[EpisodeResult]]
+    episodes: Mapping[str, Sequence[EpisodeResult]]
 
     @property
     def final(self) -> Sequence[EpisodeResult]:
         """The episodes of the final model; empty until they are evaluated."""
-        return self.rows.get(FINAL, ())
+        return self.episodes.get(FINAL, ())
+
+    @property
+    def finished(self) -> bool:
+        """Whether the cell is trained and its final model evaluated."""
+        return self.facts is not None and bool(self.final)
 
 
 def write_cell(run: Path, cell: Cell, facts: Facts | None) -> Path:
@@ -112,23 +118,23 @@ def write_cell(run: Path, cell: Cell, facts: Facts | None) -> Path:
     return folder
 
 
-def write_cell_rows(run: Path, cell: Cell, fraction: str, rows: Sequence[EpisodeResult]) -> Path:
-    """Writes the episodes of a cell after a fraction of its training."""
-    return write_rows(run / cell.id / f"rows-{fraction}.jsonl", rows)
+def write_cell_episodes(run: Path, cell: Cell, fraction: str, episodes: Sequence[EpisodeResult]) -> Path:
+    """Writes the episodes of a cell after a fraction of its training, and returns the file."""
+    return write_rows(run / cell.id / f"rows-{fraction}.jsonl", episodes)
 
 
 def read_run(*runs: Path) -> list[CellResult]:
-    """Every cell of one or more run folders, each once, in the order of their ids.
+    """Reads every cell of one or more run folders. Each cell comes once, in the order of the ids.
 
     Raises:
-        DatasetError: a folder without cells, or a cell that is damaged; the message names it.
+        DatasetError: there are no cells, or one is damaged; the message names it.
     """
     found: dict[str, CellResult] = {}
     for run in runs:
         for file in sorted(run.glob("*/cell.json")):
             result = read_cell(file.parent)
             known = found.get(result.cell.id)
-            if known is None or len(result.rows) > len(known.rows):
+            if known is None or len(result.episodes) > len(known.episodes):
                 found[result.cell.id] = result
     if not found:
         raise DatasetError(f"no benchmark cells under {', '.join(map(str, runs))}")
@@ -136,34 +142,37 @@ def read_run(*runs: Path) -> list[CellResult]:
 
 
 def read_cell(folder: Path) -> CellResult:
-    """The cell in `folder`, validated.
+    """Reads and checks the cell in `folder`.
 
     Raises:
-        DatasetError: what is wrong with it.
+        DatasetError: it is damaged or not in this format; the message says what is wrong.
     """
     file = folder / "cell.json"
     try:
         document = json.loads(file.read_text())
         if (document["format"], document["format_version"]) != ("m3dt-benchmark-cell", FORMAT_VERSION):
-            raise ConfigError(f"format {document['format']!r} {document['format_version']!r}; {FORMAT_VERSION} is read")
+            raise ConfigError(
+                f"its format is {document['format']!r} version {document['format_version']!r}; "
+                f"this package reads 'm3dt-benchmark-cell' version {FORMAT_VERSION}"
+            )
         values = document["cell"]
         cell = from_dict(Cell, {**values, "tasks": tuple(task_table.get(name).name for name in values["tasks"])})
         facts = None if document["facts"] is None else from_dict(Facts, document["facts"])
     except (OSError, ValueError, KeyError, TypeError, M3DTError) as error:
-        raise DatasetError(f"{file} is damaged or foreign: {error}") from error
-    rows = {path.stem.removeprefix("rows-"): read_rows(path) for path in sorted(folder.glob("rows-*.jsonl"))}
-    if problems := cell_problems(cell, rows):
+        raise DatasetError(f"{file} is damaged or not in the benchmark's format: {error}") from error
+    episodes = {path.stem.removeprefix("rows-"): read_rows(path) for path in sorted(folder.glob("rows-*.jsonl"))}
+    if problems := cell_problems(cell, episodes):
         raise DatasetError(f"{folder}: {problems[0]}")
-    return CellResult(cell, facts, rows)
+    return CellResult(cell, facts, episodes)
 
 
-def cell_problems(cell: Cell, rows: Mapping[str, Sequence[EpisodeResult]]) -> list[str]:
-    """What is wrong with the episodes of a cell: other tasks, an episode twice, or tasks of different quotas."""
+def cell_problems(cell: Cell, episodes: Mapping[str, Sequence[EpisodeResult]]) -> list[str]:
+    """What is wrong with the episodes of a cell: tasks it does not have, an episode twice, or tasks with different seeds."""
     problems = []
-    for fraction, episodes in rows.items():
+    for fraction, found in episodes.items():
         where = f"rows-{fraction}.jsonl"
         seeds: dict[str, list[int]] = {name: [] for name in cell.tasks}
-        for row in episodes:
+        for row in found:
             if row.task not in seeds:
                 problems.append(f"{where} has an episode of {row.task}, which is not a task of the cell")
                 break

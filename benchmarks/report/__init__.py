@@ -1,6 +1,11 @@
-"""From the cells of a run to a report: tables, intervals, figures, one page.
+"""Reports on benchmark runs: tables with intervals, figures, and one HTML page.
 
-write.py writes it; comparison.py computes what it says, tables.py, figures.py and page.py how it is shown.
+write.py            writes a report; compares two methods
+comparison.py       computes rows and contrasts from cells; cell_groups.py, caveats.py
+statistics.py       scores, intervals and differences; significance.py
+paper_numbers.py    the paper's scores that are known
+records.py          what a report consists of
+tables.py           Markdown, CSV, LaTeX and JSON; figures.py, page.py
 """
 
 from .write import compare, write_report

@@ -1,4 +1,4 @@
-"""What a table must say beside its numbers: errors that make them worthless, and what they do not show."""
+"""The notes of a table: errors that make its numbers worthless, and limits of what they show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .statistics import MIN_SEEDS
 
 
 def protocol_errors(results: Sequence[CellResult]) -> list[str]:
-    """Cells that must not be compared: other data, or episodes that were evaluated differently."""
+    """A line for every reason not to compare the cells: different data, or different rules of evaluation."""
     data: dict[str, set[str]] = {}
     rules: dict[tuple[str, str | None, bool], set[str]] = {}
     for result in results:
@@ -32,7 +32,7 @@ def protocol_errors(results: Sequence[CellResult]) -> list[str]:
 
 
 def caveats(table: Table, plan: Plan, missing: int) -> list[str]:
-    """What limits a table. missing: planned cells of its experiment that are not finished."""
+    """What limits the claims of a table. missing: how many planned cells of its experiment are not finished."""
     notes = []
     if table.scale == "smoke":
         notes.append("Smoke scale: not evidence. The procedure is that of the other scales, the sizes are not.")

@@ -1,10 +1,10 @@
-"""Which cells are compared with each other, and what stands beside what over several task sets.
+"""Which cells of an experiment belong in one table, and the overview over an experiment's tables.
 
-    cells of an experiment ──► groups: the same tasks, data condition and scale         one table each
+    cells of an experiment ──► one table for each combination of tasks, data condition and scale
     tables                 ──► overview: methods × task sets, for experiments with several tables
 
-Task-set seeds that draw the same tasks (mt160's) make one group: there they are nothing but training seeds. Models of single
-tasks (sets `only-<task>`) make one group as well: together they are a method with a model per task.
+Task-set seeds that draw the same tasks (those of mt160) share one table, because there they act as training seeds only. Models
+of single tasks (sets `only-<task>`) share one table too: together they are a method with one model per task.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ..records import Cell, CellResult
 from .records import Overview, OverviewScore, Table
 
 SINGLE = "single tasks"
-"""Name of the set that the models of single tasks make together."""
+"""Name of the task set of a table that joins models of single tasks."""
 
 
-def groups_of(results: Sequence[CellResult]) -> list[list[CellResult]]:
-    """Finished cells of one experiment by what may be compared; the fewest tasks first."""
+def cells_by_table(results: Sequence[CellResult]) -> list[list[CellResult]]:
+    """The finished cells of one experiment, a list for each table; tables with the fewest tasks come first."""
     groups: dict[tuple[str, ...], list[CellResult]] = {}
     for result in _merged(results):
         cell = result.cell
@@ -35,7 +35,7 @@ def groups_of(results: Sequence[CellResult]) -> list[list[CellResult]]:
 
 
 def overviews_of(tables: Sequence[Table]) -> Iterator[Overview]:
-    """One per experiment, condition and scale with several tables."""
+    """An overview for every experiment, condition and scale that has several tables."""
     for key, members in itertools.groupby(sorted(tables, key=_overview_key), key=_overview_key):
         group = list(members)
         if len(group) < 2:
@@ -64,7 +64,7 @@ def _overview_score(tables: Sequence[Table], label: str, task_set: str) -> Overv
 
 
 def _has_twins(results: Sequence[CellResult]) -> bool:
-    """Whether task-set seeds are crossed with training seeds: two cells that differ in the former alone."""
+    """Whether two cells differ only in their task-set seed, so that task-set seeds are crossed with training seeds."""
     keys = [_model_key(result.cell) for result in results]
     return len(set(keys)) < len(keys)
 
@@ -79,7 +79,7 @@ def _model_key(cell: Cell) -> tuple[object, ...]:
 
 
 def _merged(results: Sequence[CellResult]) -> list[CellResult]:
-    """The cells, those of single tasks joined by method, settings and seed."""
+    """The cells; those of single tasks that agree in method, settings and seeds are joined into one."""
     single: dict[tuple[object, ...], list[CellResult]] = {}
     for result in results:
         if len(result.cell.tasks) == 1:
@@ -89,7 +89,7 @@ def _merged(results: Sequence[CellResult]) -> list[CellResult]:
 
 
 def _joined(results: Sequence[CellResult]) -> CellResult:
-    """Models of single tasks as one cell: costs of training are added, curves are left out."""
+    """One cell for several models of single tasks. Training costs are added up, learning curves are left out."""
     first, facts = results[0], [result.facts for result in results if result.facts is not None]
     prints = sorted(str(fact.data["fingerprint"]) for fact in facts if "fingerprint" in fact.data)
     together = dataclasses.replace(
@@ -101,6 +101,6 @@ def _joined(results: Sequence[CellResult]) -> CellResult:
         curve=[],
     )
     tasks = tuple(sorted(result.cell.tasks[0] for result in results))
-    fractions = set.intersection(*(set(result.rows) for result in results))
-    rows = {at: [row for result in results for row in result.rows[at]] for at in fractions}
-    return CellResult(dataclasses.replace(first.cell, task_set=SINGLE, tasks=tasks), together, rows)
+    fractions = set.intersection(*(set(result.episodes) for result in results))
+    episodes = {at: [row for result in results for row in result.episodes[at]] for at in fractions}
+    return CellResult(dataclasses.replace(first.cell, task_set=SINGLE, tasks=tasks), together, episodes)

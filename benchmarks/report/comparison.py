@@ -1,11 +1,12 @@
-"""Rows and contrasts: the cells of a run as tables, before anybody formats them.
+"""Builds a report's tables from the cells of runs: rows, contrasts and notes, not yet formatted.
 
     cells ──► experiments (what was planned) ──► Table: one task set, its seed, data condition, scale
                                                    Row: one method, or one setting of it where the experiment varies some
                                                    Contrast: row against row, with what it may claim
 
-What a contrast may claim is limited by its baseline, if that was still improving in the last quarter of its training; by the
-scale, a smoke run being no evidence; and by its seeds, see `statistics`. Methods trained on different data make an error.
+A contrast claims nothing if its baseline was still improving in the last quarter of its training, if its methods were trained
+on different data, or at smoke scale, which is no evidence. With few seeds it is conditional on the trained models, see
+`statistics`.
 """
 
 from __future__ import annotations
@@ -24,33 +25,34 @@ from m3dt_agent.scores import Interval, wilson_interval
 from ..records import FINAL, Cell, CellResult, read_run
 from . import statistics
 from .caveats import caveats, protocol_errors
-from .cell_groups import groups_of, overviews_of
+from .cell_groups import cells_by_table, overviews_of
 from .records import PARTS, QUARTER, UNDERTRAINED, Contrast, Plan, Report, Row, Table, TaskScore
 from .significance import holm
 from .statistics import Scores
 
 
 def build_report(runs: Sequence[Path], plans: Mapping[tuple[str, str], Plan] | None = None) -> Report:
-    """The tables, before anything is written.
+    """Computes all tables and overviews of some run folders.
 
     Args:
-        plans: (experiment, scale) → what was planned; None: as `experiments` has it.
+        plans: (experiment, scale) → what was planned. None: the plans of `experiments`.
 
     Raises:
-        DatasetError: no cells, or a damaged one. ConfigError: no finished cell.
+        DatasetError: there are no cells, or one is damaged.
+        ConfigError: no cell is finished.
     """
     results = read_run(*runs)
     plans = _experiment_plans(results) if plans is None else plans
-    if not any(map(_is_finished, results)):
+    if not any(result.finished for result in results):
         raise ConfigError(f"none of the {len(results)} cells is finished; run `python -m benchmarks run …` again to go on")
     tables, named = [], sorted({(result.cell.experiment, result.cell.scale) for result in results})
     for experiment, scale in named:
         plan = plans.get((experiment, scale), Plan())
         own = [result for result in results if _belongs(result.cell, experiment, scale, plan)]
-        done = [result for result in own if _is_finished(result)]
+        done = [result for result in own if result.finished]
         missing = len({result.cell.id for result in own} | (plan.cell_ids or frozenset())) - len(done)
-        tables += [_table(experiment, group, plan, missing) for group in groups_of(done)]
-    ids = {result.cell.id for result in results if _is_finished(result)}
+        tables += [_table(experiment, group, plan, missing) for group in cells_by_table(done)]
+    ids = {result.cell.id for result in results if result.finished}
     also = [f"{name} ({scale})" for (name, scale), plan in sorted(plans.items()) if plan.cell_ids and plan.cell_ids <= ids]
     also = [shown for shown in also if shown not in {f"{name} ({scale})" for name, scale in named}]
     return Report(tuple(tables), tuple(overviews_of(tables)), tuple(also))
@@ -68,12 +70,8 @@ def _experiment_plans(results: Sequence[CellResult]) -> dict[tuple[str, str], Pl
     }
 
 
-def _is_finished(result: CellResult) -> bool:
-    return result.facts is not None and bool(result.final)
-
-
 def _belongs(cell: Cell, experiment: str, scale: str, plan: Plan) -> bool:
-    """A cell is trained once, whatever number of experiments have it, and names one of them."""
+    """Whether a cell is one of an experiment's. A cell that several experiments share names only one of them."""
     return (cell.experiment, cell.scale) == (experiment, scale) or (plan.cell_ids is not None and cell.id in plan.cell_ids)
 
 
@@ -84,13 +82,21 @@ def _table(experiment: str, results: Sequence[CellResult], plan: Plan, missing: 
     contrasts = _contrasts(rows, plan.contrast, cell.scale == "smoke")
     seeds = tuple(sorted({result.cell.task_set_seed for result in results}))
     table = Table(
-        experiment, cell.task_set, seeds, cell.condition, cell.scale, tasks, rows, contrasts, tuple(protocol_errors(results))
+        experiment=experiment,
+        task_set=cell.task_set,
+        task_set_seeds=seeds,
+        condition=cell.condition,
+        scale=cell.scale,
+        tasks=tasks,
+        rows=rows,
+        contrasts=contrasts,
+        notes=tuple(protocol_errors(results)),
     )
     return dataclasses.replace(table, notes=(*table.notes, *caveats(table, plan, missing)))
 
 
 def _labelled(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
-    """Row label → its cells: the method, and those settings that differ among the method's cells."""
+    """Row label → cells. The label is the method, with those settings that differ among its cells."""
     labels: dict[str, list[CellResult]] = {}
     for method in sorted({result.cell.method for result in results}):
         own = [result for result in results if result.cell.method == method]
@@ -159,23 +165,23 @@ def _mean_conflict(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _gain(results: Sequence[CellResult], tasks: Sequence[str]) -> float | None:
-    """Points won between three quarters of the training and its end, over the cells that know; None where none does."""
+    """Points won in the last quarter of the training, a mean over the cells that were evaluated there; None if none was."""
     gains = []
     for result in results:
-        if result.rows.get(QUARTER):
+        if result.episodes.get(QUARTER):
             before, after = (statistics.episode_matrix(result, at, tasks)[0].mean() for at in (QUARTER, FINAL))
             gains.append(after - before)
     return float(np.mean(gains)) if gains else None
 
 
 def pairs(rows: Sequence[Row], a: str, b: str) -> list[tuple[Row, Row]]:
-    """Rows called or of the method `a`, with rows called or of the method `b`."""
+    """Every row with label or method `a`, with every row with label or method `b`."""
     first, second = ([row for row in rows if name in (row.label, row.method)] for name in (a, b))
     return [(x, y) for x in first for y in second if x is not y]
 
 
 def _contrasts(rows: Sequence[Row], named: tuple[str, str] | None, smoke: bool) -> tuple[Contrast, ...]:
-    """The named one first (several where its methods have several rows), then its first method against every other row."""
+    """First the named contrast (several if its methods have several rows), then its first method against all other rows."""
     if named is None:
         return ()
     first = pairs(rows, *named)
@@ -185,11 +191,13 @@ def _contrasts(rows: Sequence[Row], named: tuple[str, str] | None, smoke: bool) 
 
 
 def _family(pairs: Sequence[tuple[Row, Row]], named: bool, smoke: bool) -> list[Contrast]:
+    """Contrasts of the pairs that share seeds, with p-values corrected by Holm within them."""
     plain = [contrast_of(x, y, named=named, smoke=smoke) for x, y in pairs if statistics.common_seeds(x.scores, y.scores)]
-    return [_corrected(c, p) for c, p in zip(plain, holm([c.p_value for c in plain]), strict=True)]
+    return [dataclasses.replace(c, p_value=p) for c, p in zip(plain, holm([c.p_value for c in plain]), strict=True)]
 
 
 def contrast_of(a: Row, b: Row, *, named: bool, smoke: bool) -> Contrast:
+    """Row `a` against row `b`, with the p-value not yet corrected."""
     difference = statistics.paired_difference(a.scores, b.scores)
     return Contrast(
         a=a.label,
@@ -202,7 +210,3 @@ def contrast_of(a: Row, b: Row, *, named: bool, smoke: bool) -> Contrast:
         same_data=not (a.data and b.data) or a.data == b.data,
         smoke=smoke,
     )
-
-
-def _corrected(contrast: Contrast, p_value: float) -> Contrast:
-    return dataclasses.replace(contrast, p_value=p_value)

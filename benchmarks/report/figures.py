@@ -1,14 +1,14 @@
-"""A table's figures, each as PNG and SVG: scores, what they cost, how they are spread, how training went, who routes where.
+"""Draws the figures of a table, each as PNG and SVG.
 
-    <name>-scores      mean score per method with its 95% interval, the paper's number beside it
-    <name>-windows     score against training windows; a line begins at the score after 75% of them
+    <name>-scores      mean score per method with its 95% interval, and the paper's number
+    <name>-windows     score against training windows; a line starts at the score after 75% of them
     <name>-flop        score against training FLOP
     <name>-profiles    share of (seed, task) cells above each score, with pointwise 95% bands
     <name>-curves      training loss against windows, a line per training seed
-    <name>-tasks       of an overview: score against the number of tasks
-    <name>-experts-I   mean router weights, tasks × experts, of row I's first training seed that has them
+    <name>-experts-I   mean router weights, tasks × experts, of the first training seed in row I that has them
+    <name>-tasks       score against the number of tasks, for an overview
 
-Colours are Okabe and Ito's, as in `m3dt_agent.plots`; past the first eight rows lines are dashed and markers change.
+Colours are Okabe and Ito's, as in `m3dt_agent.plots`. After the first eight rows, lines are dashed and markers change.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ _THRESHOLDS = np.linspace(0.0, 100.0, 101)
 
 
 def write_figures(table: Table, runs: Sequence[Path], folder: Path, name: str) -> list[str]:
-    """Draws every figure there is data for and returns their names without suffix.
+    """Draws every figure that there is data for, and returns the figures' names without suffix.
 
     Raises:
-        MissingDependencyError: no matplotlib. DatasetError: an `expert_weights.json` that holds something else.
+        MissingDependencyError: matplotlib is not installed.
+        DatasetError: an `expert_weights.json` is damaged.
     """
     require_matplotlib()
     draw: dict[str, Callable[[Any], None]] = {"scores": functools.partial(_draw_scores, table=table)}
@@ -62,10 +63,10 @@ def write_figures(table: Table, runs: Sequence[Path], folder: Path, name: str) -
 
 
 def write_overview_figures(overview: Overview, folder: Path, name: str) -> list[str]:
-    """Draws the score against the number of tasks, where that varies, and returns the figure's name without suffix.
+    """Draws the score against the number of tasks, if that varies, and returns the figure's name without suffix.
 
     Raises:
-        MissingDependencyError: no matplotlib.
+        MissingDependencyError: matplotlib is not installed.
     """
     require_matplotlib()
     if len(set(overview.sizes)) < 2:
@@ -75,10 +76,10 @@ def write_overview_figures(overview: Overview, folder: Path, name: str) -> list[
 
 
 def expert_weights(file: Path) -> dict[str, list[float]]:
-    """{task: mean router weight of each expert} from a cell's `expert_weights.json`.
+    """Reads {task: mean router weight of each expert} from a cell's `expert_weights.json`.
 
     Raises:
-        DatasetError: not that.
+        DatasetError: the file holds something else.
     """
     try:
         found = {str(task): [float(weight) for weight in weights] for task, weights in json.loads(file.read_text()).items()}
@@ -91,7 +92,7 @@ def expert_weights(file: Path) -> dict[str, list[float]]:
 
 
 def _row_weights(row: Row, runs: Sequence[Path]) -> dict[str, list[float]]:
-    """Of the first of the row's cells that has any; {} where none has."""
+    """The router weights of the first of the row's cells that has any; {} if none has."""
     files = [run / cell / place for cell in row.cell_ids for run in runs for place in _PLACES]
     return next((expert_weights(file) for file in files if file.exists()), {})
 
@@ -100,7 +101,7 @@ _PLACES = ("expert_weights.json", "work/expert_weights.json")
 
 
 def _save(draw: Callable[[Any], None], folder: Path, name: str) -> None:
-    """Draws and writes `name`.png and .svg, each whole or not at all, and the same for the same data."""
+    """Draws a figure and writes `name`.png and .svg. The same data give the same bytes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -137,7 +138,7 @@ def _style_of(i: int) -> dict[str, Any]:
 
 
 def _shown(label: str) -> str:
-    """A label that matplotlib takes as it is: no mathematics, and never hidden from a legend."""
+    """A label that matplotlib shows as it is: not as mathematics, and not hidden from the legend."""
     return label.replace("$", r"\$") if not label.startswith("_") else f" {label}"
 
 
@@ -165,12 +166,12 @@ def _draw_scores(figure: Any, table: Table) -> None:
 
 
 def _whiskers(row: Row) -> list[list[float]]:
-    """A bootstrap interval need not hold its estimate."""
+    """Distances to the ends of the interval. They are at least 0: a bootstrap interval may leave out its estimate."""
     return [[max(0.0, row.mean.value - row.mean.low)], [max(0.0, row.mean.high - row.mean.value)]]
 
 
 def _draw_costs(figure: Any, table: Table, cost: str, label: str) -> None:
-    """Score against a cost, on a logarithmic axis; what costs nothing is a level."""
+    """Score against a cost on a logarithmic axis. A method without cost is a horizontal line."""
     axes = _axes(figure, f"Score against {label}", label, "normalized score, 95% interval")
     for row in table.rows:
         style, spent = _style(table, row), getattr(row, cost)
@@ -218,7 +219,7 @@ def _draw_curves(figure: Any, table: Table) -> None:
 
 
 def _draw_sizes(figure: Any, overview: Overview) -> None:
-    """Mean over the runs, from the lowest to the highest of them."""
+    """The mean over the runs, with whiskers to the lowest and the highest run."""
     axes = _axes(figure, "Score against the number of tasks", "tasks", "normalized score, lowest to highest run")
     for i, (label, found) in enumerate(overview.rows.items()):
         points = [(size, score) for size, score in zip(overview.sizes, found, strict=True) if score is not None]

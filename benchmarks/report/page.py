@@ -1,9 +1,9 @@
-"""One HTML page that holds a whole report: no script, nothing fetched, every picture and video inside.
+"""Writes a whole report as one HTML page that contains its pictures and videos, has no script and fetches nothing.
 
-    a table per experiment and task set: what limits it, the named contrast, methods, contrasts, figures, scores per task
-    at the end: the videos of the runs' `videos/` folders
+    for each experiment and task set: notes, the named contrast, methods, contrasts, figures, scores per task
+    at the end: the videos in the runs' `videos/` folders
 
-A content security policy forbids everything but what is inside the page; text from files is escaped.
+A content security policy forbids loading anything from outside the page. Text from files is escaped.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _VIDEOS = {".gif": "image/gif", ".mp4": "video/mp4"}
 
 
 def page(contents: Contents, runs: Sequence[Path], folder: Path) -> str:
-    """The page. folder: of the figures."""
+    """The page's HTML. runs: folders with videos. folder: where the figures are."""
     parts = [_links(contents), *(_paragraph(line, "note") for line in [contents.also_here] if line)]
     for name, overview in contents.overviews.items():
         parts += [f'<h2 id="{name}">{html.escape(overview.title)}</h2>', _paragraph(overview.note, "note")]
@@ -80,7 +80,7 @@ def _links(contents: Contents) -> str:
 
 
 def _section(name: str, table: Table, figures: Sequence[str], folder: Path) -> str:
-    """name: of the table, safe as an anchor."""
+    """A table with its notes and figures. name: the table's file name, which is safe as an anchor."""
     parts = [f'<h2 id="{name}">{html.escape(table.title)}</h2>', f"<p>{count(len(table.tasks), 'task')}.</p>"]
     parts += [_paragraph(note, "error" if note.startswith("ERROR") else "note") for note in table.notes]
     parts += [_paragraph(sentence(contrast), "claim") for contrast in table.contrasts if contrast.named]
@@ -119,7 +119,7 @@ def _data(file: Path, kind: str) -> str:
 
 
 def _videos(runs: Sequence[Path]) -> str:
-    """Everything in the `videos/` folders of the runs and of their cells; nothing where there is none."""
+    """All videos in the `videos/` folders of the runs and of their cells; empty if there are none."""
     found = sorted(file for run in runs for pattern in ("videos/*", "*/videos/*") for file in run.glob(pattern))
     shown = [_video(file, _VIDEOS[file.suffix]) for file in found if file.suffix in _VIDEOS]
     return "\n".join(["<h2>Videos</h2>", f'<div class="figures">{"".join(shown)}</div>']) if shown else ""

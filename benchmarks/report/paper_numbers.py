@@ -1,7 +1,8 @@
-"""The few numbers of the paper (M3DT, arXiv 2505.24378) that are known here, all of its 160 tasks.
+"""The few scores of the paper (M3DT, arXiv 2505.24378) that are known here; all are on its 160 tasks.
 
-"text" is the paper's own text, "summary" a summary of it that has not been checked against the paper; where the two disagree,
-both are carried. Which of its two groupings the paper's M3DT used is not known here, so its number stands beside both.
+The source "text" is the paper's own text. "summary" is a summary of it that has not been checked against the paper. If the two
+disagree, both numbers are listed. It is not known here which of its two groupings the paper's M3DT used, so its number stands
+beside both.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 TASK_SET = "mt160"
-"""What every number below is of: all 160 tasks."""
+"""The task set of every number below."""
 
 
 @dataclass(frozen=True, slots=True)
 class PaperNumber:
-    """A mean normalized score. methods: names of ours that it stands beside; none: of the best baseline, which is not named."""
+    """A mean normalized score. methods: those of ours that it stands beside; empty for the best baseline, which is not
+    named."""
 
     what: str
     score: float
@@ -36,10 +38,10 @@ PAPER = (
 
 
 def paper_number(method: str, task_set: str) -> PaperNumber | None:
-    """The paper's number for one of our methods on a task set, where it is known."""
+    """The paper's number for one of our methods on a task set; None if it is not known."""
     return next((number for number in PAPER if method in number.methods and task_set == TASK_SET), None)
 
 
 def best_baselines(task_set: str) -> list[PaperNumber]:
-    """What is known of the paper's best baseline on a task set."""
+    """The numbers known of the paper's best baseline on a task set."""
     return [number for number in PAPER if not number.methods and task_set == TASK_SET]

@@ -1,4 +1,4 @@
-"""What a report is made of: tables of rows and contrasts.
+"""What a report consists of: tables of rows and contrasts.
 
 Report ── Table: an experiment on one task set, its seed, a data condition and a scale
             ├── Row: one method, or one setting of it where the experiment varies some
@@ -16,20 +16,20 @@ from m3dt_agent.scores import Interval
 from .statistics import CONFIDENCE, Difference, Estimate, Scores
 
 QUARTER = "0.75"
-"""The fraction of the training before whose end the last quarter begins."""
+"""The fraction of the training at which its last quarter begins."""
 UNDERTRAINED = 1.0
-"""Points that a baseline may improve by in its last quarter before nothing is claimed against it."""
+"""Points. If a baseline improves by more in its last quarter of training, nothing is claimed against it."""
 PARTS: Mapping[str, tuple[str, ...]] = {
     **{domain: (domain,) for domain in task_table.DOMAINS},
     "MW+DMC": ("metaworld", "dmcontrol"),
     "Ant+Cheetah": ("ant-dir", "cheetah-vel"),
 }
-"""What the mean score is split into: part → domains."""
+"""Part of the mean score → the domains it is the mean of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an experiment was to be, before it ran. cell_ids: None where that is not known. contrast: two methods."""
+    """What was planned before an experiment ran: its cells (None: not known) and the two methods of its named contrast."""
 
     cell_ids: frozenset[str] | None = None
     contrast: tuple[str, str] | None = None
@@ -37,7 +37,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
-    """One method on one task. interval: Wilson's where it is a success rate, over all episodes; else over episodes or seeds."""
+    """One method's mean score on one task, with the ends of its 95% interval.
+
+    Under few seeds, the interval of a Meta-World success rate is Wilson's; every other one is resampled from episodes or
+    seeds, see `statistics.estimate`.
+    """
 
     mean: float
     low: float
@@ -48,10 +52,10 @@ class TaskScore:
 class Row:
     """One method of a table.
 
-    parts: of the mean score, see `PARTS`. success: rate and Wilson's interval over all episodes, of these models. Costs are
-    means over the cells. data: fingerprints of what it was trained on. gain: points won in the last quarter of the training
-    (None: not known, or no training). curves: per training seed (windows, loss). conflict: module → gradient conflict, the mean
-    over the cells; empty where it was not measured.
+    parts: part of the mean score → estimate, see `PARTS`. success: rate over all episodes of these models, with Wilson's
+    interval. parameters … action_flop: means over the cells. data: fingerprints of the training data. gain: points won in the
+    last quarter of the training (None: not known, or no training). curves: (windows, loss) for each training seed. conflict:
+    kind of module → gradient conflict, a mean over the cells; empty if it was not measured.
     """
 
     label: str
@@ -78,7 +82,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """Row `a` against row `b`. p_value: Holm's, within its family: the named contrasts of the table, or all the others."""
+    """Row `a` against row `b`. p_value: corrected by Holm among the table's named contrasts, or among all its others."""
 
     a: str
     b: str
@@ -92,7 +96,7 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
-        """What it says of `a`: better, worse or undecided, or why it says nothing."""
+        """Whether `a` is better, worse or undecided, or why nothing is claimed."""
         if not self.same_data:
             return "not comparable: different data"
         if self.undertrained:
@@ -103,7 +107,7 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One experiment on one set of tasks. task_set_seeds: several where they draw the same tasks. notes: errors come first."""
+    """One experiment on one set of tasks. task_set_seeds: several if all of them draw these tasks. notes: errors first."""
 
     experiment: str
     task_set: str
@@ -124,7 +128,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class OverviewScore:
-    """Mean over runs of a method's mean scores on a task set, the lowest and the highest of them, and how many there are."""
+    """A method's mean score on a task set: the mean over its runs, the lowest, the highest, and the number of runs."""
 
     mean: float
     low: float
@@ -134,7 +138,7 @@ class OverviewScore:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """An experiment over its tables. task_sets: by size. rows: label → a score per task set, None where it has no run."""
+    """An experiment over all its tables. task_sets: by size. rows: label → a score per task set, None without a run."""
 
     experiment: str
     condition: str
@@ -155,7 +159,7 @@ class Overview:
         return f"{smoke}Mean over runs (lowest to highest; number of runs); intervals are in the tables of the task sets."
 
     def lost(self, label: str) -> float | None:
-        """Percent of its score on the first set that a method has not got on the last."""
+        """By how many percent a method's score falls from the first task set to the last; None if either is not known."""
         first, last = self.rows[label][0], self.rows[label][-1]
         if first is None or last is None or len(self.task_sets) < 2 or first.mean == 0:
             return None
@@ -164,7 +168,8 @@ class Overview:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All tables of the runs. overviews: of experiments with several tables. also: others, all of whose cells are here."""
+    """All tables of the runs, the overviews of experiments with several tables, and in `also` the names of experiments without
+    a table of their own whose cells are all here."""
 
     tables: tuple[Table, ...]
     overviews: tuple[Overview, ...]
@@ -173,7 +178,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A report with names: of its tables and overviews, as in file names, and under them the names of their figures."""
+    """A report's tables and overviews by file name, and for each file name the names of its figures."""
 
     tables: Mapping[str, Table]
     overviews: Mapping[str, Overview]
@@ -182,5 +187,5 @@ class Contents:
 
     @property
     def also_here(self) -> str | None:
-        """A sentence on experiments that are here under other names."""
+        """A sentence that names the experiments of `also`; None if there are none."""
         return f"All cells of these experiments are here too, under other names: {', '.join(self.also)}." if self.also else None

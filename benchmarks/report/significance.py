@@ -1,4 +1,4 @@
-"""Student's t without scipy, which the package does not depend on by itself, and Holm's correction."""
+"""Student's t distribution and Holm's correction. Written here because the package does not require scipy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def student_p_value(t: float, df: int) -> float:
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = df % 2
     term, total = (cosine if odd else 1.0), 0.0
-    for k in range(odd, df - 1, 2):  # powers of the cosine: odd or even ones up to df - 2
+    for k in range(odd, df - 1, 2):  # odd or even powers of the cosine, up to df - 2
         total += term
         term *= cosine * cosine * (k + 1) / (k + 2)
     inside = 2.0 / math.pi * (angle + sine * total) if odd else sine * total
@@ -22,13 +22,13 @@ def student_p_value(t: float, df: int) -> float:
 
 
 def student_quantile(probability: float, df: int) -> float:
-    """The quantile of Student's t, for a probability in (0.5, 1), by bisection.
+    """The quantile of Student's t for a probability in (0.5, 1), found by bisection.
 
     Raises:
-        InvalidValueError: a probability outside that, or no degrees of freedom.
+        InvalidValueError: the probability is not in (0.5, 1), or df is below 1.
     """
     if not 0.5 < probability < 1.0 or df < 1:
-        raise InvalidValueError(f"a probability in (0.5, 1) and df >= 1 are needed; got {probability!r} and {df!r}")
+        raise InvalidValueError(f"probability must be in (0.5, 1) and df >= 1; got {probability!r} and {df!r}")
     low, high = 0.0, 1e8
     for _ in range(100):
         middle = (low + high) / 2
@@ -37,7 +37,10 @@ def student_quantile(probability: float, df: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values, in the order given: the i-th smallest of m times m-i+1, made monotonic, at most 1."""
+    """Holm's (1979) adjusted p-values, in the order given.
+
+    The i-th smallest of m p-values is multiplied by m - i + 1; the results are made monotonic and at most 1.
+    """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))

@@ -1,4 +1,4 @@
-"""Numbers one can trust: what a method scores, with intervals over training seeds, and whether two methods differ.
+"""What a method scores, with intervals over training seeds, and whether two methods differ.
 
     CellResult.final, one cell per training seed  ──►  Scores: episodes (R seeds) × (M tasks, N), cells (R, M) their means
     Scores ──► estimate: mean, IQM        Scores × Scores ──► improvement: P(X > Y), paired_difference ──► verdict
@@ -9,19 +9,20 @@ Point estimates are rliable's (Agarwal et al. 2021, "Deep RL at the edge of the 
     probability of improvement   P(X > Y) = 1/M Σₘ U(X·ₘ, Y·ₘ) / (Rx·Ry),  U Mann and Whitney's statistic, ties count ½
     performance profile          F(τ) = share of the R·M cells above τ
 
-Intervals are not. One training seed is one model over all tasks, so the cells of a row of the matrix go up and down together:
-rliable's bootstrap, which draws each task's runs by themselves (`per_task_rows`), averages that away and its intervals are too
-narrow. Here whole seeds are drawn. Plain percentiles of such draws are too narrow as well, by √((R-1)/R) and for having the
-normal's tails instead of Student's (ten seeds: about 90% coverage), so the percentiles are moved out to
+Intervals are our own. One training seed is one model over all tasks, so the cells of one seed rise and fall together. rliable's
+bootstrap draws each task's runs separately, which averages this away and gives intervals that are too narrow. Here whole seeds
+are drawn. Plain percentiles of such draws are still too narrow (with ten seeds they cover about 90%), by a factor of √((R-1)/R)
+and because their tails are the normal's instead of Student's. So the percentiles are moved outward to
 
     Φ(∓√(R/(R-1)) · t),  t Student's quantile with R-1 degrees of freedom         Hesterberg 2015, "expanded percentiles"
 
-which is Student's interval where the draws are normal, keeps within the range of a score, and serves every statistic. Under
-`MIN_SEEDS` no interval over training seeds is worth its name: then episodes are drawn within each task (and with two seeds or
-more also the seeds at hand), and the estimate is marked `conditional`: on these trained models.
+If the draws are normal, this is Student's interval; it stays within the range of a score and serves every statistic. With fewer
+than `MIN_SEEDS` seeds an interval over training seeds would mean little. Then episodes are drawn within each task (and the
+seeds too if there are two or more), and the estimate is marked `conditional`: it holds for these trained models only.
 
-A difference of means over the same seeds and tasks is an average over many tasks per seed, so it gets Student's own interval
-over the seeds' differences; under `MIN_SEEDS`, the bootstrap of the differences of episodes with the same environment seed.
+A difference of means over the same seeds and tasks averages many tasks per seed, so it gets Student's own interval over the
+seeds' differences. With fewer than `MIN_SEEDS` seeds it gets the bootstrap of differences between episodes with the same
+environment seed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from m3dt_agent.errors import ConfigError, InvalidValueError
+from m3dt_agent.errors import ConfigError
 from m3dt_agent.scores import Floats, Interval, interquartile_mean
 
 from ..records import FINAL, CellResult
@@ -47,7 +48,7 @@ Statistic = Callable[[Floats], Floats]
 Verdict = Literal["better", "worse", "undecided"]
 
 MIN_SEEDS = 5
-"""Training seeds from which on intervals speak of other training seeds; with four, Student's quantile is 3.18 already."""
+"""With this many training seeds or more, intervals are over training seeds; with four, Student's quantile is already 3.18."""
 CONFIDENCE = 0.95
 _SEED_RESAMPLES, _EPISODE_RESAMPLES = 10_000, 2_000
 _CHUNK_VALUES = 2_000_000
@@ -57,8 +58,8 @@ _CHUNK_VALUES = 2_000_000
 class Scores:
     """One method's normalized scores on some tasks.
 
-    seeds: R training seeds. tasks: M names. episodes: per training seed (M, N). env_seeds: per training seed the environment
-    seeds of the N columns, the same for every task.
+    seeds: R training seeds. tasks: M names. episodes: for each training seed, (M, N) scores. env_seeds: for each training seed,
+    the environment seeds of the N columns, which are the same for every task.
     """
 
     seeds: tuple[int, ...]
@@ -84,7 +85,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its 95% interval. conditional: on the trained models at hand."""
+    """A number with its 95% interval. conditional: the interval holds for these trained models only."""
 
     value: float
     low: float
@@ -94,7 +95,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean score of one method less another's, over the same seeds and tasks. p_value: two-sided, of no difference."""
+    """One method's mean score minus another's, over the same seeds and tasks. p_value: two-sided, for no difference."""
 
     estimate: Estimate
     p_value: float
@@ -113,12 +114,12 @@ def scores_of(results: Sequence[CellResult]) -> Scores:
     """The score matrix of one method's evaluated cells, one cell per training seed.
 
     Raises:
-        ConfigError: no cells, a cell without final episodes, two cells with one training seed, or cells of different tasks.
+        ConfigError: there are no cells, one has no final episodes, two share a training seed, or their tasks differ.
     """
     results = sorted(results, key=lambda result: result.cell.training_seed)
     seeds = tuple(result.cell.training_seed for result in results)
     if not results or len(set(seeds)) != len(seeds):
-        raise ConfigError(f"a score matrix needs cells with different training seeds; got seeds {list(seeds)}")
+        raise ConfigError(f"a score matrix needs one cell for each training seed; got cells with the seeds {list(seeds)}")
     tasks = results[0].cell.tasks
     for result in results:
         if not result.final or set(result.cell.tasks) != set(tasks):
@@ -131,7 +132,7 @@ def scores_of(results: Sequence[CellResult]) -> Scores:
 def episode_matrix(result: CellResult, fraction: str, tasks: Sequence[str]) -> tuple[Floats, tuple[int, ...]]:
     """(M, N) normalized scores after a fraction of a cell's training, and the environment seeds of the columns."""
     by_task: dict[str, dict[int, float]] = {task: {} for task in tasks}
-    for row in result.rows[fraction]:
+    for row in result.episodes[fraction]:
         by_task[row.task][row.seed] = row.normalized_score
     drawn = tuple(sorted(by_task[tasks[0]]))
     return np.array([[by_task[task][seed] for seed in drawn] for task in tasks]), drawn
@@ -148,7 +149,7 @@ def iqm(cells: Floats) -> Floats:
 
 
 def performance_profile(cells: Floats, thresholds: Floats) -> Floats:
-    """(…, R, M) scores, (K,) thresholds → (…, K) share of cells above each, rliable's run-score distribution."""
+    """(…, R, M) scores, (K,) thresholds → (…, K) share of cells above each threshold, rliable's run-score distribution."""
     return np.stack([(cells > threshold).mean(axis=(-2, -1)) for threshold in thresholds], axis=-1)
 
 
@@ -159,7 +160,8 @@ def probability_of_improvement(x: Floats, y: Floats) -> Floats:
 
 
 def estimate(scores: Scores, statistic: Statistic = mean, *, resamples: int | None = None, seed: int = 0) -> Estimate:
-    """A statistic of the score matrix with its 95% interval. resamples: bootstrap draws (None: a number that suffices)."""
+    """A statistic of the score matrix with its 95% interval. resamples: bootstrap draws (None: 10,000 seeds or 2,000
+    episodes)."""
     draws = np.concatenate([statistic(cells) for cells in _resampled(scores, resamples, np.random.default_rng(seed))])
     return _estimate(float(statistic(scores.cells)), draws, len(scores.seeds))
 
@@ -173,10 +175,10 @@ def profile_band(scores: Scores, thresholds: Floats, *, resamples: int = 2_000, 
 
 
 def improvement(x: Scores, y: Scores, *, resamples: int | None = None, seed: int = 0) -> Estimate:
-    """P(X > Y) with its 95% interval; the seeds of either method are drawn by themselves.
+    """P(X > Y) with its 95% interval. The seeds of the two methods are drawn independently.
 
     Raises:
-        ConfigError: different tasks.
+        ConfigError: the methods have different tasks.
     """
     if set(x.tasks) != set(y.tasks):
         raise ConfigError("the probability of improvement needs the same tasks for both methods")
@@ -191,10 +193,10 @@ def improvement(x: Scores, y: Scores, *, resamples: int | None = None, seed: int
 
 
 def paired_difference(a: Scores, b: Scores, *, resamples: int | None = None, seed: int = 0) -> Difference:
-    """Mean score of `a` less that of `b`, over the training seeds and episodes that both have.
+    """Mean score of `a` minus that of `b`, over the training seeds and episodes that both have.
 
     Raises:
-        ConfigError: different tasks, or no training seed that both have with episodes of the same environment seeds.
+        ConfigError: the tasks differ, or no common training seed has episodes with the same environment seeds.
     """
     difference = _paired(a, b)
     seeds, cells = len(difference.seeds), difference.cells
@@ -211,7 +213,7 @@ def paired_difference(a: Scores, b: Scores, *, resamples: int | None = None, see
 
 
 def common_seeds(a: Scores, b: Scores) -> tuple[int, ...]:
-    """Training seeds that both have, with episodes of the same environment seeds."""
+    """Training seeds that both have and for which some episodes have the same environment seeds."""
     drawn = dict(zip(b.seeds, b.env_seeds, strict=True))
     return tuple(
         seed for seed, own in zip(a.seeds, a.env_seeds, strict=True) if seed in drawn and not set(own).isdisjoint(drawn[seed])
@@ -219,45 +221,32 @@ def common_seeds(a: Scores, b: Scores) -> tuple[int, ...]:
 
 
 def seed_rows(seeds: int, resamples: int, rng: np.random.Generator) -> Ints:
-    """(S, R) row numbers: whole training seeds drawn with replacement."""
+    """(S, R) indices of training seeds; each of the S draws takes R whole seeds with replacement."""
     return rng.integers(seeds, size=(resamples, seeds))
 
 
-def per_task_rows(seeds: int, tasks: int, resamples: int, rng: np.random.Generator) -> Ints:
-    """(S, R, M) row numbers of rliable's stratified bootstrap, each task's runs by themselves: too narrow, to compare with."""
-    return rng.integers(seeds, size=(resamples, seeds, tasks))
-
-
-def expanded_interval(draws: npt.ArrayLike, seeds: int) -> Interval:
-    """95% interval from (S,) draws of a statistic of `seeds` whole seeds, by expanded percentiles.
-
-    Raises:
-        InvalidValueError: a single seed.
-    """
-    low, high = np.quantile(np.asarray(draws), [tail := _expanded_tail(seeds), 1.0 - tail])
+def interval(draws: npt.ArrayLike, seeds: int) -> Interval:
+    """95% interval from (S,) draws of a statistic of `seeds` seeds: expanded percentiles, or plain ones if conditional."""
+    low, high = np.quantile(np.asarray(draws), _tails(seeds))
     return float(low), float(high)
 
 
-def _expanded_tail(seeds: int) -> float:
-    if seeds < 2:
-        raise InvalidValueError(f"an interval over training seeds needs at least 2 of them; got {seeds}")
-    spread = math.sqrt(seeds / (seeds - 1)) * student_quantile(0.5 + CONFIDENCE / 2, seeds - 1)
-    return statistics.NormalDist().cdf(-spread)
-
-
 def _tails(seeds: int) -> list[float]:
-    """The two quantiles of the draws that bound the interval: plain ones where it is conditional."""
-    tail = (1.0 - CONFIDENCE) / 2 if seeds < MIN_SEEDS else _expanded_tail(seeds)
+    """The two quantiles of the draws that bound the interval."""
+    if seeds < MIN_SEEDS:
+        tail = (1.0 - CONFIDENCE) / 2
+    else:
+        spread = math.sqrt(seeds / (seeds - 1)) * student_quantile(0.5 + CONFIDENCE / 2, seeds - 1)
+        tail = statistics.NormalDist().cdf(-spread)
     return [tail, 1.0 - tail]
 
 
 def _estimate(value: float, draws: Floats, seeds: int) -> Estimate:
-    low, high = np.quantile(draws, _tails(seeds))
-    return Estimate(value, float(low), float(high), seeds < MIN_SEEDS)
+    return Estimate(value, *interval(draws, seeds), seeds < MIN_SEEDS)
 
 
 def _resampled(scores: Scores, resamples: int | None, rng: np.random.Generator, size: int = 0) -> Iterator[Floats]:
-    """Resampled score matrices, (s, R, M) a chunk. size: values per resample that the caller will make of them."""
+    """Resampled score matrices in chunks of shape (s, R, M). size: values per resample that the caller makes of them."""
     cells = scores.cells
     default = _EPISODE_RESAMPLES if scores.conditional else _SEED_RESAMPLES
     rows = seed_rows(len(cells), resamples or default, rng)
@@ -267,7 +256,7 @@ def _resampled(scores: Scores, resamples: int | None, rng: np.random.Generator, 
 
 
 def _width(scores: Scores) -> int:
-    """Values that one resample is made of."""
+    """How many values one resample consists of."""
     return sum(run.size for run in scores.episodes) if scores.conditional else scores.cells.size
 
 
@@ -282,12 +271,14 @@ def _episode_resamples(scores: Scores, rows: Ints, rng: np.random.Generator) -> 
 
 
 def _paired(a: Scores, b: Scores) -> Scores:
-    """The differences of episodes with the same training seed, task and environment seed."""
+    """The differences between episodes with the same training seed, task and environment seed."""
     if set(a.tasks) != set(b.tasks):
         raise ConfigError("a paired difference needs the same tasks for both methods")
     b, seeds = b.of(a.tasks), common_seeds(a, b)
     if not seeds:
-        raise ConfigError(f"no training seed with the same episodes: {list(a.seeds)} and {list(b.seeds)}")
+        raise ConfigError(
+            f"the methods share no training seed with the same episodes; they have {list(a.seeds)} and {list(b.seeds)}"
+        )
     episodes, drawn = [], []
     for seed in seeds:
         i, j = a.seeds.index(seed), b.seeds.index(seed)

@@ -1,8 +1,8 @@
-"""Tables as text: Markdown for people, CSV for programs, LaTeX for papers, and one JSON document of everything.
+"""Writes tables as text: Markdown for people, CSV for programs, LaTeX for papers, and everything as one JSON document.
 
-    columns(table)  ──►  header and cells as plain text  ──►  Markdown, LaTeX, HTML (page.py), each escaping its own way
+    columns(table)  ──►  header and cells as plain text  ──►  Markdown, LaTeX, HTML (page.py), each with its own escaping
 
-The CSV has full numbers in columns of their own, the ends of intervals among them.
+The CSV has unformatted numbers, and a column for each end of an interval.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from m3dt_agent import tasks as task_table
 from m3dt_agent.hub.cards.markdown import count, escape
 from m3dt_agent.hub.cards.markdown import table as markdown_table
 
-from ..runs.conflict import MODULES
+from ..runs.gradient_conflict import MODULES
 from .paper_numbers import best_baselines, paper_number
 from .records import PARTS, Contents, Contrast, Overview, Report, Row, Table
 from .statistics import Estimate
@@ -25,13 +25,13 @@ from .statistics import Estimate
 DASH = "-"
 CONFLICT_TITLE = "Gradient conflict between tasks by module, 0: all gradients the same, near 1: orthogonal."
 Columns = tuple[list[str], list[list[str]]]
-"""Header and rows."""
+"""Header and lines of a table, as plain text."""
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"|": r"\textbar{}", "[": "{[}", "]": "{]}", "<": r"\textless{}", ">": r"\textgreater{}"}
 
 
 def columns(table: Table) -> Columns:
-    """A table's methods, best first, with everything that is known of them."""
+    """The main table: methods, best first, with everything that is known of them."""
     header = ["method", "mean score [95%]", "IQM [95%]", *PARTS, "success rate [Wilson 95%]", "paper", "parameters", "active"]
     header += ["windows", "training FLOP", "FLOP per action", "seeds", "episodes", "task ID", "last quarter"]
     return header, [_cells(row, table.task_set) for row in ranked(table)]
@@ -43,7 +43,7 @@ def ranked(table: Table) -> list[Row]:
 
 
 def contrast_columns(table: Table) -> Columns:
-    """A table's contrasts; the first are the ones named before the run."""
+    """The table of contrasts; those named before the run come first."""
     header = ["contrast", "named before", "difference [95%]", "p (Holm)", "P(first better) [95%]", "seeds", "verdict"]
     rows = []
     for contrast in table.contrasts:
@@ -55,7 +55,7 @@ def contrast_columns(table: Table) -> Columns:
 
 
 def conflict_columns(table: Table) -> Columns:
-    """Gradient conflict of the trained models, per module; no rows where none was measured."""
+    """The table of gradient conflict by kind of module; without lines if none was measured."""
     header = ["method", *MODULES, "all"]
     rows = [row for row in ranked(table) if row.conflict]
     return header, [[row.label, *(_conflict(row.conflict.get(name)) for name in header[1:])] for row in rows]
@@ -66,7 +66,7 @@ def _conflict(value: float | None) -> str:
 
 
 def task_columns(table: Table) -> Columns:
-    """Every task with the published single-task score and each method's."""
+    """The table of tasks: the published single-task score and each method's score."""
     rows = ranked(table)
     header = ["task", "published single-task", *(row.label for row in rows)]
     lines = []
@@ -78,7 +78,7 @@ def task_columns(table: Table) -> Columns:
 
 
 def overview_columns(overview: Overview) -> Columns:
-    """An experiment's methods on its task sets: mean over the runs, lowest and highest, and what the last set costs."""
+    """The table of an overview: for each method and task set the mean, lowest and highest run, and the loss to the last set."""
     header = ["method", *overview.task_sets, "lost from first to last"]
     rows = []
     for label, found in overview.rows.items():
@@ -91,7 +91,7 @@ def overview_columns(overview: Overview) -> Columns:
 
 
 def paper_line(table: Table) -> str | None:
-    """What the paper's best baseline has on the same tasks, where it is known."""
+    """A sentence on the paper's best baseline on the same tasks; None if its score is not known."""
     known = [f"{number.score:.2f} ({number.what}; {number.source})" for number in best_baselines(table.task_set)]
     return f"The paper's best baseline is not named here; its score: {' or '.join(known)}." if known else None
 
@@ -130,7 +130,7 @@ def markdown(contents: Contents) -> str:
 
 
 def latex_table(table: Table) -> str:
-    """The table of methods as a `tabular` for the package booktabs."""
+    """The main table as a LaTeX `tabular` for the package booktabs."""
     header, rows = columns(table)
     lines = [" & ".join(map(_latex, row)) + r" \\" for row in (header, *rows)]
     notes = [f"% {_one_line(line)}" for line in (table.title, *table.notes)]
@@ -139,7 +139,7 @@ def latex_table(table: Table) -> str:
 
 
 def csv_table(table: Table) -> str:
-    """The table of methods with full numbers, a column for each end of an interval."""
+    """The main table as CSV, with unformatted numbers and a column for each end of an interval."""
     records = [_record(row, table) for row in ranked(table)]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
@@ -149,7 +149,7 @@ def csv_table(table: Table) -> str:
 
 
 def document(report: Report) -> dict[str, Any]:
-    """Everything as JSON: tables, contrasts, notes."""
+    """The whole report as JSON: tables, contrasts, notes and overviews."""
     tables = []
     for table in report.tables:
         where = {key: getattr(table, key) for key in ("experiment", "task_set", "condition", "scale")}
@@ -176,7 +176,7 @@ def _interval(found: Estimate, form: str = ".1f") -> str:
 
 
 def _amount(value: float) -> str:
-    """Whole up to a hundred thousand, then three digits with k, M, G, T, P or E."""
+    """A whole number below a hundred thousand; otherwise three digits with k, M, G, T, P or E."""
     if value < 1e5:
         return f"{value:,.0f}"
     power = next(power for power in range(1, 7) if value < 1e3 ** (power + 1) or power == 6)
@@ -184,7 +184,7 @@ def _amount(value: float) -> str:
 
 
 def _record(row: Row, table: Table) -> dict[str, Any]:
-    """A row as flat, rounded numbers; the rounding is far below any interval."""
+    """A row as a flat dict. Numbers are rounded, by far less than any interval is wide."""
     record: dict[str, Any] = {"method": row.method, "row": row.label}
     for name, found in (("mean", row.mean), ("iqm", row.iqm), *row.parts.items()):
         record |= {name: round(found.value, 4), f"{name}_low": round(found.low, 4), f"{name}_high": round(found.high, 4)}

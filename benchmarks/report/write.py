@@ -1,15 +1,14 @@
-"""From the folders of a benchmark run to what it says: tables, contrasts, figures and one page.
+"""Writes a report on the folders of benchmark runs: tables, contrasts, figures and one HTML page.
 
     <out>/report.md  index.html  report.json
-          tables/<table>.csv  .tex        one table per experiment, task set and its seed, data condition and scale
+          tables/<table>.csv  .tex        one table per experiment, task set with its seed, data condition and scale
           figures/<table>-<figure>.png  .svg
 
-A table has a row per method (and per setting, where an experiment varies one). Its contrasts are the one that was named before
-the run, and its first method against every other, corrected by Holm within the table. What a contrast may claim is limited: by
-its baseline, if that was still improving in the last quarter of its training; by the scale, a smoke run being no evidence; and
-by its seeds, see `statistics`. Methods trained on different data make a table an error, which it shows.
+A table has a row per method, or per setting of it if the experiment varies some. Its contrasts are the one named before the
+run, and the first method of that one against every other row, corrected by Holm within the table. `comparison` says what limits
+the claims of a contrast.
 
-The same files give the same report: no date, path or machine is in it.
+The same files give the same report: it contains no date, path or machine.
 """
 
 from __future__ import annotations
@@ -30,13 +29,15 @@ from .tables import csv_table, document, latex_table, markdown, sentence
 
 
 def write_report(runs: Sequence[Path], out: Path, plans: Mapping[tuple[str, str], Plan] | None = None) -> Report:
-    """Everything that can be said of the cells of some run folders, written into `out`.
+    """Writes the report on the cells of some run folders into `out`, and returns it.
 
     Args:
-        plans: (experiment, scale) → what was planned; None: as `experiments` has it.
+        plans: (experiment, scale) → what was planned. None: the plans of `experiments`.
 
     Raises:
-        DatasetError: no cells, or a damaged one. ConfigError: no finished cell. MissingDependencyError: no matplotlib.
+        DatasetError: there are no cells, or one is damaged.
+        ConfigError: no cell is finished.
+        MissingDependencyError: matplotlib is not installed.
     """
     report = build_report(runs, plans)
     (out / "tables").mkdir(parents=True, exist_ok=True)
@@ -52,10 +53,11 @@ def write_report(runs: Sequence[Path], out: Path, plans: Mapping[tuple[str, str]
 
 
 def compare(runs: Sequence[Path], a: str, b: str, plans: Mapping[tuple[str, str], Plan] | None = None) -> str:
-    """What the runs say of method (or row) `a` against `b`, a paragraph per table that has both; it may be "undecided".
+    """Compares method (or row) `a` with `b`: a paragraph for every table that has both. The verdict may be "undecided".
 
     Raises:
-        ConfigError: no table has both; the message names the rows there are. DatasetError: as `write_report`.
+        ConfigError: no table has both; the message names the rows there are.
+        DatasetError: as `write_report`.
     """
     report = build_report(runs, plans)
     answers = []
@@ -70,7 +72,7 @@ def compare(runs: Sequence[Path], a: str, b: str, plans: Mapping[tuple[str, str]
 
 
 def contents_of(report: Report, runs: Sequence[Path], figures: Path) -> Contents:
-    """Names everything and draws the figures into `figures`."""
+    """Gives every table and overview a file name, and draws their figures into the folder `figures`."""
     tables: dict[str, Table] = {}
     for table in report.tables:
         seeds = "-".join(map(str, table.task_set_seeds))
@@ -84,7 +86,7 @@ def contents_of(report: Report, runs: Sequence[Path], figures: Path) -> Contents
 
 
 def _name(parts: Sequence[str], taken: Mapping[str, object]) -> str:
-    """A file name without suffix that no file system, HTML anchor or LaTeX file minds, and that is not taken."""
+    """A file name without suffix that is not taken, of characters that are safe in file names, HTML anchors and LaTeX."""
     stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in "-".join(parts)).strip("-")
     numbered = (f"{stem}-{copy}" for copy in itertools.count(2))
     return next(name for name in itertools.chain([stem], numbered) if name not in taken)

@@ -1,16 +1,17 @@
-"""The demonstrations that a cell trains on: the same for every method, collected once per machine.
+"""The demonstrations that cells train on. They are the same for every method and collected once per machine.
 
-    <root>/m3dt/<task>/mixture-200-seed0-v0          200 whole episodes of full length
-    <root>/m3dt/<task>/expert-24-seed0-stop10-v0     Meta-World's cut on the tenth step with success
+    <root>/m3dt/<task>/mixture-200-seed0-v0          200 episodes of full length
+    <root>/m3dt/<task>/expert-24-seed0-stop10-v0     24 episodes; those of Meta-World end on the tenth step with success
 
-Three conditions, as shares of a task's episodes; shares of levels a task does not have go to the others in proportion:
+A data condition says which share of a task's episodes each behavior level gives:
 
     mixture   random 1, low 1, middle 2, noisy expert 2, expert 2
     expert    noisy expert 1, expert 1
-    best      the planner where there is one, else noisy expert 1, expert 3
+    best      the planner if the task has one, else noisy expert 1, expert 3
 
-Low and middle are the novice and medium snapshots; on Meta-World, which has none, its scripted policy with more noise.
-Collection is `m3dt_agent.data.collect`: killed at any moment it continues, a finished dataset of the same config is kept.
+Low and middle are the novice and medium snapshots. Meta-World has no snapshots, so its scripted policy with more noise stands
+for them. A level that a task lacks is left out, and the others keep their proportions. Collection is `m3dt_agent.data.collect`:
+it continues after a kill, and keeps a finished dataset of the same config.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ from m3dt_agent.training.stage_inputs import data_fingerprint
 
 CONDITIONS = ("mixture", "expert", "best")
 STEPS_DOWN: Mapping[Domain, Mapping[str, float]] = {"metaworld": {"expert+1.0": 1.0, "expert+0.5": 2.0}}
-"""Shares of what stands for novice and medium where there are no snapshots. Measured on every third Meta-World task, 3 episodes
-each: success 47% with noise 1.0, 73% with 0.5, 94% with the 0.2 of the noisy expert."""
+"""Domain → level → share, for what stands for novice and medium if there are no snapshots. On every third Meta-World task, 3
+episodes each, the success rate was 47% with noise 1.0, 73% with 0.5, and 94% with the noisy expert's 0.2."""
 SNAPSHOTS: Mapping[str, float] = {"novice": 1.0, "medium": 2.0}
 HISTOGRAM_BINS = 10
 
 
 def level_shares(task: TaskSpec, condition: str) -> dict[str, float]:
-    """Behavior level → share of a task's episodes in a condition.
+    """Behavior level → share of a task's episodes under a data condition.
 
     Raises:
-        UnknownTaskError: no such condition.
+        UnknownTaskError: no condition has this name.
     """
     noisy = f"expert+{NOISE[task.domain]}"
     found = lookup({name: name for name in CONDITIONS}, condition, "data condition")
@@ -56,7 +57,7 @@ def level_shares(task: TaskSpec, condition: str) -> dict[str, float]:
 
 
 def source_name(condition: str, episodes: int, seed: int, stop_after_success: int | None) -> str:
-    """The last name of the datasets: everything but the shares, which the dataset itself holds and collection compares."""
+    """The last part of a dataset's name. The shares are not in it: the dataset records them, and collection compares them."""
     return f"{condition}-{episodes}-seed{seed}" + (f"-stop{stop_after_success}" if stop_after_success else "")
 
 
@@ -71,14 +72,18 @@ def prepare(
     stop_after_success: int | None = None,
     progress: bool | None = None,
 ) -> TaskDatasets:
-    """The datasets of `tasks` under the Minari root `root`, those that are missing collected first.
+    """Opens the datasets of `tasks` under the Minari root `root`, after collecting those that are missing.
 
-    Waits for another process that is preparing data under the same root. episodes: per task, prompts among them. seed: of the
-    collection; an episode's own seed is a hash of it, the task and its index. workers: processes (None: one per core; 0: none).
+    If another process is preparing data under the same root, this one waits for it.
+
+    Args:
+        episodes: per task; the prompts are taken from them.
+        seed: of the collection; an episode's own seed is a hash of it, the task and the episode's index.
+        workers: processes (None: one per core; 0: none).
 
     Raises:
         UnknownTaskError: no such task or condition.
-        DatasetError: a dataset of that name was made with other shares.
+        DatasetError: a dataset of this name was made with other shares.
         DiskSpaceError, M3DTError: as `collect`.
     """
     source = source_name(condition, episodes, seed, stop_after_success)
@@ -88,32 +93,39 @@ def prepare(
         alike.setdefault(tuple(level_shares(task, condition).items()), []).append(task)
     with file_lock(root / ".prepare.lock"):
         for shares, group in alike.items():
-            config = CollectConfig(dict(shares), 0.0, episodes, seed, source, stop_after_success)
+            config = CollectConfig(
+                levels=dict(shares), episodes=episodes, seed=seed, source=source, stop_after_success=stop_after_success
+            )
             collect(group, root, config, workers=workers, progress=progress)
         return TaskDatasets.open(root, specs, source)
 
 
 def collection_seeds(tasks: Iterable[str | TaskSpec], episodes: int, seed: int) -> dict[int, str]:
-    """Episode seed → task, of everything that `prepare` collects with these arguments."""
+    """Episode seed → task, for all episodes that `prepare` collects with these arguments."""
     return {episode_seed(seed, task, index): task.name for task in resolve(tasks) for index in range(episodes)}
 
 
 def require_disjoint(tasks: Iterable[str | TaskSpec], episodes: int, seed: int, eval_seed: int, eval_episodes: int) -> None:
-    """Checks that no evaluated episode, seeds `eval_seed` … `eval_seed` + `eval_episodes` - 1, was collected.
+    """Checks that no episode is both collected and evaluated.
+
+    Evaluation uses the seeds `eval_seed` … `eval_seed` + `eval_episodes` - 1 for every task.
 
     Raises:
-        ConfigError: one was, for any task; the message names it.
+        ConfigError: one of these seeds was collected for some task; the message names both.
     """
     collected = collection_seeds(tasks, episodes, seed)
     if common := [s for s in range(eval_seed, eval_seed + eval_episodes) if s in collected]:
         raise ConfigError(
-            f"seed {common[0]} is evaluated and was collected for {collected[common[0]]}; choose another eval_seed"
+            f"seed {common[0]} would be evaluated, but was collected for {collected[common[0]]}; choose another eval_seed"
         )
 
 
 def describe_data(data: TaskDatasets) -> dict[str, Any]:
-    """What a row says of its data: `fingerprint`, and per task its `episodes`, `steps`, and the counts of a `histogram` of
-    normalized episode scores, ten bins from 0 to 100; what lies outside is counted in the outermost bins."""
+    """What a cell's facts say of its data: the `fingerprint`, and a dict for each of the `tasks`.
+
+    For each task: number of `episodes` and `steps`, the `mean_score`, and a `histogram` of normalized episode scores with ten
+    bins from 0 to 100. Scores outside that range are counted in the outermost bins.
+    """
     described = {}
     for task, packed in zip(data.tasks, data.packed, strict=True):
         outcomes = [None] * len(packed.returns) if packed.success is None else packed.success.tolist()

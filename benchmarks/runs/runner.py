@@ -1,10 +1,10 @@
-"""Runs cells: data, training, episodes; killable at any moment, and nothing is done twice.
+"""Runs the cells of experiments: data, training, evaluation. A run may be killed at any moment, and nothing is done twice.
 
-for each cell of this shard that nobody has finished and nobody holds:
-    data       collected once per (tasks, condition, number), shared by all cells
-    training   as far as 75%, rows-0.75; to the end, rows-1.00                 (methods of three stages: only the end)
-    episodes   in parts of a few tasks, each kept as soon as it is there
-    facts      parameters, windows, FLOP, learning curve                       → cell.json
+for each cell of this shard that is not finished and that no other process is working on:
+    data        collected once per (tasks, condition, number) and shared by all cells
+    training    to 75% and then to the end; methods with three stages go straight to the end
+    episodes    rows-0.75.jsonl and rows-1.00.jsonl, evaluated in parts of a few tasks; every finished part is kept
+    facts       parameters, windows, FLOP and the learning curve, in cell.json
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,19 @@ import torch
 
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.config import EvalConfig
-from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.disk import write_file
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, evaluate, installed_versions, read_rows, router_usage, write_rows
+from m3dt_agent.evaluation.rollout import TASKS_PER_PART
 from m3dt_agent.jobs import Engine, LocalProcesses, run_jobs, runs_here, shard_of
-from m3dt_agent.training.cost import duration
+from m3dt_agent.machine import duration
 from m3dt_agent.training.logs import announce
 
 from ..methods import Method, Outcome, Work, method
-from ..records import FINAL, Cell, Facts, read_cell, write_cell, write_cell_rows
-from .conflict import module_conflict
+from ..records import FINAL, Cell, Facts, read_cell, write_cell, write_cell_episodes
 from .data import describe_data, prepare, require_disjoint
+from .gradient_conflict import conflict_by_module
 
-TASKS_PER_PART = 4
-"""Tasks whose episodes a kill can cost."""
 COLLECTION_SEED = 0
 Say = Callable[[str], None]
 
@@ -56,26 +54,34 @@ def run_cells(
     keep_weights: bool = False,
     say: Say = print,
 ) -> int:
-    """Brings every cell of a shard to its end; returns how many had something left to do.
+    """Finishes every cell of a shard that is not finished yet, and returns how many of them this call worked on.
 
-    shard: (I, N), every N-th cell from the I-th on. workers: simulator processes of a cell. engine: where cells run; elsewhere,
-    `run` and `datasets` must be folders that all see. keep_weights: keep `work/` of finished cells.
+    Args:
+        run: folder of the run. If `engine` runs jobs on other machines, all of them must see it and `datasets`.
+        datasets: Minari root of the demonstrations.
+        shard: (I, N) takes every N-th cell, starting with the I-th.
+        device: where models run: "cpu", "cuda", or "auto" (a GPU if there is one).
+        workers: simulator processes of one cell (None: one per core; 0: none).
+        engine: where cells run.
+        keep_weights: keep the folder `work/` of finished cells.
 
     Raises:
-        ConfigError: a shard that does not exist. Whatever collection, training and evaluation raise.
+        ConfigError: the shard does not exist.
+        M3DTError: as collection, training and evaluation raise.
     """
     mine = shard_of(list({cell.id: cell for cell in cells}.values()), shard)
     jobs: list[CellJob] = []
     for number, cell in enumerate(mine, 1):
+        shown = f"{cell.experiment}: {cell.method}, {cell.task_set}, seed {cell.training_seed} ({cell.id})"
         job = CellJob(
-            f"[{number}/{len(mine)}] {cell.experiment}: {cell.method}, {cell.task_set}, seed {cell.training_seed} ({cell.id})",
-            cell,
-            run.absolute(),
-            datasets.absolute(),
-            device,
-            workers,
-            progress if runs_here(engine) else False,
-            keep_weights,
+            name=f"[{number}/{len(mine)}] {shown}",
+            cell=cell,
+            run=run.absolute(),
+            datasets=datasets.absolute(),
+            device=device,
+            workers=workers,
+            progress=progress if runs_here(engine) else False,
+            keep_weights=keep_weights,
         )
         if is_finished(run, cell):
             say(f"{job.name}: done before")
@@ -90,7 +96,7 @@ def run_cells(
 
 @dataclass(frozen=True, slots=True)
 class CellJob:
-    """One cell, from wherever it is to its end."""
+    """The job of finishing one cell, from whatever is there already. Fields as the arguments of `run_cells`."""
 
     name: str
     cell: Cell
@@ -102,75 +108,115 @@ class CellJob:
     keep_weights: bool
 
     def __call__(self) -> float | None:
-        """The seconds it took, or None if another process has it."""
+        """Finishes the cell and returns the seconds it took, or None if another process is working on it."""
         if not self.run.parent.exists():
-            raise ConfigError(f"{self.run.parent} is not to be seen from {platform.node()}; cells need a folder that all share")
+            raise ConfigError(
+                f"{platform.node()} does not see {self.run.parent}; cells need a run folder that all machines share"
+            )
         with held(self.run / self.cell.id) as free:
             if not free:
                 return None
             began = time.monotonic()
-            _run_cell(self.cell, self.run, self.datasets, self.device, self.workers, self.progress, self.keep_weights)
+            self._finish()
             return time.monotonic() - began
+
+    def _finish(self) -> None:
+        write_cell(self.run, self.cell, None)
+        work = self._prepare_work()
+        chosen = method(self.cell.method)
+        began = time.monotonic()
+        outcome = self._train_and_evaluate(chosen, work)
+        facts = _facts(chosen, outcome, work, began)
+        write_cell(self.run, self.cell, facts)
+        if not self.keep_weights:
+            shutil.rmtree(work.folder)
+
+    def _prepare_work(self) -> Work:
+        """The cell's data and its folder for everything that must survive a kill."""
+        cell, settings = self.cell, self.cell.settings
+        episodes = settings["demonstrations"]
+        require_disjoint(cell.tasks, episodes, COLLECTION_SEED, settings["eval_seed"], settings["episodes"])
+        data = prepare(
+            self.datasets,
+            cell.tasks,
+            cell.condition,
+            episodes,
+            COLLECTION_SEED,
+            self.workers,
+            stop_after_success=settings.get("stop_after_success"),
+        )
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        work = Work(
+            cell=cell,
+            data=data,
+            folder=self.run / cell.id / "work",
+            device=device,
+            progress=self.progress,
+            shared=self.run / "shared",
+            workers=self.workers,
+        )
+        work.folder.mkdir(exist_ok=True)
+        return work
+
+    def _train_and_evaluate(self, chosen: Method, work: Work) -> Outcome:
+        outcome = Outcome("")
+        for fraction in chosen.fractions:
+            evaluated = (self.run / self.cell.id / f"rows-{fraction}.jsonl").exists()
+            if evaluated and fraction != FINAL:
+                continue  # the model has been trained further and cannot go back
+            outcome = chosen.train(work, fraction)
+            if not evaluated:
+                write_cell_episodes(self.run, self.cell, fraction, _evaluate_in_parts(outcome, work, fraction))
+        agent = outcome.policy
+        if isinstance(agent, M3DTAgent) and agent.experts == "mixture" and agent.config.n_experts:
+            usage = router_usage(agent, work.data)
+            write_file(self.run / self.cell.id / "expert_weights.json", json.dumps(usage).encode())
+        return outcome
 
 
 def is_finished(run: Path, cell: Cell) -> bool:
-    """Whether a run has a cell's final episodes and facts."""
-    if not (run / cell.id / "cell.json").exists():
-        return False
-    result = read_cell(run / cell.id)
-    return result.facts is not None and bool(result.final)
+    """Whether the run has the cell's facts and the episodes of its final model."""
+    return (run / cell.id / "cell.json").exists() and read_cell(run / cell.id).finished
 
 
-def _run_cell(
-    cell: Cell, run: Path, datasets: Path, device: str, workers: int | None, progress: bool | None, keep_weights: bool
-) -> None:
-    folder = write_cell(run, cell, None)
-    settings = cell.settings
-    episodes, stop = settings["demonstrations"], settings.get("stop_after_success")
-    require_disjoint(cell.tasks, episodes, COLLECTION_SEED, settings["eval_seed"], settings["episodes"])
-    data = prepare(datasets, cell.tasks, cell.condition, episodes, COLLECTION_SEED, workers, stop_after_success=stop)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    work = Work(cell, data, folder / "work", device, progress, shared=run / "shared", workers=workers)
-    work.folder.mkdir(exist_ok=True)
-    chosen = method(cell.method)
-    began = time.monotonic()
-    outcome = _train_and_evaluate(chosen, work, run, workers)
-    agent = outcome.policy
-    conflict = module_conflict(agent, data, work.train_config("backbone")) if isinstance(agent, M3DTAgent) else {}
-    seconds = _seconds(work.folder, time.monotonic() - began)
-    write_cell(run, cell, _facts(cell, chosen, outcome, data, seconds, conflict))
-    if not keep_weights:
-        shutil.rmtree(work.folder)
+def status(cells: Sequence[Cell], run: Path) -> list[dict[str, Any]]:
+    """What the run has of each cell: `rows`, the fractions of the training whose episodes are there, and `finished`."""
+    found = []
+    for cell in cells:
+        fractions = sorted(path.stem.removeprefix("rows-") for path in (run / cell.id).glob("rows-*.jsonl"))
+        summary = {name: getattr(cell, name) for name in ("id", "experiment", "method", "task_set", "training_seed", "scale")}
+        found.append({**summary, "rows": fractions, "finished": is_finished(run, cell)})
+    return found
 
 
-def _train_and_evaluate(chosen: Method, work: Work, run: Path, workers: int | None) -> Outcome:
-    outcome = Outcome("")
-    for fraction in chosen.fractions:
-        evaluated = (run / work.cell.id / f"rows-{fraction}.jsonl").exists()
-        if evaluated and fraction != FINAL:
-            continue  # training has gone on from there, and cannot go back
-        outcome = chosen.train(work, fraction)
-        if not evaluated:
-            write_cell_rows(run, work.cell, fraction, _episodes(outcome, work, fraction, workers))
-    if isinstance(outcome.policy, M3DTAgent) and outcome.policy.experts == "mixture" and outcome.policy.config.n_experts:
-        usage = router_usage(outcome.policy, work.data)
-        write_file(run / work.cell.id / "expert_weights.json", json.dumps(usage).encode())
-    return outcome
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Locks a cell's folder; gives whether this process now has it to itself. A kill releases the lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
-def _episodes(outcome: Outcome, work: Work, fraction: str, workers: int | None) -> list[EpisodeResult]:
-    """All episodes of a cell, in parts that are kept one by one."""
+def _evaluate_in_parts(outcome: Outcome, work: Work, fraction: str) -> list[EpisodeResult]:
+    """All episodes of a cell. They are evaluated in parts of a few tasks, and each part is written as soon as it is
+    finished."""
     settings, names = work.cell.settings, work.cell.tasks
     config = EvalConfig(
         settings["episodes"],
         settings["eval_seed"],
         slots=settings.get("slots", 32),
-        workers=workers,
+        workers=work.workers,
         stop_on_success=settings.get("stop_on_success", False),
     )
     policy = AgentPolicy(outcome.policy, name=work.cell.method) if isinstance(outcome.policy, M3DTAgent) else outcome.policy
-    parts = {
+    parts = {  # a kill loses at most the episodes of one part
         work.folder / f"rows-{fraction}-{first:03d}.jsonl": names[first : first + TASKS_PER_PART]
         for first in range(0, len(names), TASKS_PER_PART)
     }
@@ -184,50 +230,27 @@ def _episodes(outcome: Outcome, work: Work, fraction: str, workers: int | None) 
     return [row for part in parts for row in read_rows(part)]
 
 
-def _seconds(folder: Path, seconds: float) -> float:
-    """The seconds of this and of earlier, interrupted attempts that came this far."""
-    file = folder / "seconds.json"
-    total = seconds + (json.loads(file.read_text()) if file.exists() else 0.0)
-    write_file(file, json.dumps(total).encode())
-    return float(total)
-
-
-def _facts(
-    cell: Cell, chosen: Method, outcome: Outcome, data: TaskDatasets, seconds: float, conflict: Mapping[str, float]
-) -> Facts:
-    names = ("parameters", "active_parameters", "windows", "training_flop", "action_flop", "curve")
+def _facts(chosen: Method, outcome: Outcome, work: Work, began: float) -> Facts:
+    """What the cell took. began: when this attempt did, by `time.monotonic`."""
+    agent, settings = outcome.policy, work.cell.settings
+    conflict = conflict_by_module(agent, work.data, work.train_config("backbone")) if isinstance(agent, M3DTAgent) else {}
+    counted = ("parameters", "active_parameters", "windows", "training_flop", "action_flop", "curve")
     return Facts(
-        **{name: getattr(outcome, name) for name in names},
+        **{name: getattr(outcome, name) for name in counted},
         task_id=chosen.task_id,
-        data=describe_data(data),
-        seconds=seconds,
-        threads=cell.settings["threads"],
-        precision=cell.settings["precision"],
+        data=describe_data(work.data),
+        seconds=_add_seconds(work.folder, time.monotonic() - began),
+        threads=settings["threads"],
+        precision=settings["precision"],
         machine=f"{platform.machine()}, {platform.processor() or 'unknown processor'}",
         versions=dict(installed_versions()) | {"python": platform.python_version()},
         conflict=conflict,
     )
 
 
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[bool]:
-    """Whether this process now has the cell to itself; a kill gives it back."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def status(cells: Sequence[Cell], run: Path) -> list[dict[str, Any]]:
-    """Per cell, what there is of it: rows of which fractions, and whether it is finished."""
-    rows = []
-    for cell in cells:
-        folder = run / cell.id
-        fractions = sorted(path.stem.removeprefix("rows-") for path in folder.glob("rows-*.jsonl"))
-        summary = {name: getattr(cell, name) for name in ("id", "experiment", "method", "task_set", "training_seed", "scale")}
-        rows.append({**summary, "rows": fractions, "finished": is_finished(run, cell)})
-    return rows
+def _add_seconds(folder: Path, seconds: float) -> float:
+    """The seconds of this attempt and of earlier ones that came this far; they are kept in `folder`."""
+    file = folder / "seconds.json"
+    total = seconds + (json.loads(file.read_text()) if file.exists() else 0.0)
+    write_file(file, json.dumps(total).encode())
+    return float(total)

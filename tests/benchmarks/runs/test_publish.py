@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.records import Cell, read_run
-from benchmarks.runs.publish import ship
+from benchmarks.runs.publish import publish_bank
 from benchmarks.runs.runner import run_cells
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import builtin
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_shipped_acted_and_its_card_says_how(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):  # what was there is replaced
-        shipped = ship(run, tmp_path / "banks" / "small", tmp_path / "results", ["### How it was made\n\nQuickly."])
+        shipped = publish_bank(run, tmp_path / "banks" / "small", tmp_path / "results", ["### How it was made\n\nQuickly."])
     results = {(r.cell.method, "later_seed" in r.cell.settings): r for r in read_run(tmp_path / "results" / "cells")}
     assert len(results) == 6
     routed = results["bank-routed", False]
@@ -74,5 +74,5 @@ def test_a_run_without_its_bank_ships_nothing(run: Path, tmp_path: Path) -> None
         [cell("random", SETTINGS)], tmp_path / "run", run.parent / "datasets", workers=0, progress=False, say=lambda _: None
     )
     with pytest.raises(DatasetError, match="holds no bank that acted"):
-        ship(tmp_path / "run", tmp_path / "banks" / "small", tmp_path / "results")
+        publish_bank(tmp_path / "run", tmp_path / "banks" / "small", tmp_path / "results")
     assert not (tmp_path / "banks").exists()

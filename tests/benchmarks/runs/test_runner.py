@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.methods import Work, method
-from benchmarks.records import FINAL, Cell, read_run, write_cell, write_cell_rows
+from benchmarks.records import FINAL, Cell, read_run, write_cell, write_cell_episodes
 from benchmarks.runs.data import collection_seeds, prepare
 from benchmarks.runs.runner import held, is_finished, run_cells, status
 from m3dt_agent.cli.options import parse_shard
@@ -66,7 +66,7 @@ def rows_of(run: Path) -> dict[str, Any]:
     """Everything of a run that must not depend on kills, machines and time."""
     found = {}
     for result in read_run(run):
-        for fraction, rows in result.rows.items():
+        for fraction, rows in result.episodes.items():
             kept = [dataclasses.replace(row, versions={}) for row in rows]
             found[f"{result.cell.method} {fraction}"] = kept
     return found
@@ -84,7 +84,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_holds_what_was_promised(whole: Path) -> None:
     results = {result.cell.method: result for result in read_run(whole)}
     assert set(results) == {"random", "prompt-dt", "m3dt-random"}
-    assert set(results["prompt-dt"].rows) == {"0.75", "1.00"}
+    assert set(results["prompt-dt"].episodes) == {"0.75", "1.00"}
     for result in results.values():
         assert result.facts is not None
         assert [(row.task, row.seed) for row in result.final] == [(t, s) for t in TASKS for s in (10_000, 10_001)]
@@ -163,7 +163,7 @@ def test_a_kill_between_the_fractions_does_not_train_backwards(whole: Path, tmp_
     work = Work(chosen, prepare(whole.parent / "datasets", TASKS, "expert", 4, 0, 0), tmp_path / "run" / chosen.id / "work")
     write_cell(tmp_path / "run", chosen, None)
     early = next(r for r in read_run(whole) if r.cell.id == chosen.id)
-    write_cell_rows(tmp_path / "run", chosen, "0.75", early.rows["0.75"])
+    write_cell_episodes(tmp_path / "run", chosen, "0.75", early.episodes["0.75"])
     work.folder.mkdir()
     method(chosen.method).train(dataclasses.replace(work, progress=False), FINAL)  # killed here, its rows not written
     run_cells([chosen], tmp_path / "run", whole.parent / "datasets", workers=0, progress=False, say=lambda _: None)
@@ -220,5 +220,5 @@ def test_records_that_are_not_valid(whole: Path, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=match):
             read_run(tmp_path / "run")
     (copy / "cell.json").write_text("{}")
-    with pytest.raises(DatasetError, match="damaged or foreign"):
+    with pytest.raises(DatasetError, match="damaged or not in the benchmark's format"):
         read_run(tmp_path / "run")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.methods import Work, method
-from benchmarks.runs.conflict import BATCHES, MODULES, module_conflict, module_of
+from benchmarks.runs.gradient_conflict import BATCHES, MODULES, conflict_by_module, module_of
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.data.batches import BatchSampler
 from m3dt_agent.training.conflict import masked_losses
@@ -38,7 +38,7 @@ def trained(make_work: MakeWork, name: str) -> tuple[M3DTAgent, Work]:
 def test_it_is_the_definition(make_work: MakeWork, name: str, modules: set[str]) -> None:
     agent, work = trained(make_work, name)
     config = dataclasses.replace(work.train_config("backbone"), seed=5)
-    found = module_conflict(agent, work.data, config)
+    found = conflict_by_module(agent, work.data, config)
     assert set(found) == modules
     assert all(0.0 <= value <= 2.0 for value in found.values())
     sampler = BatchSampler(
@@ -74,7 +74,7 @@ def test_it_is_the_definition(make_work: MakeWork, name: str, modules: set[str])
 def test_one_task_agrees_with_itself(make_work: MakeWork) -> None:
     agent, work = trained(make_work, "prompt-dt")
     alone = work.data.subset([work.data.tasks[0].name])
-    assert module_conflict(agent, alone, work.train_config("backbone"))["all"] == pytest.approx(0.0, abs=1e-5)
+    assert conflict_by_module(agent, alone, work.train_config("backbone"))["all"] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_every_parameter_has_a_module() -> None:

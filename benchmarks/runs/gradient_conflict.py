@@ -1,11 +1,14 @@
-"""Gradient conflict of a trained model, module by module (M3DT section 3 and appendix A.4).
+"""Gradient conflict of a trained model, for each kind of module (M3DT, section 3 and appendix A.4).
 
     conflict of a module = 1 - mean_t cos(g_t, ḡ)    g_t: gradient of task t's loss by the module's parameters, ḡ = mean_t g_t
 
-    attention   queries, keys, values and outputs of all blocks      experts, router   of all blocks, where there are any
-    ffn         the backbone's feed-forward parts                    other             embeddings, norms, the action head
+    attention   queries, keys, values and outputs of all blocks
+    ffn         feed-forward parts of the backbone's blocks
+    experts     experts of all blocks
+    router      routers of all blocks
+    other       embeddings, norms, the action head
 
-Measured over all parameters, whether a stage froze them or not, on the data the model was trained on, at dropout 0.
+All parameters count, whether a stage froze them or not. The gradients are taken on the training data, without dropout.
 """
 
 from __future__ import annotations
@@ -23,14 +26,14 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.training.conflict import mean_gradient, task_gradients
 
 BATCHES = 2
-"""Batches per task; the measurement is their mean."""
+"""Batches per task. The result is the mean over them."""
 MODULES = ("attention", "ffn", "experts", "router", "other")
 
 
-def module_conflict(agent: M3DTAgent, data: TaskDatasets, config: TrainConfig) -> dict[str, float]:
-    """Conflict of every module the agent's model has, and of "all" parameters together.
+def conflict_by_module(agent: M3DTAgent, data: TaskDatasets, config: TrainConfig) -> dict[str, float]:
+    """The conflict of every kind of module in the agent's model, and of "all" parameters together.
 
-    config: decides the batches.
+    config: gives the batch size, the seed and the stage of the batches.
     """
     sampler = BatchSampler(
         data,
@@ -54,19 +57,19 @@ def module_conflict(agent: M3DTAgent, data: TaskDatasets, config: TrainConfig) -
             return task_gradients(agent.model, parameters, sampler, batch, experts=agent.experts)
 
         mean = mean_gradient(gradients)
-        for gradient in gradients():  # once more: those of 160 tasks need not fit in memory
+        for gradient in gradients():  # computed again, because those of 160 tasks may not fit in memory
             for module, cosine in _cosines(gradient, mean, sizes, list(owners.values())).items():
                 agreement[module] += cosine / (BATCHES * len(data.tasks))
     return {module: 1.0 - cosine for module, cosine in agreement.items()}
 
 
 def module_of(name: str) -> str:
-    """The module that a parameter belongs to."""
+    """The kind of module that a parameter belongs to."""
     return next((module for module in MODULES[:-1] if f".{module}." in name), "other")
 
 
 def _cosines(gradient: Tensor, mean: Tensor, sizes: list[int], owners: list[str]) -> dict[str, float]:
-    """The cosine between a flat gradient and the mean one, per module and over all; 0 where a gradient is zero."""
+    """The cosine between a flat gradient and the mean one, per module and for "all"; 0 if a gradient is zero."""
     products = dict.fromkeys((*owners, "all"), np.zeros(3))  # g·ḡ, g·g, ḡ·ḡ
     for owner, g, m in zip(owners, torch.split(gradient.double(), sizes), torch.split(mean.double(), sizes), strict=True):
         found = np.array([(g @ m).item(), (g @ g).item(), (m @ m).item()])
