@@ -95,6 +95,14 @@ def shows_progress(progress: bool | None) -> bool:
     return sys.stderr.isatty() if progress is None else progress
 
 
+def duration(seconds: float) -> str:
+    """A time as a person says it: 45 s, 12 min, 3.5 h, 9.2 days."""
+    for size, unit in ((86_400, "days"), (3_600, "h")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
 def try_rendering(backend: str) -> str:
     """ "ok" if MuJoCo draws a frame with this GL backend, else the last line of what went wrong."""
     if importlib.util.find_spec("mujoco") is None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from m3dt_agent.machine import shows_progress, usable_cores
+from m3dt_agent.machine import duration, shows_progress, usable_cores
 
 
 def test_usable_cores_are_those_that_the_process_may_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +29,7 @@ def test_progress_is_shown_on_terminals_unless_told_otherwise(terminal: bool, mo
     assert shows_progress(None) is terminal
     assert shows_progress(True) is True
     assert shows_progress(False) is False
+
+
+def test_times_read_well() -> None:
+    assert [duration(s) for s in (5, 119, 120, 7200, 200_000)] == ["5 s", "119 s", "2 min", "2.0 h", "2.3 days"]
