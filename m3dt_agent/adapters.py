@@ -1,22 +1,23 @@
-"""The same agent behind other libraries' loops: Stable-Baselines3, Meta-World, any Gymnasium vector environment.
+"""The same agent in the loops of other libraries: Stable-Baselines3, Meta-World, any Gymnasium vector environment.
 
-    library                                   loop calls                                  adapter
+    library                                   its loop calls                              adapter
     stable_baselines3 evaluate_policy         predict(obs, state, episode_start, ...)     SB3Policy
     metaworld.evaluation.evaluation           eval_action(obs), reset(env_mask)           MetaWorldPolicy, metaworld_envs
     gymnasium.vector                          your own loop                               EpisodeStarts, run_episodes
 
-Neither library passes rewards, so its adapter acts with `rtg_mode="constant"`. When the same episodes give the same returns as
-`evaluation.evaluate` (DESIGN section 8):
+Stable-Baselines3 and Meta-World do not pass rewards to the policy, so their adapters act with `rtg_mode="constant"`. They give
+the returns of `evaluation.evaluate` on the same episodes:
 
-- Stable-Baselines3 seeds the first reset only and stores float32 rewards: n_envs = n_eval_episodes and `vec_env.seed(s)`, or
-  `envs.wrappers.SeededResets` around each environment;
-- Meta-World ends episodes at success and never seeds: `EvalConfig(stop_on_success=True)`, and `metaworld_envs`, which seeds.
+- Stable-Baselines3 seeds only the first reset and stores float32 rewards. Use as many environments as evaluated episodes and
+  `vec_env.seed(s)`, or wrap each environment in `envs.wrappers.SeededResets`.
+- Meta-World ends episodes at success, as `EvalConfig(stop_on_success=True)` does, and never seeds. `metaworld_envs` does.
 
-When an observation opens an episode depends on a vector environment's autoreset mode; d = terminated | truncated of a step:
+Which observation opens an episode depends on the autoreset mode of the vector environment. Let d = terminated | truncated of a
+step:
 
-    NEXT_STEP   d, then the next step ignores its action, gives reward 0 and the first observation    start: the step after d
-    SAME_STEP   d comes with the first observation of the next episode                               start: d itself
-    DISABLED    nothing resets by itself                                                             start: your reset_mask
+    NEXT_STEP   the step after d ignores its action and gives reward 0 and a first observation    start: the step after d
+    SAME_STEP   d comes with the first observation of the next episode                            start: d itself
+    DISABLED    nothing resets by itself                                                          start: your reset_mask
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ State = tuple[npt.NDArray[Any], ...]
 
 
 class SB3Policy:
-    """An agent as what Stable-Baselines3 calls a model: anything with `predict`.
+    """An agent as a Stable-Baselines3 model, which is anything with `predict`.
 
-    task, reset: go to `M3DTAgent.reset` (task=..., or prompt=... and statistics=...); the return-to-go stays constant. As with
-    SB3's recurrent policies, pass the returned state to the next call: without a state every call opens new episodes.
+    task, reset: arguments of `M3DTAgent.reset` (task=..., or prompt=... and statistics=...); the return-to-go stays constant.
+    As with SB3's recurrent policies, pass the returned state to the next call: a call without a state opens new episodes.
     """
 
     def __init__(self, agent: M3DTAgent, task: str | TaskSpec | None = None, **reset: Any) -> None:
@@ -58,19 +59,22 @@ class SB3Policy:
         episode_start: npt.NDArray[Any] | None = None,
         deterministic: bool = True,
     ) -> tuple[Floats, State]:
-        """Actions (act_dim,) or (N, act_dim) and the state for the next call; the agent is deterministic either way.
+        """Actions (act_dim,) or (N, act_dim), and the state for the next call.
 
         Args:
-            observation: (obs_dim,) or (N, obs_dim). state: what the last call returned; None opens an episode in every slot.
+            observation: (obs_dim,) or (N, obs_dim).
+            state: what the last call returned; None opens an episode in every slot.
             episode_start: (N,) bool, the slots whose observation opens an episode.
+            deterministic: ignored; the agent always is.
 
         Raises:
-            StageError: a state that is not the last call's. Else what `M3DTAgent.act` raises.
+            StageError: a state that is not the last call's.
+            ShapeError, InvalidValueError: as `M3DTAgent.act`.
         """
         if state is None:
             self._reset()
         elif int(state[0]) != self._calls:
-            raise StageError("predict continues from the state of its last call only; pass state=None to begin again")
+            raise StageError("predict continues only from the state of its last call; pass state=None to begin again")
         starts = None if state is None or episode_start is None else np.asarray(episode_start, np.bool_)
         actions = self._agent.act(observation, reset_mask=starts)  # type: ignore[arg-type]  # a dict is act's ShapeError
         self._calls += 1
@@ -78,7 +82,13 @@ class SB3Policy:
 
 
 class MetaWorldPolicy:
-    """An agent as what `metaworld.evaluation.evaluation` calls an agent. tasks: one per environment, in their order."""
+    """An agent for `metaworld.evaluation.evaluation`.
+
+    tasks: one per environment, in the order of the environments.
+
+    Raises:
+        ConfigError: a task that is not of Meta-World. UnknownTaskError: no such task.
+    """
 
     def __init__(self, agent: M3DTAgent, tasks: Sequence[str | TaskSpec]) -> None:
         self._agent = agent
@@ -89,11 +99,15 @@ class MetaWorldPolicy:
 
     @classmethod
     def for_envs(cls, agent: M3DTAgent, envs: VectorEnv[Any, Any, Any]) -> MetaWorldPolicy:
-        """An adapter for the tasks that the vector environment's `task_name`s say."""
+        """The adapter for the tasks of a vector environment, told by its `task_name`s.
+
+        Raises:
+            UnknownTaskError: a `task_name` that is none of Meta-World's.
+        """
         return cls(agent, [_task_of_class(name) for name in envs.get_attr("task_name")])  # type: ignore[attr-defined]
 
     def reset(self, env_mask: Bools) -> None:
-        """The next observations open an episode where `env_mask` (N,) is True."""
+        """Marks the slots whose next observation opens an episode: those where `env_mask` (N,) is True."""
         self._starts = np.asarray(env_mask, np.bool_)
         if self._starts.all():
             self._agent.reset(self._tasks, rtg_mode="constant")
@@ -104,7 +118,7 @@ class MetaWorldPolicy:
 
 
 class _MetaWorldInterface(gym.Wrapper[Any, Any, Any, Any]):
-    """What Meta-World's evaluation asks of a sub-environment: `task_name`, `terminate_on_success` and its toggle."""
+    """What Meta-World's evaluation needs of an environment: `task_name`, `terminate_on_success` and a method to toggle it."""
 
     def __init__(self, env: gym.Env[Any, Any], task: TaskSpec) -> None:
         super().__init__(env)
@@ -123,7 +137,7 @@ class _MetaWorldInterface(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def metaworld_envs(tasks: Sequence[str | TaskSpec], *, seed: int = 0) -> SyncVectorEnv:
-    """Our Meta-World environments as `metaworld.evaluation.evaluation` wants them, one per task; the k-th episode has seed + k.
+    """Our Meta-World environments for `metaworld.evaluation.evaluation`, one per task; episode k of each has seed + k.
 
     Raises:
         UnknownTaskError: no such task. MissingDependencyError: metaworld is not installed.
@@ -141,10 +155,10 @@ def metaworld_envs(tasks: Sequence[str | TaskSpec], *, seed: int = 0) -> SyncVec
 class EpisodeStarts:
     """Which observations of a vector environment open an episode: the `reset_mask` for `M3DTAgent.act`, in all autoreset modes.
 
-    Call `after_reset` with what you gave `envs.reset`, and `after_step` with what `envs.step` gave you.
+    Call `after_reset` with the mask that you gave to `envs.reset`, and `after_step` with what `envs.step` returned.
 
     Raises:
-        ConfigError: the vector environment does not say its autoreset mode.
+        ConfigError: the metadata of the vector environment have no autoreset mode.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
@@ -156,13 +170,13 @@ class EpisodeStarts:
         self._ended = np.zeros(envs.num_envs, bool)
 
     def after_reset(self, reset_mask: Bools | None = None) -> Bools:
-        """(N,) bool for the observations `envs.reset` returned; None: every slot was reset."""
+        """(N,) bool for the observations that `envs.reset` returned; reset_mask None: every slot was reset."""
         starts = np.ones_like(self._ended) if reset_mask is None else np.asarray(reset_mask, np.bool_).copy()
         self._ended &= ~starts
         return starts
 
     def after_step(self, terminated: Bools, truncated: Bools) -> Bools:
-        """(N,) bool for the observations `envs.step` returned."""
+        """(N,) bool for the observations that `envs.step` returned."""
         before, self._ended = self._ended, np.asarray(terminated | truncated, np.bool_)
         if self.mode is AutoresetMode.NEXT_STEP:
             return before
@@ -172,12 +186,15 @@ class EpisodeStarts:
 def run_episodes(
     agent: M3DTAgent, envs: VectorEnv[Any, Any, Any], *, episodes: int, seed: int | None = None
 ) -> list[list[float]]:
-    """Returns of the first `episodes` episodes of every slot, in order, after `agent.reset(...)`; any autoreset mode.
+    """Runs `episodes` episodes in every slot and returns their returns, by slot and in order; call `agent.reset(...)` first.
 
-    seed: slot i's first reset gets seed + i; later ones are the environments' own. Rewards are given to the agent.
+    Works in any autoreset mode, and passes the rewards to the agent. seed: the first reset of slot i gets seed + i; later
+    resets are not seeded here.
 
     Raises:
-        ConfigError: as `EpisodeStarts`. StageError: the agent was not reset. Else what `M3DTAgent.act` raises.
+        ConfigError: as `EpisodeStarts`.
+        StageError: the agent was not reset.
+        ShapeError, InvalidValueError: as `M3DTAgent.act`.
     """
     tracker = EpisodeStarts(envs)
     obs, _ = envs.reset(seed=seed)
@@ -202,7 +219,7 @@ def run_episodes(
 
 @functools.cache
 def _classes() -> dict[str, str]:
-    """Meta-World's task name, such as "reach-v3" → its class name, which Meta-World's evaluation knows tasks by."""
+    """Meta-World's task name, such as "reach-v3" → the name of its class, by which Meta-World's evaluation calls it."""
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ImportError as error:

@@ -48,7 +48,7 @@ def our_returns(agent: M3DTAgent, name: str, **config: Any) -> list[float]:
 
 @pytest.mark.parametrize("name", ["walker-run", "cheetah-vel-25", "reach"])
 def test_stable_baselines3_gives_our_returns(agent: M3DTAgent, name: str) -> None:
-    """As DESIGN section 8 says: as many environments as episodes, environment i seeded with seed + i."""
+    """With as many environments as episodes, environment i seeded with seed + i."""
     episodes = 2
     env = DummyVecEnv([lambda: Monitor(gym.make(get(name).env_id))] * episodes)
     env.seed(11)

@@ -1,4 +1,4 @@
-"""What is given to `M3DTAgent.act`, checked: one row per slot, or an error that says what came and what is valid."""
+"""Checks of what `M3DTAgent.act` is given: one row per slot, or an error that says what came and what is valid."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ Bools = npt.NDArray[np.bool_]
 
 
 def observation_rows(obs: npt.ArrayLike, what: str, shape: tuple[int | None, ...]) -> Floats:
-    """(N, width) float32 from observations of `shape`; (None, width) is (width,) or (N, width) for any N > 0.
+    """Observations as (N, width) float32. what: whose they are, for the error.
+
+    shape: the shape they must have; (None, width) allows (width,) and (N, width) for any N > 0.
 
     Raises:
-        ShapeError: no array of numbers, or another shape.
+        ShapeError: not an array of numbers, or another shape.
     """
     any_number = shape[0] is None
     valid = f"({shape[-1]},) or (N, {shape[-1]})" if any_number else str(shape)
@@ -32,10 +34,11 @@ def observation_rows(obs: npt.ArrayLike, what: str, shape: tuple[int | None, ...
 
 
 def reward_rows(reward: npt.ArrayLike, shape: tuple[int, ...], used: Bools) -> npt.NDArray[np.float64]:
-    """(N,) float64 from rewards () or (N,), 0 where `used` is False.
+    """Rewards of `shape`, () or (N,), as (N,) float64 with 0 where `used` is False.
 
     Raises:
-        ShapeError: another shape. InvalidValueError: one that is used and not finite.
+        ShapeError: another shape.
+        InvalidValueError: a reward that is used is not finite.
     """
     rewards = np.asarray(reward, np.float64)
     if rewards.shape != shape:
@@ -46,10 +49,11 @@ def reward_rows(reward: npt.ArrayLike, shape: tuple[int, ...], used: Bools) -> n
 
 
 def flag_rows(name: str, value: npt.ArrayLike | None, shape: tuple[int, ...], *, default: bool) -> Bools:
-    """(N,) bool from a flag () or (N,); None is `default` for every slot.
+    """Flags of `shape`, () or (N,), as (N,) bool; None is `default` for every slot.
 
     Raises:
-        InvalidValueError: not boolean. ShapeError: another shape.
+        InvalidValueError: not boolean.
+        ShapeError: another shape.
     """
     flags = np.full(shape, default) if value is None else np.asarray(value)
     if flags.dtype != np.bool_:
@@ -60,10 +64,10 @@ def flag_rows(name: str, value: npt.ArrayLike | None, shape: tuple[int, ...], *,
 
 
 def require_finite(what: str, values: npt.NDArray[Any], used: Bools) -> None:
-    """Checks the values that are used, (N, width) or (N,).
+    """Checks that all used `values`, (N, width) or (N,), are finite.
 
     Raises:
-        InvalidValueError: the first that is not finite, named by slot and dimension.
+        InvalidValueError: one is not; the message names the slot and dimension of the first.
     """
     if (np.isfinite(values) | ~used).all():
         return
