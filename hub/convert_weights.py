@@ -1,11 +1,11 @@
-"""The authors' weights into a bank of ours, and back.
+"""Converts the authors' published weights into a bank, and a bank into their files.
 
                read_published              bank_from_published
     folder ─────────────────────► tensors ─────────────────────► ExpertBank, residual="published"
            ◄─────────────────────         ◄─────────────────────
               write_published                 to_published
 
-What lies in the folder: published/weight_files.py. Which tensor is which: published/weight_names.py.
+published/weight_files.py says what the folder holds, and published/weight_names.py which of their tensors is which of ours.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ _GROUP = re.compile(r"expert_(\d{1,3})")
 def bank_from_published(
     folder: str | Path, path: str | Path, data: TaskDatasets, *, groups: str | Path | None = None, n_heads: int = 8
 ) -> ExpertBank:
-    """A new bank at `path` with the authors' weights in `folder` and residual="published"; whole or not at all.
+    """Makes a bank at `path` from the authors' weights in `folder`, with residual="published". A failure leaves nothing behind.
 
     Args:
-        data: of the tasks the weights were trained on; statistics and prompts are made from it, so as published only if it was
-            opened with `DataConfig.preset("paper")`.
-        groups: the authors' grouping, a JSON file of "expert_<e>" → published task names; None: not known.
-        n_heads: the weights do not tell; 8 in every published model (DESIGN section 5).
+        data: datasets of the tasks that the weights were trained on, from which statistics and prompts are made. These are as
+            published only if `data` was opened with `DataConfig.preset("paper")`.
+        groups: the authors' grouping, a JSON file of "expert_<e>" → published task names; None: unknown.
+        n_heads: attention heads, which the weights do not show; every published model has 8
+            (docs/architecture.md#sources-of-numbers).
 
     Raises:
         BankError: as `read_published`, or `path` exists and is not an empty folder.
-        ConfigError: `n_heads` that does not fit, or groups that are not those of the data's tasks and the experts.
-        UnknownTaskError: groups with a task that does not exist.
+        ConfigError: `n_heads` does not fit, or the groups do not fit the tasks of the data and the experts.
+        UnknownTaskError: the groups name a task that does not exist.
         DiskSpaceError: no room.
     """
     path = Path(path)
@@ -67,21 +68,24 @@ def bank_from_published(
     with disk_space_errors(path), scratch_folder(path.parent) as scratch:
         ExpertBank.create(scratch, config, data.tasks, statistics, prompts, data.config).commit(files, **changes)
         publish(scratch, path)
-    return ExpertBank.open(path)
+    return ExpertBank.open(path, check="sizes")
 
 
 def write_published(source: ExpertBank | M3DT, folder: str | Path, *, allow_standard_residual: bool = False) -> None:
-    """Writes a bank or a model to `folder` as the authors' files, which their scripts load; whole or not at all.
+    """Writes a bank or a model to `folder` as files that the authors' scripts load. A failure leaves nothing behind.
 
-    Of an unfinished bank what there is: no mixture without the router, and only finished experts. Iterations and seed in the
-    names of the files are those the bank's stages were trained with, 0 where it does not know. allow_standard_residual: write
-    experts that continue from x too; the authors' code, which continues from LN(x), computes something else with them.
+    An unfinished bank gives what it has: its finished experts, and the mixture only if it has a router. Iterations and seed in
+    the names of the files are those of the bank's stages, or 0 if unknown.
+
+    Args:
+        allow_standard_residual: also write experts whose residual continues from x. The authors' code, which continues from
+            LN(x), computes something else with them.
 
     Raises:
-        ConfigError: residual="standard" and experts, and this is not allowed; or `top_k` or another `ffn_multiple`
-            than 4, which the authors' code has not got.
-        BankError: `folder` exists and is not an empty folder, or a damaged file of the bank.
-        StageError: a bank without a backbone.
+        ConfigError: the model has experts and residual="standard", and that is not allowed; or it has `top_k`, or an
+            `ffn_multiple` other than 4, which the authors' code does not support.
+        BankError: `folder` exists and is not an empty folder, or a file of the bank is damaged.
+        StageError: the bank has no backbone.
         DiskSpaceError: no room.
     """
     folder = Path(folder)
@@ -92,12 +96,12 @@ def write_published(source: ExpertBank | M3DT, folder: str | Path, *, allow_stan
     if config.n_experts and config.residual != "published" and not allow_standard_residual:
         raise ConfigError(
             f"residual={config.residual!r}: with these experts the authors' code, which is residual='published', computes "
-            "something else; allow_standard_residual=True writes them all the same"
+            "something else; allow_standard_residual=True writes them nevertheless"
         )
     if config.ffn_multiple != 4:
-        raise ConfigError(f"ffn_multiple={config.ffn_multiple}: the authors' code has 4, and could not load the weights")
+        raise ConfigError(f"ffn_multiple={config.ffn_multiple}: the authors' code has 4 and cannot load other weights")
     if config.top_k is not None:
-        raise ConfigError(f"top_k={config.top_k}: the authors' code weighs all experts, and would compute something else")
+        raise ConfigError(f"top_k={config.top_k}: the authors' code uses all experts, so it would compute something else")
     kept = {"backbone", "router", *(f"expert_{e}" for e in range(config.n_experts))}
     if bank is not None and bank.default_experts != "mixture":
         kept = {"backbone", *(f"expert_{e}" for e in bank.finished_experts)}
@@ -111,7 +115,7 @@ def write_published(source: ExpertBank | M3DT, folder: str | Path, *, allow_stan
 
 
 def _read_groups(file: Path) -> dict[str, int]:
-    """Task → expert from the authors' JSON, {"expert_<e>": [published task name, …]}."""
+    """Reads task → expert from the authors' JSON, {"expert_<e>": [published task name, …]}."""
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:

@@ -254,7 +254,7 @@ class M3DTAgent:
                 progress=progress,
                 on_log=on_log,
             )
-        self._load(ExpertBank.open(opened.path))
+        self._load(ExpertBank.open(opened.path, check="sizes"))
 
     def group_tasks(
         self, data: TaskDatasets, *, bank: str | Path | ExpertBank, config: ExpertsConfig | None = None
@@ -270,7 +270,7 @@ class M3DTAgent:
         opened = self._bank_for(data, bank, may_create=False)
         groups = training.group_tasks(data, opened, config)
         if opened.status("backbone") == "done":
-            self._load(ExpertBank.open(opened.path))
+            self._load(ExpertBank.open(opened.path, check="sizes"))
         return groups
 
     def _bank_for(self, data: TaskDatasets, bank: str | Path | ExpertBank, *, may_create: bool) -> ExpertBank:

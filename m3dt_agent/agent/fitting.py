@@ -33,7 +33,7 @@ def bank_to_fit(
     if isinstance(bank, ExpertBank):
         opened = bank
     elif is_bank(folder_to_write(bank)):
-        opened = ExpertBank.open(Path(bank))
+        opened = ExpertBank.open(Path(bank), check="sizes")  # `fit_stage` checks the contents
     elif own is not None:
         opened = own.copy_to(bank)
     elif may_create:
