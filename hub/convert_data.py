@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,18 @@ from typing import Any
 from tqdm import tqdm
 
 from m3dt_agent.data.episodes import Episode, dataset_id, dataset_path, write_dataset
+from m3dt_agent.data.kept import Totals, is_kept, totals_from_metadata, totals_to_metadata
 from m3dt_agent.data.validation import PROMPT_EPISODES, read_metadata
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.hub.published.episodes import Listing, PublishedTask
 from m3dt_agent.hub.published.formats import FORMATS
+from m3dt_agent.machine import shows_progress
 from m3dt_agent.tasks import TASKS, TaskSpec, lookup, resolve
 
 log = logging.getLogger(__name__)
 
+FINGERPRINT_KEY = "m3dt_import"
+"""Metadata key of the fingerprint of datasets made here (see `data.kept`)."""
 _SHOWN_NAMES = 12
 
 
@@ -53,11 +56,6 @@ class _Plan:
     path: Path
     format: str
     fingerprint: str
-
-    def is_finished(self) -> bool:
-        with contextlib.suppress(DatasetError):  # damaged, and to be overwritten, or it would have been refused
-            return self.path.exists() and _existing_fingerprint(self.path) == self.fingerprint
-        return False
 
 
 def import_datasets(
@@ -91,9 +89,7 @@ def import_datasets(
         raise DatasetError(f"{path} does not exist")
     names = _choose(listing := find(path, wanted), path, wanted)
     plans = [_plan(listing.open[name](), format, path, root, source) for name in names]
-    if not overwrite:
-        _refuse_others(plans)
-    kept = {plan.path: plan.is_finished() for plan in plans}
+    kept = {plan.path: is_kept(plan.path, FINGERPRINT_KEY, plan.fingerprint, overwrite=overwrite) for plan in plans}
     with _progress_bar([plan for plan in plans if not kept[plan.path]], progress) as bar:
         return [_kept(plan) if kept[plan.path] else _write(plan, root, source, bar, overwrite=overwrite) for plan in plans]
 
@@ -135,35 +131,18 @@ def _plan(found: PublishedTask, format: str, path: Path, root: Path, source: str
     return _Plan(found, dataset_path(root, dataset_id(found.task, source)), format, json.dumps(values, sort_keys=True))
 
 
-def _refuse_others(plans: Sequence[_Plan]) -> None:
-    for plan in plans:
-        if plan.path.exists() and (found := _existing_fingerprint(plan.path)) != plan.fingerprint:
-            raise DatasetError(
-                f"{plan.path} exists and was made from {found}; asked for was {plan.fingerprint}. "
-                "Choose another source name, or pass overwrite=True"
-            )
-
-
-def _existing_fingerprint(path: Path) -> str:
-    try:
-        return str(read_metadata(path).get("m3dt_import", "something other than an import"))
-    except DatasetError as error:
-        raise DatasetError(f"{error}; remove it, or pass overwrite=True") from error
-
-
 @contextlib.contextmanager
 def _progress_bar(plans: Sequence[_Plan], progress: bool | None) -> Iterator[tqdm[Any]]:
-    show = sys.stderr.isatty() if progress is None else progress
     counts = [plan.found.n_episodes for plan in plans]
     total = None if None in counts else sum(count or 0 for count in counts)
-    with tqdm(total=total, unit="episode", desc="import", disable=not show) as bar:
+    with tqdm(total=total, unit="episode", desc="import", disable=not shows_progress(progress)) as bar:
         yield bar
 
 
 def _write(plan: _Plan, root: Path, source: str, bar: tqdm[Any], *, overwrite: bool) -> ImportSummary:
     metadata: dict[str, str | int | float | bool] = {
         **plan.found.metadata,
-        "m3dt_import": plan.fingerprint,
+        FINGERPRINT_KEY: plan.fingerprint,
         "m3dt_format": plan.format,
         "m3dt_original": plan.found.original,
     }
@@ -186,8 +165,8 @@ def _episodes(found: PublishedTask, metadata: dict[str, str | int | float | bool
     if prompts:
         metadata[PROMPT_EPISODES] = json.dumps(prompts)
     if returns:
-        metadata["m3dt_mean_return"] = sum(returns) / len(returns)
-    metadata |= {"m3dt_episodes": len(returns), "m3dt_steps": steps, "m3dt_clipped_actions": clipped}
+        metadata |= totals_to_metadata(Totals(episodes=len(returns), steps=steps, mean_return=sum(returns) / len(returns)))
+    metadata["m3dt_clipped_actions"] = clipped
 
 
 def _kept(plan: _Plan) -> ImportSummary:
@@ -199,9 +178,7 @@ def _summary(plan: _Plan, metadata: Mapping[str, Any], *, kept: bool) -> ImportS
     return ImportSummary(
         task=plan.found.task,
         path=plan.path,
-        episodes=int(metadata["m3dt_episodes"]),
-        steps=int(metadata["m3dt_steps"]),
-        mean_return=float(metadata["m3dt_mean_return"]),
+        **totals_from_metadata(metadata),
         clipped_actions=int(metadata["m3dt_clipped_actions"]),
         kept=kept,
     )

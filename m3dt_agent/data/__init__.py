@@ -1,9 +1,12 @@
-"""Minari datasets in, batches of (task, window, prompt) out.
+"""Makes Minari datasets, and draws from them the batches of (task, window, prompt) that training reads.
 
-behavior.py       who acts while collecting                  collect.py     rollouts of many tasks, in shards.py's processes
-episodes.py       Minari datasets, written and read          validation.py  what may be wrong with one
-pack.py           memory-mapped steps of one dataset         disk.py        whole folders or nothing
-task_datasets.py  the packs of several tasks                 stats.py       observation statistics, target returns
-prompts.py        prompts                                    windows.py     what the model sees
-batches.py        the batch sampler
+behavior.py               levels of behavior policies         behavior_policies.py      the policies themselves
+planner.py                a policy that plans                 train_behavior.py         trains one with soft actor-critic
+behavior_checkpoints.py   what such a training leaves on disk
+collect.py                makes demonstrations                collect_plan.py           what to collect, shard by shard
+shards.py                 jobs that run a few episodes        kept.py                   recognises datasets made before
+episodes.py               reads and writes Minari datasets    validation.py             lists what is wrong with one
+pack.py                   one flat file per dataset           task_datasets.py          the packs of several tasks
+stats.py                  observation statistics, returns     prompts.py                a task's best steps
+windows.py                the model's inputs                  batches.py                the batch sampler
 """

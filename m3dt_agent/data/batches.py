@@ -1,19 +1,20 @@
-"""Batches of windows and prompts, drawn from packed steps; every batch is a pure function of (seed, stage, expert, step).
+"""Draws batches of windows and prompts from packed steps. A batch depends only on (seed, stage, expert, step).
 
-A window is T = `context_length` steps from a uniform start s in a length-weighted episode of L training steps, that is, from a
-uniformly drawn training step of the task, left-padded where the episode ends first:
+A window is T = `context_length` consecutive steps. Its first step s is drawn uniformly from all training steps of the task, so
+an episode of L steps is drawn in proportion to its length. If the episode ends within the window, the window is left-padded:
 
     s ≤ L - T   [ s  s+1  …  s+T-1 ]        timesteps are the episode's own, returns-to-go run to the episode's end
     s > L - T   [ ·  ·  s  …  L-1 ]         · is padding: zeros, mask False
 
-No window is padded because its episode has only begun, and none needs to be. `act` at step t sees the last T steps, fewer and
-left-padded while t < T - 1. Attention is causal and padding changes no output, so the prediction at position j of the window
-starting at 0 is exactly the one `act` makes at t = j, and the one at position T - 1 of the window starting at s is the one at
-t = s + T - 1. Every context `act` can meet is thus drawn, and each with the same probability 1/L; windows at an episode's end
-only add shorter contexts.
+Windows at the start of an episode need no padding, although `act` sees fewer than T steps there (at step t it sees the last T
+steps, or t + 1 if those are fewer). Attention is causal and padding changes no output. So the prediction at position j of the
+window that starts at 0 is exactly the one that `act` makes at t = j, and the prediction at the last position of the window that
+starts at s is the one at t = s + T - 1. Every context that `act` can meet is therefore drawn, each with the same probability
+1/L. Windows at the end of an episode only add shorter contexts.
 
-Sampling reads one contiguous slice of a pack per window; everything else is done once per batch, or per width of tasks. A batch
-of 16 windows costs what its calls cost, not what its numbers do: there, `take` is three times as fast as an array as index.
+Sampling reads one contiguous slice of a pack for each window. Everything else is done once per batch, or once per pair of
+widths. For a batch of 16 windows the number of NumPy calls decides the time: there `take` is three times as fast as indexing
+with an array.
 """
 
 from __future__ import annotations
@@ -39,22 +40,31 @@ __all__ = ["Batch", "BatchSampler", "Window", "derive_seed"]
 
 
 def derive_seed(seed: int, stage: str, expert: int, step: int, purpose: str = "") -> int:
-    """A 63-bit seed for one purpose of one training step; the same in every process and on every machine."""
+    """A 63-bit seed for one purpose in one training step; it is the same in every process and on every machine."""
     text = json.dumps([int(seed), stage, int(expert), int(step), purpose])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 class BatchSampler:
-    """Draws the batches of one training run, or of one expert's share of it.
+    """Draws the batches of one training run, or of one expert in it.
 
-    Tasks are drawn first: `tasks_per_batch` of them, uniformly and without repeating one before all have come (None: one per
-    window), each for an equal share of the windows, which lie next to each other in the batch. With `domain_weights`, domain →
-    n, a task of that domain comes n times where another comes once. A window's prompt is one of its task's prompts, uniformly.
+    Tasks are drawn first, uniformly, and none is repeated before all have been drawn. Each drawn task gets an equal share of
+    the windows, next to each other in the batch. The prompt of a window is drawn uniformly from the prompts of its task.
+
+    Args:
+        data: the tasks and their packed steps.
+        statistics: by task name.
+        prompts: by task name.
+        config: the model's widths and lengths.
+        batch_size: windows per batch.
+        tasks_per_batch: how many tasks are drawn for a batch; None: one per window.
+        seed, stage, expert: whose batches these are.
+        domain_weights: domain → n: a task of that domain is drawn n times as often as one of a domain that is not named.
 
     Raises:
-        UnknownTaskError: a task without statistics or prompts.
-        ConfigError: a batch of no windows, or data that do not fit the model's widths or its timestep table.
-        ShapeError: prompts that do not fit the model.
+        UnknownTaskError: a task has no statistics or no prompts.
+        ConfigError: a batch would have no windows, or the data do not fit the model's widths or its longest episode.
+        ShapeError: the prompts do not fit the model.
     """
 
     def __init__(
@@ -76,7 +86,7 @@ class BatchSampler:
         self.tasks_per_batch = batch_size if tasks_per_batch is None else tasks_per_batch
         self._run = (seed, stage, expert)
         self._urn = np.repeat(np.arange(len(data.tasks)), [(domain_weights or {}).get(task.domain, 1) for task in data.tasks])
-        self._turns = np.arange(batch_size) * self.tasks_per_batch // batch_size  # which of the drawn tasks each window is of
+        self._turns = np.arange(batch_size) * self.tasks_per_batch // batch_size  # window → number of its task among the drawn
         self._widths = [(task.obs_dim, task.act_dim) for task in data.tasks]
         self._positions = np.arange(config.context_length)
         real_actions = np.arange(config.act_dim) < np.array([[task.act_dim] for task in data.tasks])
@@ -92,17 +102,17 @@ class BatchSampler:
         self._prompts = prompt_window([prompt for group in groups for prompt in group], of_each, config).to_arrays()
 
     def sample(self, step: int) -> Batch:
-        """The batch of training step `step`; B = batch_size, T = context_length, prompts prompt_length long."""
+        """The batch of training step `step`: B = batch_size windows of context_length steps, prompts of prompt_length steps."""
         rng = np.random.default_rng(derive_seed(*self._run, step, "batch"))
         wanted, size = self.tasks_per_batch, len(self._urn)
         drawn = np.concatenate([self._urn[rng.permutation(size)] for _ in range(-(-wanted // size))])[:wanted]
         return self._draw(drawn.take(self._turns), rng)
 
     def sample_task(self, task_index: int, step: int) -> Batch:
-        """A batch of windows of one task alone, for its gradient; drawn independently of `sample` and of other tasks.
+        """A batch of windows of one task alone, to compute the task's gradient; independent of `sample` and of other tasks.
 
         Raises:
-            ConfigError: no such task.
+            ConfigError: `task_index` is not the index of a task.
         """
         if not 0 <= task_index < len(self.data.tasks):
             raise ConfigError(f"task_index must be in [0, {len(self.data.tasks)}); got {task_index}")
@@ -111,7 +121,7 @@ class BatchSampler:
         return self._draw(np.full(self.batch_size, task_index), rng)
 
     def _draw(self, tasks: NDArray[np.int64], rng: np.random.Generator) -> Batch:
-        """Windows of the given tasks, (B,)."""
+        """Draws a batch with a window of each of the given tasks, (B,) int64."""
         T = self.config.context_length
         first, start, real = self._index.draw(tasks, T, rng)
         prompts = self._first_prompt.take(tasks) + rng.integers(self._prompt_counts.take(tasks))
@@ -122,32 +132,32 @@ class BatchSampler:
         action_mask = self._real_actions.take(tasks, axis=0)
         _clear_padding(arrays, action_mask, (T - real).tolist())
         return Batch(
-            torch.from_numpy(tasks),
-            arrays.to_window(),
-            self._prompts.take(prompts).to_window(),
-            torch.from_numpy(action_mask),
+            tasks=torch.from_numpy(tasks),
+            window=arrays.to_window(),
+            prompt=self._prompts.take(prompts).to_window(),
+            action_mask=torch.from_numpy(action_mask),
         )
 
     def _copy_steps(self, arrays: WindowArrays, tasks: list[int], first: list[int], real: list[int]) -> None:
-        """Raw rows first[b] … first[b] + real[b] - 1 of the window's task into the right end of window b, columns split."""
+        """Copies steps first[b] … first[b] + real[b] - 1 of the task's pack, raw, to the right end of window b."""
         T = self.config.context_length
         groups: defaultdict[tuple[int, int], tuple[list[int], list[bytes]]] = defaultdict(lambda: ([], []))
         for b, (task, begin, count) in enumerate(zip(tasks, first, real, strict=True)):
-            rows, runs = groups[self._widths[task]]  # windows of tasks equally wide are split together
-            rows.append(b)
+            windows, runs = groups[self._widths[task]]  # tasks of the same widths are copied together
+            windows.append(b)
             runs.append(self.data.packed[task].read(begin, count, T))
-        for (obs_dim, act_dim), (rows, runs) in groups.items():
-            raw = np.frombuffer(b"".join(runs), np.float32).reshape(len(rows), T, -1)
-            to = np.array(rows) if len(groups) > 1 else slice(None)
+        for (obs_dim, act_dim), (windows, runs) in groups.items():
+            raw = np.frombuffer(b"".join(runs), np.float32).reshape(len(windows), T, -1)
+            to = np.array(windows) if len(groups) > 1 else slice(None)
             arrays.states[to, :, :obs_dim] = raw[:, :, :obs_dim]
             arrays.actions[to, :, :act_dim] = raw[:, :, obs_dim:-1]
             arrays.returns_to_go[to] = raw[:, :, -1:]
 
 
 def _clear_padding(arrays: WindowArrays, action_mask: NDArray[np.bool_], padding: list[int]) -> None:
-    """Zeros in the padding[b] padded steps of window b, and the mask; actions and returns-to-go are zero there already."""
+    """Sets the masks, and zeros in the first padding[b] steps of window b; actions and returns-to-go are zero there already."""
     arrays.mask[:] = True
-    for b, padded in enumerate(padding):  # few are, except where episodes are hardly longer than windows
+    for b, padded in enumerate(padding):  # few windows are padded unless episodes are short
         if padded:
             arrays.states[b, :padded] = 0.0
             arrays.timesteps[b, :padded] = 0
@@ -156,33 +166,34 @@ def _clear_padding(arrays: WindowArrays, action_mask: NDArray[np.bool_], padding
 
 
 class _EpisodeIndex:
-    """Where the training episodes of all tasks lie: one line of all their steps, task after task, episode after episode."""
+    """Where the training episodes of all tasks lie. Their steps are put on one line, task by task and episode by episode."""
 
     def __init__(self, data: TaskDatasets) -> None:
         kept = [np.array(data.train_episodes(i)) for i in range(len(data.tasks))]
-        lengths = np.concatenate([packed.lengths[rows] for packed, rows in zip(data.packed, kept, strict=True)])
+        packs = list(zip(data.packed, kept, strict=True))
+        lengths = np.concatenate([packed.lengths[episodes] for packed, episodes in packs])
         self._ends = np.cumsum(lengths)  # on the line
         self._begins = self._ends - lengths
-        self._first_rows = np.concatenate([packed.offsets[rows] for packed, rows in zip(data.packed, kept, strict=True)])
-        self._task_totals = np.array([packed.lengths[rows].sum() for packed, rows in zip(data.packed, kept, strict=True)])
+        self._in_pack = np.concatenate([packed.offsets[episodes] for packed, episodes in packs])  # first steps
+        self._task_totals = np.array([packed.lengths[episodes].sum() for packed, episodes in packs])
         self._task_begins = np.cumsum(self._task_totals) - self._task_totals
 
     def draw(
         self, tasks: NDArray[np.int64], length: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Per window (B,): its first row in the pack, its first timestep, and how many of its `length` steps are real."""
+        """Per window (B,): its first step in the pack, its first timestep, and how many of its `length` steps are real."""
         anchor = self._task_begins.take(tasks) + rng.integers(self._task_totals.take(tasks))
         episode = self._ends.searchsorted(anchor, side="right")
         start = anchor - self._begins.take(episode)
-        return self._first_rows.take(episode) + start, start, np.minimum(length, self._ends.take(episode) - anchor)
+        return self._in_pack.take(episode) + start, start, np.minimum(length, self._ends.take(episode) - anchor)
 
 
 class _Scaling:
-    """Per-task statistics stacked and padded to the model's widths, so that a mixed batch is scaled in one go."""
+    """The statistics of all tasks, stacked and padded to the model's widths, so that a mixed batch is scaled at once."""
 
     def __init__(self, statistics: Sequence[TaskStatistics], data: TaskDatasets, config: ModelConfig) -> None:
         n_tasks = len(statistics)
-        # as long as a window: stretching one row over its steps takes twice as long as copying them
+        # as long as a window, because broadcasting over its steps would take twice as long
         self._mean = np.zeros((n_tasks, config.context_length, config.state_dim), np.float32)
         self._std = np.ones((n_tasks, config.context_length, config.state_dim), np.float32)
         for i, (task, s) in enumerate(zip(data.tasks, statistics, strict=True)):
@@ -193,11 +204,11 @@ class _Scaling:
             self._mean[i, :, : task.obs_dim], self._std[i, :, : task.obs_dim] = s.mean, s.std
         clips = [np.inf if s.state_clip is None else s.state_clip for s in statistics]
         self._clip = np.array(clips, np.float32)[:, None, None]
-        self._one_clip = self._clip[0, 0, 0] if len(set(clips)) == 1 else None  # five times as fast to clip to as an array
+        self._one_clip = self._clip[0, 0, 0] if len(set(clips)) == 1 else None  # clipping to one number is five times as fast
         self._return_scale = np.array([s.return_scale for s in statistics], np.float32)[:, None, None]
 
     def apply(self, arrays: WindowArrays, tasks: NDArray[np.int64]) -> None:
-        """Normalizes states and scales returns-to-go in place; the states of padded steps are no longer zero."""
+        """Normalizes states and scales returns-to-go in place. The states of padded steps are then no longer zero."""
         states, returns_to_go = arrays.states, arrays.returns_to_go
         limit = self._clip.take(tasks, axis=0) if self._one_clip is None else self._one_clip
         states -= self._mean.take(tasks, axis=0)

@@ -1,4 +1,4 @@
-"""Behavior policies: who acts while demonstrations are collected.
+"""Behavior policies, which act while demonstrations are collected: the levels that each task has, and the policy of a level.
 
     level      Meta-World (50 tasks)            the other 110 tasks
     random     uniform in [-1, 1]               uniform in [-1, 1]
@@ -6,17 +6,17 @@
     novice     –                                an early snapshot of training, where there is one
     medium     –                                a later snapshot, where there is one
     expert     Meta-World's scripted policy     the best snapshot trained for this project
-    planner    –                                four weak tasks of DMControl: a sampling planner (see `planner`)
+    planner    –                                four DMControl tasks whose expert is weak: a sampling planner (see `planner`)
 
-Trained policies are multilayer perceptrons of two hidden layers (128, 128), a = tanh(relu(relu(x·w0 + b0)·w1 + b1)·w2 + b2),
-stored in float16 as `<task or domain>/<level>/{w0,b0,w1,b1,w2,b2}` in `assets/behavior_policies.safetensors`;
-`behavior_returns.json` beside it holds what each was measured to reach. One policy serves all 40 ant-dir tasks and one all 40
+Trained policies are multilayer perceptrons with two hidden layers (128, 128): a = tanh(relu(relu(x·w0 + b0)·w1 + b1)·w2 + b2).
+They are stored in float16 as `<task or domain>/<level>/{w0,b0,w1,b1,w2,b2}` in `assets/behavior_policies.safetensors`; the file
+`behavior_returns.json` beside it holds their measured returns. One policy serves all 40 ant-dir tasks, and one all 40
 cheetah-vel tasks, because they see the observation relative to their goal (`goal_features`).
 
-From random to expert there are two more knobs. `noise` adds Gaussian noise of that standard deviation to every action; a level
-may carry its own, as in "expert+0.3". Collection mixes levels over episodes. Actions always end in [-1, 1].
+Two settings lie between random and expert. `noise` adds Gaussian noise of that standard deviation to every action; a level may
+carry its own, as in "expert+0.3". Collection can also mix levels over episodes. Actions are always in [-1, 1].
 
-"Expert" is a level here; elsewhere in this package the word means an expert of the mixture.
+"Expert" means a level here; elsewhere in this package it means an expert of the mixture.
 """
 
 from __future__ import annotations
@@ -38,27 +38,59 @@ from ..errors import ConfigError
 from ..tasks import TASKS, TaskSpec
 from .behavior_policies import (
     LAYER_NAMES,
-    Array,
     BehaviorPolicy,
+    CallablePolicy,
+    Float32Array,
     MLPPolicy,
     NoisyPolicy,
     RandomPolicy,
+    SB3Checkpoint,
     ScriptedPolicy,
     ZeroPolicy,
+    from_callable,
+    from_sb3,
+    goal_features,
     policy_name,
 )
 from .planner import PLANS, PlannerPolicy
 
+__all__ = [
+    "PLANNER_LEVEL",
+    "SNAPSHOT_LEVELS",
+    "BehaviorInfo",
+    "BehaviorPolicy",
+    "CallablePolicy",
+    "MLPPolicy",
+    "MeasuredReturn",
+    "NoisyPolicy",
+    "RandomPolicy",
+    "SB3Checkpoint",
+    "ScriptedPolicy",
+    "ZeroPolicy",
+    "behavior_policy",
+    "behavior_table",
+    "from_callable",
+    "from_sb3",
+    "goal_features",
+    "levels",
+    "measured_returns",
+    "parse_level",
+]
+
 SNAPSHOT_LEVELS = ("novice", "medium", "expert")
 """Levels of the trained policies, worst first."""
 PLANNER_LEVEL = "planner"
+"""Level of the sampling planner."""
 _WEIGHTS_ASSET = "behavior_policies.safetensors"
 _RETURNS_ASSET = "behavior_returns.json"
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredReturn:
-    """Undiscounted return of a policy with deterministic actions: mean and deviation over episodes, mean normalized score."""
+    """Measured undiscounted return of a policy without noise.
+
+    mean, std: over the episodes. normalized: mean normalized score, on the scale of `TaskSpec.normalized_score`.
+    """
 
     mean: float
     std: float
@@ -67,7 +99,7 @@ class MeasuredReturn:
 
 @dataclass(frozen=True, slots=True)
 class BehaviorInfo:
-    """What there is for one task, as `m3dt behavior list` prints it."""
+    """The behavior policies of one task, as `m3dt behavior list` prints them. returns: of the levels that were measured."""
 
     task: TaskSpec
     kind: Literal["scripted", "trained"]
@@ -83,16 +115,20 @@ def behavior_policy(
     weights: str | Path | None = None,
     env: gym.Env[Any, Any] | None = None,
 ) -> BehaviorPolicy:
-    """The policy of `task` at `level`, with Gaussian action noise of deviation `noise` (the random level stays uniform).
+    """The policy of `task` at `level`.
 
-    `level` may carry its own noise: "expert+0.3" is the expert level with noise 0.3, whatever `noise` says. "scripted" is
-    another name for Meta-World's expert level. `weights` reads trained policies from another file in the asset's format (as
-    `train_behavior` writes it) instead. `env` is the environment that the actions will go to; only "planner" needs it, which
-    looks ahead in its simulator.
+    Args:
+        task: the task to act in.
+        level: random, zero, novice, medium, expert or planner (see `levels`); "scripted" is another name for Meta-World's
+            expert. A level may carry its own noise, which takes precedence over `noise`: "expert+0.3".
+        noise: standard deviation of the Gaussian noise added to actions; the random level stays uniform.
+        weights: a file of trained policies to read instead of the shipped one, as `train_behavior` exports it.
+        env: the environment in which the policy will act. Only "planner" needs it: it looks ahead in its simulator.
 
     Raises:
-        ConfigError: the task has no such level, a noise that is negative or not finite, or a planner without `env`.
-        MissingDependencyError: a scripted policy without metaworld installed.
+        ConfigError: the task has no such level, the noise is negative or not finite, `weights` cannot be read, or a planner
+            is given no `env`.
+        MissingDependencyError: the policy is Meta-World's and metaworld is not installed.
     """
     level, noise = parse_level(level, noise)
     if task.domain == "metaworld" and level == "scripted":
@@ -102,7 +138,7 @@ def behavior_policy(
     policy: BehaviorPolicy
     if level == PLANNER_LEVEL and task.name in PLANS:
         if env is None:
-            raise ConfigError(f"{task.name}: a planner acts in one environment, and there is none here; `m3dt collect` has one")
+            raise ConfigError(f"{task.name}: a planner needs the environment it acts in (env=); `m3dt collect` passes it")
         policy = PlannerPolicy(task, env)
     elif level == "zero":
         policy = ZeroPolicy(task.act_dim)
@@ -114,10 +150,10 @@ def behavior_policy(
 
 
 def parse_level(level: str, noise: float = 0.0) -> tuple[str, float]:
-    """("expert", 0.3) from "expert+0.3"; a level without a noise of its own gets `noise`.
+    """Splits a level from its noise: "expert+0.3" gives ("expert", 0.3). A level without its own noise gets `noise`.
 
     Raises:
-        ConfigError: a noise that is not a number, negative or not finite.
+        ConfigError: the noise is no number, negative or not finite.
     """
     name, plus, own = level.partition("+")
     try:
@@ -130,7 +166,7 @@ def parse_level(level: str, noise: float = 0.0) -> tuple[str, float]:
 
 
 def levels(task: TaskSpec) -> tuple[str, ...]:
-    """The levels `task` has, worst first: random, zero, its trained or scripted ones, its planner."""
+    """The levels of `task`, worst first: random, zero, then its trained or scripted ones, then its planner if it has one."""
     if task.domain == "metaworld":
         return ("random", "zero", "expert")
     trained = (name for name in SNAPSHOT_LEVELS if name in _returns_table().get(policy_name(task), {}))
@@ -140,14 +176,15 @@ def levels(task: TaskSpec) -> tuple[str, ...]:
 def measured_returns(task: TaskSpec) -> dict[str, MeasuredReturn]:
     """Level → measured return, for the levels that were measured.
 
-    DMControl: 20 episodes per task. ant-dir and cheetah-vel: 80 episodes over all 40 goals, the same figures for every goal.
-    Meta-World's scripted policies are not in the table: 97.8% success, measured over 10 random goals of each of the 50 tasks.
+    DMControl was measured over 20 episodes per task. ant-dir and cheetah-vel were measured over 80 episodes of all 40 goals;
+    every goal has the same figures. Meta-World's scripted policies are left out: they succeed in 97.8% of the episodes
+    (measured over 10 random goals of each of the 50 tasks).
     """
     return {level: MeasuredReturn(**row) for level, row in _returns_table().get(policy_name(task), {}).items()}
 
 
 def behavior_table(tasks: Iterable[TaskSpec] = TASKS) -> list[BehaviorInfo]:
-    """One row per task: the kind of its policy, its levels, their measured returns."""
+    """For each task the kind of its policy, its levels and their measured returns."""
     return [
         BehaviorInfo(task, "scripted" if task.domain == "metaworld" else "trained", levels(task), measured_returns(task))
         for task in tasks
@@ -161,15 +198,15 @@ def _returns_table() -> dict[str, dict[str, dict[str, float]]]:
     return table
 
 
-def _trained_layers(task: TaskSpec, level: str, weights: str | Path | None) -> tuple[Array, ...]:
+def _trained_layers(task: TaskSpec, level: str, weights: str | Path | None) -> tuple[Float32Array, ...]:
     if weights is not None:
         return _read_layers(Path(weights), task, level)
     with resources.as_file(resources.files("m3dt_agent").joinpath("assets", _WEIGHTS_ASSET)) as path:
         return _read_layers(path, task, level)
 
 
-def _read_layers(path: Path, task: TaskSpec, level: str) -> tuple[Array, ...]:
-    """Six float32 arrays; a policy of the task itself goes before one of its domain."""
+def _read_layers(path: Path, task: TaskSpec, level: str) -> tuple[Float32Array, ...]:
+    """Six float32 arrays, as in `LAYER_NAMES`. A task's own policy takes precedence over its domain's."""
     try:
         with safe_open(path, framework="numpy") as file:
             keys = set(file.keys())

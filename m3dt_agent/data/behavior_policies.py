@@ -1,4 +1,4 @@
-"""The classes of behavior policies: observation in, action out. behavior.py says which one a task and a level mean."""
+"""The behavior policies themselves: objects that map observations to actions. `behavior` chooses one for a task and a level."""
 
 from __future__ import annotations
 
@@ -16,49 +16,55 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, InvalidValueError, MissingDependencyError, ShapeError
 from ..tasks import TaskSpec, lookup
 
-Array: TypeAlias = NDArray[np.float32]
+Float32Array: TypeAlias = NDArray[np.float32]
+"""Observations, actions and weights."""
 LAYER_NAMES = ("w0", "b0", "w1", "b1", "w2", "b2")
+"""Names of a trained policy's tensors, in the order in which they are applied: weights (in, out) and bias of three layers."""
 
 
 class BehaviorPolicy(Protocol):
-    """What collection asks of a policy: be reset with an episode's seed, then map observations to actions."""
+    """Who acts in an episode: it is reset with the episode's seed, then maps each observation to an action."""
 
     def reset(self, seed: int) -> None:
-        """Begin an episode; everything random in it derives from `seed`."""
+        """Begins an episode. Everything that the policy draws at random in it derives from `seed`."""
 
-    def __call__(self, observation: Array) -> Array:
-        """The action (act_dim,) float32 in [-1, 1] for a raw observation (obs_dim,) float32."""
+    def __call__(self, observation: Float32Array) -> Float32Array:
+        """Returns the action (act_dim,) float32 in [-1, 1] for a raw observation (obs_dim,) float32."""
 
 
 class RandomPolicy:
-    """Uniform actions in [-1, 1]."""
+    """Draws actions uniformly from [-1, 1]."""
 
     def __init__(self, act_dim: int) -> None:
         self._act_dim = act_dim
         self._generator = np.random.default_rng(0)
 
     def reset(self, seed: int) -> None:
-        self._generator = np.random.default_rng([seed, 2])  # not the stream that an environment makes of the same seed
+        self._generator = np.random.default_rng([seed, 2])  # another stream than the environment's for this seed
 
-    def __call__(self, observation: Array) -> Array:
+    def __call__(self, observation: Float32Array) -> Float32Array:
         return self._generator.uniform(-1.0, 1.0, self._act_dim).astype(np.float32)
 
 
 class ZeroPolicy:
-    """The zero action."""
+    """Always returns the zero action."""
 
     def __init__(self, act_dim: int) -> None:
         self._act_dim = act_dim
 
     def reset(self, seed: int) -> None:
-        """Nothing to begin."""
+        """Does nothing."""
 
-    def __call__(self, observation: Array) -> Array:
+    def __call__(self, observation: Float32Array) -> Float32Array:
         return np.zeros(self._act_dim, np.float32)
 
 
 class ScriptedPolicy:
-    """Meta-World's scripted policy of a task; its actions reach 7.7 and are clipped to [-1, 1]."""
+    """Meta-World's scripted policy of a task. Its actions reach 7.7 in magnitude; they are clipped to [-1, 1].
+
+    Raises:
+        MissingDependencyError: metaworld is not installed.
+    """
 
     def __init__(self, task: TaskSpec) -> None:
         self._make = lookup(_scripted_policies(), f"{task.name}-v3", "scripted policy")
@@ -67,32 +73,32 @@ class ScriptedPolicy:
     def reset(self, seed: int) -> None:
         self._policy = self._make()
 
-    def __call__(self, observation: Array) -> Array:
-        action: Array = np.clip(self._policy.get_action(observation.astype(np.float64)), -1.0, 1.0).astype(np.float32)
+    def __call__(self, observation: Float32Array) -> Float32Array:
+        action: Float32Array = np.clip(self._policy.get_action(observation.astype(np.float64)), -1.0, 1.0).astype(np.float32)
         return action
 
 
 class MLPPolicy:
-    """A trained policy: features (n,) → relu (128,) → relu (128,) → tanh (act_dim,)."""
+    """A trained policy: features (n,) → relu (128,) → relu (128,) → tanh (act_dim,). layers: arrays as in `LAYER_NAMES`."""
 
-    def __init__(self, task: TaskSpec, layers: tuple[Array, ...]) -> None:
+    def __init__(self, task: TaskSpec, layers: tuple[Float32Array, ...]) -> None:
         self._task = task
         self._layers = layers
 
     def reset(self, seed: int) -> None:
-        """Nothing to begin: the policy is deterministic and has no state."""
+        """Does nothing: the policy is deterministic and has no state."""
 
-    def __call__(self, observation: Array) -> Array:
+    def __call__(self, observation: Float32Array) -> Float32Array:
         w0, b0, w1, b1, w2, b2 = self._layers
         x = goal_features(self._task, observation)  # (n,)
         x = np.maximum(x @ w0 + b0, 0.0)  # (128,)
         x = np.maximum(x @ w1 + b1, 0.0)  # (128,)
-        action: Array = np.tanh(x @ w2 + b2)  # (act_dim,)
+        action: Float32Array = np.tanh(x @ w2 + b2)  # (act_dim,)
         return action
 
 
 class NoisyPolicy:
-    """Another policy's actions plus Gaussian noise, clipped to [-1, 1]."""
+    """Adds Gaussian noise of standard deviation `noise` to another policy's actions and clips them to [-1, 1]."""
 
     def __init__(self, policy: BehaviorPolicy, noise: float) -> None:
         self._policy = policy
@@ -103,16 +109,16 @@ class NoisyPolicy:
         self._policy.reset(seed)
         self._generator = np.random.default_rng([seed, 1])
 
-    def __call__(self, observation: Array) -> Array:
+    def __call__(self, observation: Float32Array) -> Float32Array:
         action = self._policy(observation)
         noise = self._generator.normal(0.0, self._noise, action.shape)
         return np.clip(action + noise, -1.0, 1.0).astype(np.float32)
 
 
 class CallablePolicy:
-    """A user's function behind the protocol; see `from_callable`."""
+    """Makes a policy of a user's function and checks its actions; see `from_callable`."""
 
-    def __init__(self, task: TaskSpec, act: Callable[[Array], Any], reset: Callable[[int], None] | None) -> None:
+    def __init__(self, task: TaskSpec, act: Callable[[Float32Array], Any], reset: Callable[[int], None] | None) -> None:
         self._task = task
         self._act = act
         self._reset = reset
@@ -121,7 +127,7 @@ class CallablePolicy:
         if self._reset is not None:
             self._reset(seed)
 
-    def __call__(self, observation: Array) -> Array:
+    def __call__(self, observation: Float32Array) -> Float32Array:
         action = np.asarray(self._act(observation), np.float32)
         if action.shape != (self._task.act_dim,):
             raise ShapeError(f"{self._task.name}: the policy gave an action {action.shape}; expected ({self._task.act_dim},)")
@@ -130,12 +136,14 @@ class CallablePolicy:
         return np.clip(action, -1.0, 1.0)
 
 
-def goal_features(task: TaskSpec, observation: Array) -> Array:
-    """What a trained policy sees, float32: the observation (obs_dim,) in the frame of the task's goal.
+def goal_features(task: TaskSpec, observation: Float32Array) -> Float32Array:
+    """The input of a trained policy, float32: the observation (obs_dim,), made relative to the task's goal.
 
-    cheetah-vel appends the goal velocity, (21,). ant-dir turns the torso's quaternion (entries 1-4, w first) and its linear
-    velocity in the plane (entries 13, 14) by -g about z, (27,); angular velocity is in the body's frame, height and joints do
-    not depend on the heading. Other tasks see the observation itself.
+    cheetah-vel: the goal velocity is appended, giving (21,).
+    ant-dir: the torso's quaternion (entries 1-4, w first) and its linear velocity in the plane (entries 13, 14) are turned by
+        -g about z, where g is the goal direction; still (27,). The rest does not depend on the heading: the angular velocity is
+        in the body's frame, and so are the joints.
+    Other tasks: the observation itself.
     """
     if task.goal_velocity is not None:
         return np.append(observation, np.float32(task.goal_velocity))
@@ -151,22 +159,24 @@ def goal_features(task: TaskSpec, observation: Array) -> Array:
     return features
 
 
-def from_callable(task: TaskSpec, act: Callable[[Array], Any], *, reset: Callable[[int], None] | None = None) -> BehaviorPolicy:
-    """A behavior policy from any function observation (obs_dim,) → action (act_dim,); actions are clipped to [-1, 1].
+def from_callable(
+    task: TaskSpec, act: Callable[[Float32Array], Any], *, reset: Callable[[int], None] | None = None
+) -> BehaviorPolicy:
+    """Makes a behavior policy of any function observation (obs_dim,) → action (act_dim,). Actions are clipped to [-1, 1].
 
-    `reset`, if given, is called with the seed at the start of every episode. Acting raises ShapeError or InvalidValueError,
-    naming the task, for an action of the wrong shape or with a NaN.
+    `reset`, if given, is called with the seed at the start of every episode. When the policy acts, it raises ShapeError for an
+    action of the wrong shape and InvalidValueError for one that is not finite; both name the task.
     """
     return CallablePolicy(task, act, reset)
 
 
 def from_sb3(task: TaskSpec, path: str | Path, *, algorithm: str, trust_pickle: bool = False) -> BehaviorPolicy:
-    """The deterministic policy of a Stable-Baselines3 checkpoint of `algorithm` (A2C, DDPG, PPO, SAC or TD3).
+    """Makes a behavior policy of a Stable-Baselines3 checkpoint of `algorithm` (A2C, DDPG, PPO, SAC or TD3), deterministic.
 
-    Such a checkpoint contains pickles: loading one runs whatever code its author put there, hence the explicit `trust_pickle`.
+    Such a checkpoint contains pickles, and loading it runs whatever code its author put there: `trust_pickle` must be set.
 
     Raises:
-        ConfigError: trust_pickle is False, no such algorithm, or the checkpoint's spaces do not fit the task.
+        ConfigError: trust_pickle is False, the algorithm is another, or the checkpoint's spaces do not fit the task.
         MissingDependencyError: Stable-Baselines3 is not installed.
     """
     if not trust_pickle:
@@ -190,7 +200,7 @@ def from_sb3(task: TaskSpec, path: str | Path, *, algorithm: str, trust_pickle: 
 
 @dataclass(frozen=True, slots=True)
 class SB3Checkpoint:
-    """`from_sb3` as a picklable factory for `collect(policy=…)`; `collect` calls it with each task inside its workers."""
+    """A picklable factory for `collect(policy=…)`: called with a task in a worker, it loads the checkpoint with `from_sb3`."""
 
     path: str
     algorithm: str
@@ -201,6 +211,7 @@ class SB3Checkpoint:
 
 
 def policy_name(task: TaskSpec) -> str:
+    """The name under which the trained policy of `task` is stored: the domain where one policy serves all goals."""
     return task.domain if task.domain in ("ant-dir", "cheetah-vel") else task.name
 
 
@@ -210,6 +221,6 @@ def _scripted_policies() -> dict[str, Any]:
         from metaworld.policies import ENV_POLICY_MAP
     except ImportError as error:
         raise MissingDependencyError("metaworld is not installed: pip install 'm3dt-agent[envs]'") from error
-    # They warn about every action beyond ±1, which is nearly every one; we clip.
+    # They warn about every action beyond ±1, which is nearly every action; `ScriptedPolicy` clips them.
     warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
     return dict(ENV_POLICY_MAP)

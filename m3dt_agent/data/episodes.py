@@ -1,11 +1,12 @@
-"""Episodes in and out of Minari (HDF5) datasets, one dataset per task.
+"""Writes episodes to Minari (HDF5) datasets and reads them back, one dataset per task.
 
     <root>/m3dt/namespace_metadata.json
     <root>/m3dt/<task>/namespace_metadata.json
     <root>/m3dt/<task>/<source>-v0/data/{metadata.json, main_data.hdf5}      Minari id m3dt/<task>/<source>-v0
 
-Written by Minari itself, under a temporary root that is renamed into place; read by h5py alone, so that nothing in a dataset is
-ever executed: its `env_spec` is there for other programs, ours map the task's name to our own id (DESIGN section 4).
+Minari itself writes a dataset, under a temporary root; the finished folder is then renamed into place. Reading uses h5py alone,
+so nothing in a dataset is ever executed. The `env_spec` in the metadata is for other programs: this package finds the
+environment by the task's name (docs/architecture.md#data).
 """
 
 from __future__ import annotations
@@ -43,19 +44,20 @@ __all__ = [
 
 _ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 _ROOT_LOCK = threading.Lock()  # the variable belongs to the whole process
-_SOURCE = re.compile(r"\w[-\w]*")  # what Minari accepts in an id, less "/"
+_SOURCE = re.compile(r"\w[-\w]*")  # what Minari accepts in an id, without "/"
 _VERSION = "-v0"
-# A disk that fills up under HDF5 crashes the process (measured, HDF5 2.0, h5py 3.16): stop while there is room to close it
+# If the disk fills up while HDF5 writes, the process crashes (measured with HDF5 2.0 and h5py 3.16). So we stop while there is
+# still room to close the file.
 _HDF5_MARGIN = 32_000_000
-_HDF5_OVERHEAD = 4  # measured 2.5: partly filled chunks, and the index of each of an episode's datasets
+_HDF5_OVERHEAD = 4  # bytes of file per byte of array; measured: 2.5, from partly filled chunks and an index per array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Episode:
-    """One episode of L steps. Arrays are converted to the types below; nothing else is checked here, but when it is written.
+    """One episode of L steps. Arrays are converted to the types below; everything else is checked when the episode is written.
 
-    observations[t] is what actions[t] was taken in, observations[L] the final one. rewards, terminations, truncations and
-    success (None where the task has none) belong to the transition out of observations[t].
+    actions[t] was taken after observations[t]; observations[L] is the final one. rewards[t], terminations[t], truncations[t]
+    and success[t] belong to the transition from observations[t] to observations[t + 1]. success: None where a task has none.
     """
 
     observations: NDArray[np.float32]  # (L+1, obs_dim)
@@ -75,7 +77,7 @@ class Episode:
 
     @property
     def length(self) -> int:
-        """Steps L."""
+        """The number of steps, L."""
         return len(self.actions)
 
     @property
@@ -88,7 +90,7 @@ def dataset_id(task: TaskSpec, source: str) -> str:
     """The Minari id `m3dt/<task>/<source>-v0`.
 
     Raises:
-        DatasetError: a source name that Minari's ids cannot hold.
+        DatasetError: Minari's ids cannot hold the source name.
     """
     if not _SOURCE.fullmatch(source):
         raise DatasetError(f"a source name takes letters, digits, '_' and '-'; got {source!r}")
@@ -96,24 +98,24 @@ def dataset_id(task: TaskSpec, source: str) -> str:
 
 
 def dataset_path(root: Path | str, id: str) -> Path:  # noqa: A002
-    """The folder of the dataset called `id` under the Minari root `root`; it holds `data/main_data.hdf5`."""
+    """The folder of the dataset with the Minari id `id` under the Minari root `root`; its file is `data/main_data.hdf5`."""
     return Path(root, id)
 
 
 def find_sources(root: Path | str, task: TaskSpec) -> dict[str, Path]:
-    """The datasets of `task` under `root`, by source name; a half-written one is among them, so that using it is an error."""
+    """Source name → folder of every dataset of `task` under `root`. Half-written ones are included: using one is an error."""
     folder = Path(root, "m3dt", task.name)
     found = sorted(folder.glob(f"*{_VERSION}")) if folder.is_dir() else []
     return {path.name.removesuffix(_VERSION): path for path in found if path.is_dir() and not path.name.startswith(".")}
 
 
 def read_episodes(path: Path | str) -> Iterator[Episode]:
-    """The episodes of the dataset at `path` in order, one in memory at a time; float64 is converted.
+    """Reads the episodes of the dataset at `path` in order, with one in memory at a time. float64 is converted to float32.
 
-    Reads numbers and never executes code. Checks only that the arrays are there: `validate_dataset` checks the rest.
+    It never executes code. It checks only that the arrays are there; `validate_dataset` checks the rest.
 
     Raises:
-        DatasetError: no whole dataset, a damaged file, or an episode with missing or unreadable arrays.
+        DatasetError: there is no whole dataset, its file is damaged, or an episode's arrays are missing or unreadable.
     """
     read_metadata(Path(path))
     for scanned in scan_episodes(Path(path), None):
@@ -123,7 +125,7 @@ def read_episodes(path: Path | str) -> Iterator[Episode]:
 
 
 def to_episode(scanned: ScannedEpisode) -> Episode:
-    """The episode in `scanned`; Minari's first info, that of the reset, is dropped from success."""
+    """Makes an episode of what was read. Minari stores the info of the reset first; it is dropped from `success`."""
     arrays = dict(scanned.arrays)
     success = arrays.pop("success", None)
     return Episode(**arrays, success=None if success is None else success[-len(arrays["actions"]) :], seed=scanned.seed)
@@ -140,24 +142,31 @@ def write_dataset(
 ) -> Path:
     """Writes `episodes` as the Minari dataset `m3dt/<task>/<source>-v0` under `root` and returns its folder.
 
-    One episode is in memory at a time. The folder appears whole, at the end, or not at all; with `replace`, an older dataset
-    of that name stays until then. `metadata` (`stop_after_success`, `m3dt_policy`, …) is added to Minari's own, as are
-    `m3dt_task` and `m3dt_source`; it is read after the last episode, so what makes the episodes may fill in what it counted.
-    To be called by one process per dataset.
+    One episode is in memory at a time. The folder appears at the end, whole, or not at all. Only one process may write a
+    dataset.
+
+    Args:
+        root: the Minari root folder; created if needed.
+        task: the task of all episodes.
+        source: last part of the dataset's name.
+        episodes: at least one.
+        metadata: entries to add to Minari's own (`stop_after_success`, `m3dt_policy`, …); `m3dt_task` and `m3dt_source` are
+            always added. It is read after the last episode, so a generator of episodes may fill in what it counted.
+        replace: replace an older dataset of that name; it stays in place until the new one is complete.
 
     Raises:
-        DatasetError: the dataset exists already and not `replace`, no episodes, or one that does not fit the task (episode and
-            step named).
+        DatasetError: the dataset exists and not `replace`; there are no episodes; or one does not fit the task (the message
+            names episode and step).
         DiskSpaceError: the disk is full.
     """
-    name, root = dataset_id(task, source), Path(root).absolute()  # Minari measures its own relative paths from themselves
+    name, root = dataset_id(task, source), Path(root).absolute()  # Minari misreads relative roots
     target = dataset_path(root, name)
     if target.exists() and not replace:
         raise DatasetError(f"{target} exists already; delete it or choose another source name")
     with disk_space_errors(target), scratch_folder(root) as scratch:
         _write_with_minari(scratch, name, task, source, _to_buffers(episodes, task, scratch), metadata)
         built = dataset_path(scratch, name)
-        if problems := validate_dataset(built, task):  # h5py swallows errors met while it closes a file
+        if problems := validate_dataset(built, task):  # h5py ignores errors while it closes a file
             raise DatasetError(f"{target} could not be written whole: {problems[0]}")
         make_namespaces(root, name)
         replace_folder(built, target)
@@ -176,7 +185,7 @@ def _to_buffers(episodes: Iterable[Episode], task: TaskSpec, scratch: Path) -> I
         if problems := episode_problems(arrays | success, task):
             raise DatasetError(f"task {task.name!r}, episode {index}{problems[0]}")
         require_space(scratch, _HDF5_MARGIN + _HDF5_OVERHEAD * sum(array.nbytes for array in arrays.values()))
-        # Minari's own collector records the reset's info first
+        # Minari stores the info of the reset first
         infos = {"success": np.concatenate([[False], episode.success])} if episode.success is not None else None
         yield EpisodeBuffer(seed=episode.seed, **arrays, infos=infos)
     if index < 0:
@@ -193,7 +202,7 @@ def _write_with_minari(
         dataset = minari.create_dataset_from_buffers(
             name,
             buffers,
-            # given the env, Minari would make it, and so load its simulator; its spec is added afterwards
+            # Given the env, Minari would create it and so load its simulator. Its spec is added to the metadata below.
             observation_space=gym.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32),
             action_space=gym.spaces.Box(-1.0, 1.0, (task.act_dim,), np.float32),
             algorithm_name=str(metadata.get("m3dt_policy", source)),
@@ -218,7 +227,7 @@ def _minari_root(root: Path) -> Iterator[None]:
 
 
 def make_namespaces(root: Path, name: str) -> None:
-    """The files by which Minari knows `m3dt` and `m3dt/<task>` as namespaces, where they are not there yet."""
+    """Writes the files that make `m3dt` and `m3dt/<task>` namespaces for Minari, where they are missing. name: a dataset id."""
     for folder in list(Path(name).parents)[-2::-1]:  # without "."; outermost first
         file = root / folder / "namespace_metadata.json"
         if not file.is_file():

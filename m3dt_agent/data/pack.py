@@ -1,22 +1,23 @@
-"""Packed steps: one flat float32 file per dataset, memory-mapped, built once per content of its source.
+"""Packs a dataset into one flat float32 file of steps for fast reads; a pack is rebuilt when its source's content changes.
 
-    <cache>/<task>/<source>-v0.lock                held while it is packed
-    <cache>/<task>/<source>-v0.source.json         the source's hash, and when it was taken of which files
+    <cache>/<task>/<source>-v0.lock                locked while the dataset is packed
+    <cache>/<task>/<source>-v0.source.json         the source's hash, with the time and the files it was computed from
     <cache>/<task>/<source>-v0-<sha256[:16]>/
-        steps.f32              N rows, all episodes end to end:  [ observation (obs_dim) | action (act_dim) | return-to-go ]
+        steps.f32              N steps, all episodes end to end:  [ observation (obs_dim) | action (act_dim) | return-to-go ]
         episodes.safetensors   offsets, returns, success, obs_mean, obs_std, prompt_episodes (as in PackedTask),
                                stop_after_success (1)
-        pack.json              what it was made from, and what its files must be
+        pack.json              the source, and the expected size and hash of the two files
 
-A return-to-go is the undiscounted sum of the rewards from its step on, added up in float64. The folder is keyed by the SHA-256
-of the source's two files and appears whole or not at all. The source is hashed again whenever its size, times or inode differ
-from what they were, or are so young that a change could hide in the clock's granularity.
+A return-to-go is the undiscounted sum of the rewards from its step on, added up in float64. The folder's name has the SHA-256
+of the source's two files, and the folder appears whole or not at all. The source is hashed again if its size, times or inode
+have changed, or if it was modified so shortly before the last hash that the clock could not tell.
 
-Windows are read with `pread`, not through the map: what is read through a map counts as this process's memory for as long as
-the map lives, and training reads everything; and a window on two pages is two cold reads of a map, one of a file. Measured with
-windows of 3.5 kB of a 3 GB file: cold 12,000 a second or more against 7,000 to 8,000; warm 330,000 against 640,000, 110,000 if
-the map's pages are given back in time. The map is for looking at whole episodes; it is advised MADV_RANDOM, since with the
-default read-ahead a 12 GB file gave 120 cold reads a second instead of 4,400.
+Windows are read with `pread` and not through a memory map, for two reasons. Pages read through a map count as memory of this
+process as long as the map lives, and training reads everything. And a window that lies on two pages costs two cold reads
+through a map but one from the file. Measured with windows of 3.5 kB from a 3 GB file: cold, `pread` makes at least 12,000 reads
+a second, a map 7,000 to 8,000; warm, `pread` makes 330,000, a map 640,000, or 110,000 if it gives its pages back in time. The
+map is there to look at whole episodes. It is advised MADV_RANDOM: with the default read-ahead a 12 GB file gave 120 cold reads
+a second instead of 4,400.
 """
 
 from __future__ import annotations
@@ -55,37 +56,39 @@ from .validation import (
 _FORMAT = 2
 _STEPS, _EPISODES, _PACK = "steps.f32", "episodes.safetensors", "pack.json"
 _SHOWN_PROBLEMS = 10
-_CLOCK_SLACK_NS = 3_000_000_000  # a file touched this shortly before it was hashed is hashed again next time
+_CLOCK_SLACK_NS = 3_000_000_000  # a file modified so shortly before it was hashed is hashed again
 
 
 class StepsFile:
-    """A file of packed steps, rows of `width` float32, held open: any thread or fork can read it, also when its name is gone.
+    """An open file of packed steps, each of `width` float32. Any thread or fork can read it, even after it was deleted.
 
     Raises:
         OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path, width: int) -> None:
-        self.path, self.width, self._row_bytes = path, width, width * np.dtype(np.float32).itemsize
+        self.path, self.width, self._step_bytes = path, width, width * np.dtype(np.float32).itemsize
         self._file = path.open("rb", buffering=0)
         self._descriptor = self._file.fileno()
         weakref.finalize(self, self._file.close)
 
     def read(self, first: int, count: int) -> bytes:
-        """Rows first … first + count - 1.
+        """The bytes of steps first … first + count - 1.
 
         Raises:
-            DatasetError: the file ends before them.
+            DatasetError: the file has fewer steps.
         """
-        size = count * self._row_bytes
-        rows = os.pread(self._descriptor, size, first * self._row_bytes)
-        if len(rows) != size:
-            left = os.fstat(self._descriptor).st_size // self._row_bytes
-            raise DatasetError(f"{self.path} was cut while in use: rows {first} … {first + count - 1} of the {left} left")
-        return rows
+        size = count * self._step_bytes
+        content = os.pread(self._descriptor, size, first * self._step_bytes)
+        if len(content) != size:
+            left = os.fstat(self._descriptor).st_size // self._step_bytes
+            raise DatasetError(
+                f"{self.path} was cut while in use: steps {first} … {first + count - 1} were asked for; {left} are left"
+            )
+        return content
 
     def map(self) -> NDArray[np.float32]:
-        """All rows as a read-only array (N, width), memory-mapped, advised for reads in random places."""
+        """All steps as a read-only, memory-mapped array (N, width), set up for reads at random places."""
         mapped = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
         if hasattr(mmap, "MADV_RANDOM"):  # absent outside Linux and the BSDs
             mapped.madvise(mmap.MADV_RANDOM)
@@ -94,27 +97,27 @@ class StepsFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedTask:
-    """The packed episodes of one task: N steps of M episodes; those of episode m are rows offsets[m] … offsets[m+1] - 1."""
+    """The packed data of one task: N steps of M episodes. Episode m is steps offsets[m] … offsets[m+1] - 1."""
 
     task: TaskSpec
     steps: NDArray[np.float32]  # (N, obs_dim + act_dim + 1), read-only memory map; the last column is the return-to-go
     offsets: NDArray[np.int64]  # (M+1,)
     returns: NDArray[np.float64]  # (M,) undiscounted
-    success: NDArray[np.bool_] | None  # (M,) at any step; None where the task has none
-    stop_after_success: int  # steps an episode went on after its first success; 0: full length
+    success: NDArray[np.bool_] | None  # (M,) whether an episode succeeded; None where the task has no success
+    stop_after_success: int  # episodes ended on this many-th successful step; 0: they have full length
     obs_mean: NDArray[np.float64]  # (obs_dim,) over all steps
-    obs_std: NDArray[np.float64]  # (obs_dim,) over all steps, population deviation
-    prompt_episodes: tuple[int, ...] | None = None  # those that the dataset names as its prompts; None: it names none
+    obs_std: NDArray[np.float64]  # (obs_dim,) over all steps, population standard deviation
+    prompt_episodes: tuple[int, ...] | None = None  # those that the dataset names; None: it names none
     file: StepsFile | None = None  # what `steps` maps; None: `steps` is in memory
 
     def read(self, first: int, count: int, length: int) -> bytes:
-        """Rows first … first + count - 1 of `steps`, after `length` - count rows of zeros.
+        """The bytes of steps first … first + count - 1, left-padded with zeros to `length` steps.
 
         Raises:
             DatasetError: the file was cut since it was opened.
         """
-        rows = self.steps[first : first + count].tobytes() if self.file is None else self.file.read(first, count)
-        return rows if count == length else rows.rjust(len(rows) // count * length, b"\0")
+        content = self.steps[first : first + count].tobytes() if self.file is None else self.file.read(first, count)
+        return content if count == length else content.rjust(len(content) // count * length, b"\0")
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -123,12 +126,12 @@ class PackedTask:
 
 
 def pack_dataset(path: Path | str, task: TaskSpec, cache: Path | None = None) -> PackedTask:
-    """The packed copy of the dataset at `path`, built first where there is none that fits the source as it is now.
+    """Opens the packed copy of the dataset at `path`; packs the dataset first unless there is a pack of its present content.
 
-    `cache` is where packs are kept; by default `.packed` in the Minari root that holds the dataset.
+    cache: where packs are stored; None: `.packed` in the Minari root of the dataset.
 
     Raises:
-        DatasetError: a dataset that does not validate (its problems are listed), or is missing.
+        DatasetError: the dataset is missing or does not validate; the message lists its problems.
         DiskSpaceError: the disk is full.
     """
     path = Path(path).absolute()
@@ -144,13 +147,13 @@ def pack_dataset(path: Path | str, task: TaskSpec, cache: Path | None = None) ->
 
 
 def _stamp(path: Path) -> list[list[int]]:
-    """What changes when one of the source's files does; ctime cannot be set back."""
+    """Values that change whenever one of the source's files does; unlike mtime, ctime cannot be set back."""
     stats = [(path / file).stat() for file in (METADATA_FILE, STEPS_FILE)]
     return [[s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in stats]
 
 
 def _source_key(path: Path, folder: Path) -> str:
-    """SHA-256 of the source's files: the remembered one if nothing can have changed since, else computed."""
+    """SHA-256 of the source's files: the stored one if they cannot have changed since, else computed and stored."""
     memory = folder / f"{path.name}.source.json"
     stamp = _stamp(path)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -174,7 +177,7 @@ def _is_whole(target: Path, source: str, task: TaskSpec) -> bool:
 
 
 def _description(folder: Path, source: str, task: TaskSpec) -> dict[str, Any]:
-    """What `pack.json` of the pack in `folder` has to say if it is whole and of this source."""
+    """What `pack.json` must hold if the pack in `folder` is whole and was made from this source."""
     return {
         "format": _FORMAT,
         "task": task.name,
@@ -188,22 +191,22 @@ def _description(folder: Path, source: str, task: TaskSpec) -> dict[str, Any]:
 def _build(path: Path, task: TaskSpec, source: str, target: Path) -> None:
     metadata, stamp = read_metadata(path), _stamp(path)
     with scratch_folder(target.parent) as scratch:
-        require_space(scratch, (path / STEPS_FILE).stat().st_size)  # the rows are the same numbers, less HDF5's own
+        require_space(scratch, (path / STEPS_FILE).stat().st_size)  # a pack is smaller than its HDF5 file
         index = _EpisodeIndex(task.obs_dim)
         with (scratch / _STEPS).open("wb") as steps:
             for episode in _valid_episodes(path, task, metadata):
-                steps.write(_rows(episode).tobytes())
+                steps.write(_packed_steps(episode).tobytes())
                 index.add(episode)
         index.save(scratch / _EPISODES, metadata.get("stop_after_success", 0), read_prompt_episodes(metadata))
         (scratch / _PACK).write_text(json.dumps(_description(scratch, source, task)))
         if _stamp(path) != stamp:
             raise DatasetError(f"{path} changed while it was being packed; pack it again")
-        shutil.rmtree(target, ignore_errors=True)  # damaged, or it would have been used
+        shutil.rmtree(target, ignore_errors=True)  # a damaged pack, or it would have been opened
         publish(scratch, target)
 
 
 def _valid_episodes(path: Path, task: TaskSpec, metadata: dict[str, Any]) -> Iterator[Episode]:
-    """The episodes, as long as nothing is wrong; what is wrong with any of them is raised at the end, all together."""
+    """Reads the episodes and yields them until one has a problem; raises all problems together at the end."""
     problems = metadata_problems(metadata, task)
     episodes = steps = 0
     for scanned in scan_episodes(path, task):
@@ -219,17 +222,18 @@ def _valid_episodes(path: Path, task: TaskSpec, metadata: dict[str, Any]) -> Ite
         )
 
 
-def _row_width(task: TaskSpec) -> int:
-    return task.obs_dim + task.act_dim + 1
-
-
-def _rows(episode: Episode) -> NDArray[np.float32]:
+def _packed_steps(episode: Episode) -> NDArray[np.float32]:
+    """The steps of an episode as they are stored, (L, obs_dim + act_dim + 1)."""
     to_go = np.cumsum(episode.rewards[::-1], dtype=np.float64)[::-1]
     return np.concatenate([episode.observations[:-1], episode.actions, to_go[:, None].astype(np.float32)], axis=1)
 
 
 class _EpisodeIndex:
-    """What is kept per episode, and the observations' mean and deviation, merged episode by episode (Chan et al., 1979)."""
+    """Collects what `episodes.safetensors` holds.
+
+    The observations' mean and standard deviation are merged episode by episode (Chan et al. 1979, "Updating formulae and a
+    pairwise algorithm for computing sample variances").
+    """
 
     def __init__(self, obs_dim: int) -> None:
         self.offsets = [0]
@@ -265,14 +269,14 @@ class _EpisodeIndex:
 
 
 def _remove_older(target: Path, name: str) -> None:
-    """Packs of the same dataset's earlier contents; whoever has one mapped keeps it, the disk space comes back afterwards."""
+    """Removes packs of earlier contents of the dataset. A process that has one open can go on reading it."""
     for older in target.parent.glob(f"{name}-{'?' * 16}"):
         if older != target:
             shutil.rmtree(older, ignore_errors=True)
 
 
 def _open(target: Path, task: TaskSpec) -> PackedTask:
-    index, file = load_file(target / _EPISODES), StepsFile(target / _STEPS, _row_width(task))
+    index, file = load_file(target / _EPISODES), StepsFile(target / _STEPS, task.obs_dim + task.act_dim + 1)
     return PackedTask(
         task=task,
         steps=file.map(),

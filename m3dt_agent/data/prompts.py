@@ -1,12 +1,13 @@
-"""Prompts: the last steps of a task's best episodes, which tell the model what task it is in.
+"""Makes prompts: the last steps of a task's best episodes, which tell the model what task it is in.
 
-A prompt is the last `prompt_length` steps of one prompt episode, with that episode's own timesteps and returns-to-go, kept
-raw. It becomes a model input (normalized, scaled, zero-padded on the left and to the model's widths) in `prompt_window`:
+A prompt is the last `prompt_length` steps of a prompt episode, with the timesteps and returns-to-go of that episode. It is kept
+raw. `prompt_window` makes it a model input: normalized, scaled, and zero-padded on the left and to the model's widths.
 
     episode   0 1 2 … 495 496 497 498 499          prompt_length 5: steps 495 … 499, timesteps 495 … 499
-    short     0 1 2                                 window row:  · · 0 1 2    (· is padding, mask False)
+    short     0 1 2                                 as a window: · · 0 1 2    (· is padding, mask False)
 
-Training draws one of a task's prompts per window; `act` uses the first, the best (DESIGN section 4).
+Training draws one of a task's prompts for each window; `act` uses the first, which is of the best episode
+(docs/architecture.md#data).
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """P consecutive steps of one episode, raw: not normalized, not scaled, not padded.
+    """P consecutive steps of one episode: not normalized, not scaled, not padded.
 
     Raises:
-        ShapeError: no steps at all, or fields of different lengths.
+        ShapeError: there are no steps, or the fields have different lengths or the wrong number of dimensions.
     """
 
     states: NDArray[np.float32]  # (P, obs_dim)
     actions: NDArray[np.float32]  # (P, act_dim)
     returns_to_go: NDArray[np.float32]  # (P,) undiscounted, unscaled
-    timesteps: NDArray[np.int64]  # (P,) in the episode, from 0
+    timesteps: NDArray[np.int64]  # (P,) counted from the episode's start
 
     def __post_init__(self) -> None:
         shapes = {field.name: getattr(self, field.name).shape for field in fields(self)}
@@ -51,7 +52,7 @@ class Prompt:
 
 
 def make_prompts(data: TaskDatasets, prompt_length: int) -> dict[str, tuple[Prompt, ...]]:
-    """The prompts of every task of `data`, by task name, best episode first."""
+    """Task name → prompts of every task of `data`, best episode first."""
     return {
         task.name: tuple(_cut(data, i, episode, prompt_length) for episode in data.prompt_episodes(i))
         for i, task in enumerate(data.tasks)
@@ -62,29 +63,31 @@ def _cut(data: TaskDatasets, i: int, episode: int, prompt_length: int) -> Prompt
     packed = data.packed[i]
     begin, end = (int(offset) for offset in packed.offsets[episode : episode + 2])
     first = max(begin, end - prompt_length)
-    rows = np.frombuffer(packed.read(first, end - first, end - first), np.float32).reshape(end - first, -1)
+    steps = np.frombuffer(packed.read(first, end - first, end - first), np.float32).reshape(end - first, -1)
     obs_dim = packed.task.obs_dim
     return Prompt(
-        rows[:, :obs_dim].copy(),
-        rows[:, obs_dim:-1].copy(),
-        rows[:, -1].copy(),
-        np.arange(first - begin, end - begin, dtype=np.int64),
+        states=steps[:, :obs_dim].copy(),
+        actions=steps[:, obs_dim:-1].copy(),
+        returns_to_go=steps[:, -1].copy(),
+        timesteps=np.arange(first - begin, end - begin, dtype=np.int64),
     )
 
 
 def prompt_window(prompts: Sequence[Prompt], statistics: Sequence[TaskStatistics], config: ModelConfig) -> Window:
-    """One row per prompt, T = `config.prompt_length`: left-padded, normalized, scaled, zero-padded to the model's widths.
+    """One window per prompt, T = `config.prompt_length`: left-padded, normalized, scaled, zero-padded to the model's widths.
+
+    statistics: those of each prompt's task.
 
     Raises:
-        ShapeError: a prompt longer than prompt_length, wider than the model, or not as wide as its statistics; or a different
-            number of prompts and statistics.
+        ShapeError: a prompt is longer than prompt_length, wider than the model, or not as wide as its statistics; its timesteps
+            do not fit the model; or there are not as many statistics as prompts.
     """
     if len(prompts) != len(statistics):
-        raise ShapeError(f"{len(prompts)} prompts with {len(statistics)} statistics; one of each per row")
+        raise ShapeError(f"{len(prompts)} prompts with {len(statistics)} statistics; each prompt needs those of its task")
     arrays = empty_window(len(prompts), config.prompt_length, config)
-    for row, (prompt, task_statistics) in enumerate(zip(prompts, statistics, strict=True)):
+    for i, (prompt, task_statistics) in enumerate(zip(prompts, statistics, strict=True)):
         _check(prompt, task_statistics, config)
-        _fill(arrays, row, prompt, task_statistics)
+        _fill(arrays, i, prompt, task_statistics)
     return arrays.to_window()
 
 
@@ -101,17 +104,18 @@ def _check(prompt: Prompt, statistics: TaskStatistics, config: ModelConfig) -> N
         raise ShapeError(f"a prompt's timesteps must be in [0, {config.max_timesteps}); got {prompt.timesteps.tolist()}")
 
 
-def _fill(arrays: WindowArrays, row: int, prompt: Prompt, statistics: TaskStatistics) -> None:
+def _fill(arrays: WindowArrays, i: int, prompt: Prompt, statistics: TaskStatistics) -> None:
+    """Makes `prompt` the i-th of the windows."""
     length, obs_dim = prompt.states.shape
-    arrays.states[row, -length:, :obs_dim] = statistics.normalize(prompt.states)
-    arrays.actions[row, -length:, : prompt.actions.shape[1]] = prompt.actions
-    arrays.returns_to_go[row, -length:, 0] = prompt.returns_to_go / np.float32(statistics.return_scale)
-    arrays.timesteps[row, -length:] = prompt.timesteps
-    arrays.mask[row, -length:] = True
+    arrays.states[i, -length:, :obs_dim] = statistics.normalize(prompt.states)
+    arrays.actions[i, -length:, : prompt.actions.shape[1]] = prompt.actions
+    arrays.returns_to_go[i, -length:, 0] = prompt.returns_to_go / np.float32(statistics.return_scale)
+    arrays.timesteps[i, -length:] = prompt.timesteps
+    arrays.mask[i, -length:] = True
 
 
 def prompts_to_tensors(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, Tensor]:
-    """Tensors `<task>/<i>/<field>`, i = 0 the best prompt, fields as in `Prompt`."""
+    """Tensors named `<task>/<i>/<field>`, where i = 0 is the best prompt and the fields are those of `Prompt`."""
     return {
         f"{task}/{i}/{field.name}": torch.from_numpy(getattr(prompt, field.name).copy())
         for task, group in prompts.items()
@@ -124,8 +128,8 @@ def prompts_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Promp
     """The inverse of `prompts_to_tensors`.
 
     Raises:
-        BankError: a missing or unknown tensor, named.
-        ShapeError: fields that do not fit together.
+        BankError: a tensor is missing or unknown; the message names it.
+        ShapeError: the fields of a prompt do not fit together.
     """
     counts: dict[str, int] = {}
     for key in tensors:

@@ -1,8 +1,9 @@
-"""Shards of episodes: what the jobs of a collection make, wherever they run.
+"""Makes and reads shards of episodes, the pieces in which a collection is made.
 
-    lengths 200 137 …   observations │ actions │ rewards │ …   a few episodes' arrays one after another, and their seeds
+    lengths 200 137 …   seeds …   observations │ actions │ rewards │ …   the arrays of a few episodes, one episode after another
 
-A shard is a safetensors file's bytes. A job rolls its episodes out and returns them; whoever asked for them writes them down.
+A shard is the content of a safetensors file. A job runs a few episodes, in whatever process, and returns a shard; the caller
+writes it to disk.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ from .behavior_policies import BehaviorPolicy, NoisyPolicy, from_callable
 from .episodes import Episode
 
 PolicyFactory: TypeAlias = Callable[[TaskSpec], BehaviorPolicy]
-"""Makes the policy of the level "custom" for a task, inside a worker; picklable unless workers=0."""
+"""Makes the policy of the level "custom" for a task, in a worker. It must be picklable unless workers=0."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """One shard to make: episodes first … first + len(levels) - 1 of a task, one level each (see `CollectConfig`)."""
+    """Makes one shard: episodes first … first + len(levels) - 1 of a task. The other fields are as in `CollectConfig`.
+
+    levels: the level of each of the episodes.
+    """
 
     task: TaskSpec
     first: int
@@ -43,16 +47,16 @@ class ShardJob:
 
     @property
     def name(self) -> str:
-        """What it is, for errors."""
+        """What the job does, for error messages."""
         return f"{self.task.name}: collecting episodes {self.first} to {self.first + len(self.levels) - 1}"
 
     @property
     def file_name(self) -> str:
-        """Of the shard, sorted as its episodes are."""
+        """The shard's file name; names sort in the order of the episodes."""
         return f"{self.first:05d}-{self.first + len(self.levels) - 1:05d}.safetensors"
 
     def __call__(self) -> Shard:
-        """Rolls the episodes out; the task's environment stays open for the next job of this process."""
+        """Runs the episodes. The task's environment stays open for the next job of this process (see `close_environment`)."""
         began = time.monotonic()
         env = _environment(self.task)
         policies = {level: _make_policy(self, level, env) for level in set(self.levels)}
@@ -65,7 +69,7 @@ class ShardJob:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The bytes of a shard's file, and the seconds it took to make."""
+    """The content of a shard's file, and the seconds it took to make."""
 
     content: bytes
     seconds: float
@@ -74,8 +78,10 @@ class Shard:
 def rollout(
     env: gym.Env[Any, Any], task: TaskSpec, policy: BehaviorPolicy, seed: int, stop_after_success: int | None = None
 ) -> Episode:
-    """One whole episode of `env` under `policy`, both reset with `seed`; it ends early, as terminated, on the step that is the
-    `stop_after_success`-th counted from the first success (1: the first success itself)."""
+    """Runs one whole episode of `env` under `policy`; both are reset with `seed`.
+
+    stop_after_success: N ends the episode early, as terminated, on its N-th successful step (1: at the first success).
+    """
     length = task.max_episode_steps
     observations = np.empty((length + 1, task.obs_dim), np.float32)
     actions = np.empty((length, task.act_dim), np.float32)
@@ -105,12 +111,12 @@ def rollout(
 
 
 def episode_seed(seed: int, task: TaskSpec, index: int) -> int:
-    """The 32-bit seed of episode `index`: a hash of (seed, task, index), the same on every machine."""
+    """The 32-bit seed of episode `index`: a hash of (seed, task name, index), so it is the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{task.name}/{index}".encode()).digest()[:4], "little")
 
 
 _open_environments: dict[TaskSpec, gym.Env[Any, Any]] = {}
-"""The one environment that this process has open, by its task."""
+"""At most one environment, by its task: the one that this process keeps open between jobs."""
 
 
 def _environment(task: TaskSpec) -> gym.Env[Any, Any]:
@@ -121,7 +127,7 @@ def _environment(task: TaskSpec) -> gym.Env[Any, Any]:
 
 
 def close_environment() -> None:
-    """Closes what jobs of this process left open."""
+    """Closes the environment that jobs left open in this process."""
     while _open_environments:
         _open_environments.popitem()[1].close()
 
@@ -137,7 +143,6 @@ def _make_policy(job: ShardJob, level: str, env: gym.Env[Any, Any]) -> BehaviorP
 
 
 def _encode(episodes: Sequence[Episode]) -> bytes:
-    """A shard: the episodes' arrays one after another, their lengths and seeds."""
     names = ["observations", "actions", "rewards", "terminations", "truncations"]
     if episodes[0].success is not None:
         names.append("success")
@@ -152,7 +157,7 @@ def read_shard(path: Path) -> Iterator[Episode]:
     """The episodes of a shard, in order.
 
     Raises:
-        DatasetError: the file is damaged.
+        DatasetError: the file is damaged; the message says what to do.
     """
     try:
         tensors = safetensors.numpy.load(path.read_bytes())

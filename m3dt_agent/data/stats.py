@@ -1,10 +1,10 @@
-"""What a model must know of a task besides its weights: observation statistics, return scale, target return.
+"""What a model needs to know about a task besides its weights: observation statistics, return scale, target return.
 
     normalized = clip((state - mean) / std, ± state_clip)
 
-mean and std are over all observations a task's actions were taken in. A deviation under `DataConfig.std_floor` belongs to a
-dimension that is constant in the data: divided by it, the smallest difference at test time would explode, so it becomes
-`constant_std`. The target return is the mean return of the task's prompt episodes, or the published one (DESIGN section 4).
+mean and std are over all observations in which an action was taken. A std under `DataConfig.std_floor` means that the dimension
+is constant in the data. Dividing by it would blow up the smallest difference at test time, so it is replaced by `constant_std`.
+The target return is the mean return of the task's prompt episodes, or the published one (docs/architecture.md#data).
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ _FIELDS = ("mean", "std", "return_scale", "target_return", "state_clip")
 class TaskStatistics:
     """Observation statistics and return constants of one task.
 
-    mean, std: (obs_dim,) float32. return_scale: what returns-to-go are divided by. target_return: undiscounted, not divided.
-    state_clip: normalized states are clipped to ± this; None: not at all.
+    mean, std: (obs_dim,) float32.
+    return_scale: the model sees returns-to-go divided by this.
+    target_return: the undiscounted return that the agent asks for, not divided by `return_scale`.
+    state_clip: normalized states are clipped to ± this; None: they are not clipped.
 
     Raises:
-        InvalidValueError: a std or return_scale that is not positive, or anything not finite.
+        InvalidValueError: mean and std have different shapes, std, return_scale or state_clip is not positive, or a value other
+            than state_clip is not finite.
     """
 
     mean: NDArray[np.float32]  # (obs_dim,)
@@ -57,7 +60,7 @@ class TaskStatistics:
             raise InvalidValueError(f"state_clip must be None or > 0; got {self.state_clip!r}")
 
     def normalize(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalized and clipped states, (..., obs_dim) float32 from (..., obs_dim)."""
+        """Normalizes and clips states (..., obs_dim); returns float32 of the same shape."""
         limit = np.float32(np.inf if self.state_clip is None else self.state_clip)
         scaled: NDArray[np.float32] = (np.asarray(states, np.float32) - self.mean) / self.std
         np.clip(scaled, -limit, limit, out=scaled)
@@ -65,7 +68,7 @@ class TaskStatistics:
 
 
 def compute_statistics(data: TaskDatasets) -> dict[str, TaskStatistics]:
-    """The statistics of every task of `data`, by task name, according to `data.config`."""
+    """Task name → statistics of every task of `data`, computed as `data.config` says."""
     return {task.name: _task_statistics(data, i) for i, task in enumerate(data.tasks)}
 
 
@@ -87,7 +90,7 @@ def _floored(std: NDArray[np.float64], config: DataConfig) -> NDArray[np.float64
 
 
 def statistics_to_tensors(statistics: Mapping[str, TaskStatistics]) -> dict[str, Tensor]:
-    """Tensors `<task>/mean`, `/std` float32; `/return_scale`, `/target_return`, `/state_clip` (inf: none) float64 scalars."""
+    """Tensors named `<task>/<field>`: mean and std float32, the others float64 scalars; state_clip None becomes inf."""
     tensors: dict[str, Tensor] = {}
     for task, s in statistics.items():
         clip = math.inf if s.state_clip is None else s.state_clip
@@ -101,8 +104,8 @@ def statistics_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, TaskStat
     """The inverse of `statistics_to_tensors`.
 
     Raises:
-        BankError: a missing or unknown tensor, named.
-        InvalidValueError: values no statistics can have.
+        BankError: a tensor is missing or unknown; the message names it.
+        InvalidValueError: the values are out of range (see `TaskStatistics`).
     """
     names = list(dict.fromkeys(key.rpartition("/")[0] for key in tensors))
     expected = {f"{task}/{field}" for task in names for field in _FIELDS}

@@ -1,8 +1,8 @@
-"""The packed datasets of several tasks, and which of their episodes are prompts.
+"""Opens the packed datasets of several tasks, and splits each task's episodes into prompts and training episodes.
 
-Each task keeps its `n_prompts` best-return episodes out of training as prompts. Where episodes were cut at success, the slowest
-success has the highest return, so there the fastest successes are the prompts (DESIGN section 4). A dataset that names its
-prompt episodes, as published ones do, gives the best of those, and trains on none of them.
+The prompts of a task are its `n_prompts` episodes of highest return; they are not trained on. In data whose episodes were cut
+at success, the slowest success has the highest return, so the fastest successes are the prompts (docs/architecture.md#data).
+If a dataset names its prompt episodes, as published ones do, the prompts are the best of those, and none of them is trained on.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from .pack import PackedTask, pack_dataset
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskDatasets:
-    """One packed dataset per task, in the order of `tasks`; make it with `TaskDatasets.open`.
+    """One packed dataset per task, in the order of `tasks`. `TaskDatasets.open` makes it.
 
-    reopen: makes the same again in another process, also on another machine that sees the same folder; picklable. None: they
-    were put together otherwise.
+    config: how many prompts, and how statistics are computed.
+    reopen: a picklable function that opens the same datasets in another process, on any machine that sees the same folder; None
+        if they were not made by `open`.
 
     Raises:
-        DatasetError: a task with too few episodes to leave any for training, or marked `stop_after_success` without success.
+        ConfigError: no tasks, or not one dataset per task.
+        DatasetError: a task has too few episodes to leave any for training, or its episodes were cut at success but the dataset
+            does not say which succeeded.
     """
 
     tasks: tuple[TaskSpec, ...]
@@ -64,37 +67,43 @@ class TaskDatasets:
         config: DataConfig | None = None,
         cache: Path | None = None,
     ) -> TaskDatasets:
-        """The datasets of `tasks` (names, set names, domains or specs) under the Minari root `root`, packed if not done yet.
+        """Opens the datasets of `tasks` under the Minari root `root`; packs those that are not packed yet.
 
-        `source` picks one where a task has several; `cache` is where packs are kept (default: `<root>/.packed`).
+        Args:
+            root: the Minari root folder.
+            tasks: names, set names, domains or specs.
+            source: which dataset to use where a task has several.
+            config: how many prompts, and how statistics are computed; None: the defaults.
+            cache: where packs are stored; None: `<root>/.packed`.
 
         Raises:
-            UnknownTaskError: a task that does not exist.
-            DatasetError: a task without a dataset, with several and no choice, or with one that does not validate.
-            DiskSpaceError: no room for a pack.
+            UnknownTaskError: a task does not exist.
+            DatasetError: a task has no dataset, several and `source` is None, or one that does not validate.
+            DiskSpaceError: there is no room for a pack.
         """
         specs = resolve([tasks] if isinstance(tasks, str) else tasks)
-        paths = [_choose(Path(root), task, source) for task in specs]  # all of them, before the first is packed
+        paths = [_choose(Path(root), task, source) for task in specs]  # reports a missing one before anything is packed
         packed = tuple(pack_dataset(path, task, cache) for path, task in zip(paths, specs, strict=True))
         names = [task.name for task in specs]
         reopen = functools.partial(cls.open, Path(root).absolute(), names, source, config=config, cache=cache)
         return cls(specs, packed, config or DataConfig(), reopen)
 
     def subset(self, names: Iterable[str | TaskSpec]) -> TaskDatasets:
-        """The datasets of some of the tasks, in the order given.
+        """The datasets of the named tasks alone, in the order given.
 
         Raises:
-            UnknownTaskError: a task that is not among these.
+            UnknownTaskError: a task is not among these.
         """
         by_name = {task.name: i for i, task in enumerate(self.tasks)}
         chosen = [lookup(by_name, name if isinstance(name, str) else name.name, "task of these datasets") for name in names]
         return TaskDatasets(tuple(self.tasks[i] for i in chosen), tuple(self.packed[i] for i in chosen), self.config)
 
     def prompt_episodes(self, i: int) -> list[int]:
-        """The episodes of task `i` that are its prompts, best first: highest return, or fastest success in data cut at success.
+        """Indices of the prompt episodes of task `i`, best first.
 
-        Ties go to the earlier episode; failures follow the successes, by return. Where the dataset names its prompt episodes,
-        the best of those.
+        The best episode has the highest return; in data cut at success it is the fastest success, and failures follow the
+        successes, by return. Of equal episodes the earlier one comes first. If the dataset names its prompt episodes, only
+        those are considered.
         """
         packed = self.packed[i]
         order = np.argsort(-packed.returns, kind="stable")
@@ -106,7 +115,7 @@ class TaskDatasets:
         return [int(episode) for episode in order[: self.config.n_prompts]]
 
     def train_episodes(self, i: int) -> list[int]:
-        """The episodes of task `i` that are neither its prompts nor named as prompts by the dataset, in order."""
+        """Indices of the training episodes of task `i`, in order: those that are neither its prompts nor named as prompts."""
         prompts = {*self.prompt_episodes(i), *(self.packed[i].prompt_episodes or ())}
         return [episode for episode in range(len(self.packed[i].returns)) if episode not in prompts]
 

@@ -1,8 +1,8 @@
-"""Is this Minari dataset one that can be trained on? Every problem, by episode and step.
+"""Checks whether a Minari dataset can be trained on, and lists every problem with its episode and step.
 
-HDF5 and Minari check nothing on write: float64, wrong widths, NaN and a missing final observation all pass silently. Files are
-read with h5py and json alone. Minari is never asked, because it makes the environment a dataset names, and so runs code from a
-dataset, when a space is missing from its metadata (DESIGN section 4).
+HDF5 and Minari check nothing when they write: float64, wrong widths, NaN and a missing final observation all pass silently.
+Files are read with h5py and json alone. Minari is not used, because it creates the environment that a dataset names if a space
+is missing from the metadata, and so runs code from the dataset (docs/architecture.md#data).
 
     <dataset>/data/metadata.json        spaces, counts, m3dt_task, m3dt_source, stop_after_success, m3dt_prompt_episodes
     <dataset>/data/main_data.hdf5       episode_<i>/observations (L+1, obs_dim), actions (L, act_dim), rewards, terminations,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 METADATA_FILE = Path("data", "metadata.json")
 STEPS_FILE = Path("data", "main_data.hdf5")
 PROMPT_EPISODES = "m3dt_prompt_episodes"
-"""Metadata key of datasets that say which of their episodes are the prompts: a JSON list of indices, as text."""
+"""Metadata key of datasets that name their prompt episodes. The value is a text: a JSON list of episode indices."""
 
 _FLOATS = ("observations", "actions", "rewards")
 _FLAGS = ("terminations", "truncations")
@@ -41,7 +41,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class ScannedEpisode:
-    """One episode as it lies in the file: its arrays (empty where they cannot be read), seed, and what is wrong with it."""
+    """One episode as read from the file, with its problems. arrays: empty if they cannot be read. seed: None if not stored."""
 
     index: int
     arrays: Arrays
@@ -53,7 +53,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of the dataset at `path`.
 
     Raises:
-        DatasetError: no dataset there, one that was not written to the end, or metadata that is not JSON.
+        DatasetError: there is no dataset, it was not written to the end, or its metadata is not a JSON object.
     """
     for file in (METADATA_FILE, STEPS_FILE):
         if not (path / file).is_file():
@@ -68,10 +68,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def read_prompt_episodes(metadata: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """The episodes that a dataset's metadata names as its prompts; None where it leaves the choice to us.
+    """The prompt episodes that a dataset's metadata names; None if it names none, so that the best episodes are chosen.
 
     Raises:
-        DatasetError: what it says is not a JSON list of different indices.
+        DatasetError: the entry is not a JSON list of different indices.
     """
     text = metadata.get(PROMPT_EPISODES)
     if text is None:
@@ -91,7 +91,7 @@ def read_prompt_episodes(metadata: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def validate_dataset(path: Path, task: TaskSpec) -> list[str]:
-    """Everything that is wrong with the dataset at `path` as data for `task`, episode and step named; empty if nothing is."""
+    """Lists everything that is wrong with the dataset at `path` as data for `task`, with episode and step; empty if valid."""
     try:
         metadata = read_metadata(path)
     except DatasetError as error:
@@ -109,7 +109,7 @@ def validate_dataset(path: Path, task: TaskSpec) -> list[str]:
 
 
 def metadata_problems(metadata: Mapping[str, Any], task: TaskSpec) -> list[str]:
-    """What is wrong with a dataset's metadata: format, spaces, and whether it belongs to `task`."""
+    """Lists what is wrong with a dataset's metadata: its task, format, spaces, `stop_after_success` and prompt episodes."""
     problems = []
     if metadata.get("data_format", "hdf5") != "hdf5":
         problems.append(f"data_format is {metadata['data_format']!r}; only 'hdf5' is read")
@@ -141,9 +141,9 @@ def _space_problems(metadata: Mapping[str, Any], key: str, width: int) -> list[s
 
 
 def count_problems(metadata: Mapping[str, Any], episodes: int, steps: int) -> list[str]:
-    """What the metadata says of episodes that are not there.
+    """Lists where the metadata does not match the number of `episodes` and `steps` that are in the file.
 
-    A dataset whose counts, which Minari writes last, do not match what is in the file was not written to the end.
+    Minari writes the counts last, so if they do not match, the dataset was not written to the end.
     """
     if episodes == 0:
         return ["it holds no episodes"]
@@ -154,17 +154,17 @@ def count_problems(metadata: Mapping[str, Any], episodes: int, steps: int) -> li
             f"the metadata counts {counted[0]} episodes and {counted[1]} steps, the file holds {episodes} and {steps}: "
             "it was not written to the end, or changed later"
         )
-    with contextlib.suppress(DatasetError):  # metadata_problems has it
+    with contextlib.suppress(DatasetError):  # metadata_problems reports it
         if prompts := [i for i in read_prompt_episodes(metadata) or () if i >= episodes]:
             problems.append(f"{PROMPT_EPISODES} names episode {prompts[0]}; the last is {episodes - 1}")
     return problems
 
 
 def scan_episodes(path: Path, task: TaskSpec | None) -> Iterator[ScannedEpisode]:
-    """The episodes of the dataset at `path` in order, one in memory at a time; checked against `task` if there is one.
+    """Reads the episodes of the dataset at `path` in order, with one in memory at a time; checks them against `task` if given.
 
     Raises:
-        DatasetError: an HDF5 file that cannot be opened or is cut short, or whose episodes are not numbered 0, 1, ….
+        DatasetError: the HDF5 file cannot be opened or is cut short, or its episodes are not numbered 0, 1, ….
     """
     import h5py
 
@@ -172,7 +172,7 @@ def scan_episodes(path: Path, task: TaskSpec | None) -> Iterator[ScannedEpisode]
     try:
         file = h5py.File(file_path, "r")
     except OSError as error:
-        raise DatasetError(f"{file_path} is no HDF5 file, or cut short: {error}") from error
+        raise DatasetError(f"{file_path} is not an HDF5 file, or is cut short: {error}") from error
     with file:
         _limit_cache(file)
         for index in range(_count_episodes(file, file_path)):
@@ -180,7 +180,8 @@ def scan_episodes(path: Path, task: TaskSpec | None) -> Iterator[ScannedEpisode]
 
 
 def _limit_cache(file: h5py.File) -> None:
-    """Nothing is read twice, but HDF5 would keep its index of every array read: 145 MB after 2,000 episodes (measured)."""
+    """Keeps HDF5's cache small. It would keep the index of every array, 145 MB after 2,000 episodes (measured), for nothing:
+    no array is read twice."""
     config = file.id.get_mdc_config()
     config.max_size = config.initial_size
     file.id.set_mdc_config(config)
@@ -215,7 +216,7 @@ def _scan(file: h5py.File, index: int, task: TaskSpec | None) -> ScannedEpisode:
 
 
 def _structure_problem(group: Any, task: TaskSpec | None) -> str | None:
-    """What forbids reading the arrays at all: a missing field, a type that is not numeric, more steps than the task has."""
+    """Why the arrays cannot be read at all: a missing array, one that holds no numbers, or more steps than the task has."""
     import h5py
 
     if not isinstance(group, h5py.Group):
@@ -227,12 +228,12 @@ def _structure_problem(group: Any, task: TaskSpec | None) -> str | None:
         if field.dtype.kind not in "fiub" or field.ndim == 0:
             return f"{name} is {field.dtype} {field.shape}, not an array of numbers"
         if task is not None and len(field) > task.max_episode_steps + 1:
-            return f"{name} has {len(field)} rows; the task ends after {task.max_episode_steps} steps"
+            return f"{name} has {len(field)} entries; the task ends after {task.max_episode_steps} steps"
     return None
 
 
 def episode_problems(arrays: Mapping[str, NDArray[Any]], task: TaskSpec) -> list[str]:
-    """What is wrong with one episode's arrays, each beginning with ": " or ", step <t>: " to follow the episode's name."""
+    """Lists what is wrong with one episode's arrays. Each text begins with ": " or ", step <t>: ", to follow "episode <i>"."""
     length = len(arrays["actions"])
     if length == 0:
         return [": it has no steps"]
@@ -271,7 +272,7 @@ def _dtype_problems(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
 
 def _value_problems(name: str, values: NDArray[Any]) -> list[str]:
     if values.size == 0:
-        return []  # its shape is wrong, and said to be
+        return []  # its shape is wrong, which is reported already
     finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
     if not finite.all():
         bad = np.flatnonzero(~finite)

@@ -1,4 +1,4 @@
-"""What the model sees: windows, prompts (the same fields), and batches of both.
+"""The model's inputs: windows of steps, prompts (which have the same fields), and batches of both.
 
 Shape legend: B windows in a batch, T steps in a window (`context_length`, or `prompt_length` for a prompt).
 """
@@ -30,7 +30,7 @@ class Window:
     mask: Tensor  # (B, T) bool
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Window:
-        """The same window on `device`, its floating-point fields as `dtype`."""
+        """The same windows on `device`, with the floating-point fields as `dtype`."""
         return Window(
             self.states.to(device, dtype),
             self.actions.to(device, dtype),
@@ -39,13 +39,13 @@ class Window:
             self.mask.to(device),
         )
 
-    def rows(self, rows: range) -> Window:
-        """Consecutive windows, the same memory."""
-        at = slice(rows.start, rows.stop)
+    def part(self, windows: range) -> Window:
+        """Some consecutive windows, as views of the same memory."""
+        at = slice(windows.start, windows.stop)
         return Window(self.states[at], self.actions[at], self.returns_to_go[at], self.timesteps[at], self.mask[at])
 
     def to_arrays(self) -> WindowArrays:
-        """The same memory as arrays; for windows of float32 on the CPU."""
+        """The same memory as arrays; the fields must be float32 and on the CPU."""
         return WindowArrays(
             self.states.numpy(),
             self.actions.numpy(),
@@ -57,28 +57,28 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one training step sees."""
+    """The input of one training step: B windows, with a prompt each."""
 
     tasks: Tensor  # (B,) int64, index into the datasets' tasks
     window: Window
     prompt: Window
-    action_mask: Tensor  # (B, T, act_dim) bool: real steps' real action dimensions, the only ones in the loss
+    action_mask: Tensor  # (B, T, act_dim) bool: what the loss is over, the task's own action entries in real steps
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
-        """The same batch on `device`, its floating-point fields as `dtype`."""
+        """The same batch on `device`, with the floating-point fields as `dtype`."""
         return Batch(
             self.tasks.to(device), self.window.to(device, dtype), self.prompt.to(device, dtype), self.action_mask.to(device)
         )
 
-    def rows(self, rows: range) -> Batch:
-        """Consecutive windows and their prompts, the same memory."""
-        at = slice(rows.start, rows.stop)
-        return Batch(self.tasks[at], self.window.rows(rows), self.prompt.rows(rows), self.action_mask[at])
+    def part(self, windows: range) -> Batch:
+        """Some consecutive windows and their prompts, as views of the same memory."""
+        at = slice(windows.start, windows.stop)
+        return Batch(self.tasks[at], self.window.part(windows), self.prompt.part(windows), self.action_mask[at])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowArrays:
-    """A window in NumPy, while it is being filled or to copy rows from; shapes as in `Window`, floats are float32."""
+    """Windows as NumPy arrays, to be filled or copied from. Shapes are as in `Window`; floats are float32."""
 
     states: NDArray[np.float32]
     actions: NDArray[np.float32]
@@ -86,14 +86,14 @@ class WindowArrays:
     timesteps: NDArray[np.int64]
     mask: NDArray[np.bool_]
 
-    def take(self, rows: NDArray[np.int64]) -> WindowArrays:
-        """A copy of the given rows, (B,); for few rows this is much quicker than indexing a `Window`'s tensors."""
+    def take(self, windows: NDArray[np.int64]) -> WindowArrays:
+        """Copies the windows at the given indices (B,); for few windows this is faster than indexing a `Window`'s tensors."""
         return WindowArrays(
-            self.states.take(rows, axis=0),
-            self.actions.take(rows, axis=0),
-            self.returns_to_go.take(rows, axis=0),
-            self.timesteps.take(rows, axis=0),
-            self.mask.take(rows, axis=0),
+            self.states.take(windows, axis=0),
+            self.actions.take(windows, axis=0),
+            self.returns_to_go.take(windows, axis=0),
+            self.timesteps.take(windows, axis=0),
+            self.mask.take(windows, axis=0),
         )
 
     def to_window(self) -> Window:
@@ -107,12 +107,12 @@ class WindowArrays:
         )
 
 
-def empty_window(rows: int, length: int, config: ModelConfig) -> WindowArrays:
-    """B = `rows` windows of T = `length` padded steps: zeros, mask False."""
+def empty_window(count: int, length: int, config: ModelConfig) -> WindowArrays:
+    """B = `count` windows of T = `length` padded steps: zeros, mask False."""
     return WindowArrays(
-        np.zeros((rows, length, config.state_dim), np.float32),
-        np.zeros((rows, length, config.act_dim), np.float32),
-        np.zeros((rows, length, 1), np.float32),
-        np.zeros((rows, length), np.int64),
-        np.zeros((rows, length), np.bool_),
+        states=np.zeros((count, length, config.state_dim), np.float32),
+        actions=np.zeros((count, length, config.act_dim), np.float32),
+        returns_to_go=np.zeros((count, length, 1), np.float32),
+        timesteps=np.zeros((count, length), np.int64),
+        mask=np.zeros((count, length), np.bool_),
     )

@@ -163,7 +163,7 @@ def test_pack_cut_while_in_use(dataset: Path) -> None:
     (folder,) = packs(dataset)
     os.truncate(folder / "steps.f32", 40 * packed.steps[0].nbytes)
     packed.read(20, 20, 20)
-    with pytest.raises(DatasetError, match=r"steps\.f32 was cut while in use: rows 21 … 40 of the 40 left"):
+    with pytest.raises(DatasetError, match=r"steps\.f32 was cut while in use: steps 21 … 40 were asked for; 40 are left"):
         packed.read(21, 20, 20)
 
 

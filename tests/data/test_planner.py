@@ -66,7 +66,7 @@ def test_an_episode_depends_on_its_seed_alone(task_env):
 
 
 def test_it_acts_in_one_environment_and_in_few_tasks():
-    with pytest.raises(ConfigError, match="acts in one environment"):
+    with pytest.raises(ConfigError, match="needs the environment it acts in"):
         behavior_policy(tasks.get("fish-swim"), "planner")
     with pytest.raises(ConfigError, match="no behavior policy 'planner'"):
         behavior_policy(tasks.get("walker-run"), "planner")

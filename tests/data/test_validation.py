@@ -84,7 +84,7 @@ HDF5_PROBLEMS = {
     "text": (replace("actions", lambda x: "none"), "episode 1: actions is"),
     "longer than the task": (
         replace("rewards", lambda x: np.zeros(100_000, np.float32)),
-        "episode 1: rewards has 100000 rows; the task ends after 500 steps",
+        "episode 1: rewards has 100000 entries; the task ends after 500 steps",
     ),
     "no steps": (empty_episode, "episode 1: it has no steps"),
     "no rewards": (drop("episode_1/rewards"), "episode 1: rewards is missing"),

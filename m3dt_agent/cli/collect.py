@@ -1,0 +1,133 @@
+"""`m3dt collect`: makes datasets of demonstrations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..jobs import RETRIES, LocalProcesses, shard_of
+from ..machine import duration, usable_cores
+from ..tasks import TaskSpec
+from .options import (
+    DEFAULT_ROOT,
+    AllTasks,
+    AsJson,
+    CpusPerJob,
+    RayAddress,
+    Retries,
+    Root,
+    Seed,
+    SetSeed,
+    Shard,
+    Source,
+    TaskNames,
+    TaskSet,
+    Workers,
+    choose_tasks,
+    parse_pairs,
+    parse_shard,
+    ray_cluster,
+)
+from .output import emit, make_table, quiet_stdout, say, size
+
+if TYPE_CHECKING:
+    from ..data.collect import CollectSummary
+
+STEP_SECONDS = {"metaworld": 1.0e-3, "dmcontrol": 0.6e-3, "ant-dir": 0.5e-3, "cheetah-vel": 0.2e-3}
+"""Seconds per step of simulator and behavior policy on one core. Measured: 0.5, 0.2-0.5, 0.3 and 0.1 ms on an AMD EPYC of 2024.
+These figures are doubled, to include resets and writing and because most machines are slower."""
+
+
+def collect_command(
+    names: TaskNames = None,
+    all_tasks: AllTasks = False,
+    task_set: TaskSet = None,
+    set_seed: SetSeed = 0,
+    root: Root = DEFAULT_ROOT,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes per task.")] = 100,
+    level: Annotated[
+        str, typer.Option(help="random, zero, novice, medium, expert or planner; expert+0.3 adds noise to the expert.")
+    ] = "expert",
+    noise: Annotated[float, typer.Option(help="Standard deviation of the noise added to actions.")] = 0.0,
+    mixture: Annotated[str | None, typer.Option(help="Several levels and their shares, like random:0.2,expert:0.8.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="File of policies trained with `m3dt behavior train` to use.")] = None,
+    source: Source = None,
+    stop_after_success: Annotated[
+        int | None, typer.Option(min=1, help="End Meta-World episodes on their N-th successful step; default: full length.")
+    ] = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    shard: Shard = "1/1",
+    ray: RayAddress = None,
+    cpus_per_job: CpusPerJob = 1,
+    retries: Retries = RETRIES,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace datasets made with other options.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Collect demonstrations, one Minari dataset per task.
+
+    If it is interrupted, run the same command again to continue.
+    """
+    from ..data.behavior import behavior_policy
+    from ..data.collect import CollectConfig, collect
+
+    tasks = shard_of(choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed), parse_shard(shard))
+    engine = ray_cluster(ray, cpus_per_job, 0.0, retries) or LocalProcesses(workers, retries)
+    policy = None if weights is None else functools.partial(behavior_policy, level=level, weights=weights)
+    config = CollectConfig(
+        levels={"custom" if policy else level: 1.0} if mixture is None else parse_mixture(mixture),
+        noise=noise,
+        episodes=episodes,
+        seed=seed,
+        source=source,
+        stop_after_success=stop_after_success,
+    )
+    if ray is None:
+        say(collection_estimate(tasks, episodes, workers))
+    with quiet_stdout():
+        summaries = collect(tasks, root, config, policy=policy, engine=engine, overwrite=overwrite)
+    emit_summaries(summaries, f"m3dt/<task>/{config.source_name}-v0 under {root}", as_json=as_json)
+
+
+def parse_mixture(text: str) -> dict[str, float]:
+    """Level → share, from a text like "random:0.2,expert:0.8".
+
+    Raises:
+        ConfigError: as in `parse_pairs`.
+    """
+    return parse_pairs(text, float, "a mixture", "random:0.2,expert:0.8")
+
+
+def collection_estimate(tasks: Sequence[TaskSpec], episodes: int, workers: int | None) -> str:
+    """One line that says how much time and disk the collection takes at most, that is, if all episodes have full length."""
+    processes = max(1, usable_cores() if workers is None else workers)
+    seconds = sum(STEP_SECONDS[task.domain] * task.max_episode_steps for task in tasks) * episodes / processes
+    # Steps of float32 with reward and flags, once as shards and once as HDF5.
+    n_bytes = sum((task.obs_dim + task.act_dim + 2) * 4 * 2 * task.max_episode_steps for task in tasks) * episodes
+    return f"{len(tasks)} task(s), {episodes} episode(s) each: about {duration(seconds)} and up to {size(n_bytes)} of disk"
+
+
+def emit_summaries(summaries: Sequence[CollectSummary], title: str, *, as_json: bool) -> None:
+    """Prints the summaries of collected datasets."""
+    rows = [_summary_row(summary) for summary in summaries]
+    columns = ("task", "episodes", "steps", "return", "score", "success %", "seconds")
+    cells = ([value for key, value in row.items() if key not in ("path", "kept")] for row in rows)
+    emit(rows, as_json=as_json, table=make_table(title, columns, cells))
+
+
+def _summary_row(summary: CollectSummary) -> dict[str, Any]:
+    return {
+        "task": summary.task.name,
+        "path": str(summary.path),
+        "episodes": summary.episodes,
+        "steps": summary.steps,
+        "mean_return": summary.mean_return,
+        "mean_normalized_score": summary.mean_normalized_score,
+        "success_percent": None if summary.success_rate is None else 100.0 * summary.success_rate,
+        "seconds": summary.seconds,
+        "kept": summary.kept,
+    }
