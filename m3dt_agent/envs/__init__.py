@@ -1,14 +1,14 @@
-"""The 160 tasks as Gymnasium environments, `M3DT/<task>-v0`, and many of them stepped side by side.
+"""The 160 tasks as Gymnasium environments named `M3DT/<task>-v0`, and a vector environment that steps different tasks together.
 
-    base.py          what the four domains share: seeding, clipping, episode length, frames
+    base.py          what all four domains share: seeding, clipping, episode length, frames
     metaworld.py     50 Meta-World tasks (metaworld 3.x, `-v3` tasks, reward function v2)
-    dm_control.py    30 DMControl tasks through Shimmy; the 11 that are not in the suite are custom_tasks.py
+    dm_control.py    30 DMControl tasks through Shimmy; custom_tasks.py has the 11 of them that are not in dm_control's suite
     locomotion.py    40 ant-dir and 40 cheetah-vel tasks on Gymnasium's MuJoCo models
-    wrappers.py      end at success, seed the k-th reset
-    vector.py        different tasks in one padded vector environment; its slots live in slots.py, its processes in worker.py
+    wrappers.py      ends episodes at success; seeds resets
+    vector.py        the vector environment; slots.py has its environments, worker.py its processes
 
-Importing this package imports no simulator: ids are registered with string entry points, which also keeps `EnvSpec.to_json`
-working.
+Importing this package imports no simulator: ids are registered with entry points that are strings. This also keeps
+`EnvSpec.to_json` working.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What the four domains share: one seeded, clipped, float32 environment per task.
+"""The base class of all environments: seeding, clipping of actions, episode length and rendering of one task.
 
-A domain implements three things and inherits the rest:
+A domain implements three methods and inherits the rest:
 
-    _start(seed)    begin an episode that `seed` (32 bits) alone decides      -> observation
-    _advance(a)     one agent step with an action already clipped to [-1, 1]  -> Transition
-    _scene()        the MuJoCo model and data a frame is drawn from
+    _start(seed)    begins the episode that a 32-bit seed determines           -> observation
+    _advance(a)     one agent step with an action already clipped to [-1, 1]   -> Transition
+    _scene()        the MuJoCo model and data from which a frame is drawn
 
-Seeds: `reset(seed=s)` starts the episode of s, folded to 32 bits because dm_control's generator takes no more. `reset()` draws
-the next 32-bit seed from the environment's own generator, so that a sequence of resets is decided by the first seed as well.
+`reset(seed=s)` starts the episode of seed s. Larger seeds are folded to 32 bits, because dm_control's generator takes no more.
+`reset()` draws the next 32-bit seed from the environment's own generator, so the first seed determines all later resets too.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ Observation: TypeAlias = NDArray[np.float32]
 Action: TypeAlias = NDArray[np.float32]
 
 FRAME_SIZE = 480
-"""Height and width of a rendered frame, in pixels; within every model's offscreen buffer (MuJoCo's default is 640 x 480)."""
+"""Height and width of a rendered frame, in pixels. It fits every model's offscreen buffer (MuJoCo's default is 640 x 480)."""
 
 
 @contextmanager
 def simulator(name: str) -> Iterator[None]:
-    """Turns a failed import inside the block into a MissingDependencyError that names the extra to install."""
+    """Turns an ImportError in the block into a MissingDependencyError that names the extra to install."""
     try:
         with warnings.catch_warnings():
-            # dm_control tries glfw first when it is imported, which complains where there is no display.
+            # When dm_control is imported, it tries glfw first, which warns if there is no display.
             warnings.filterwarnings("ignore", module="glfw")
             yield
     except ImportError as error:
@@ -48,7 +48,7 @@ def simulator(name: str) -> Iterator[None]:
 
 
 def fold_seed(seed: int) -> int:
-    """`seed` itself below 2**32, else a 32-bit number that mixes all of it.
+    """Returns `seed` if it is below 2**32, else a 32-bit number that depends on all of its bits.
 
     Raises:
         InvalidValueError: `seed` is negative.
@@ -59,20 +59,29 @@ def fold_seed(seed: int) -> int:
 
 
 class Transition(NamedTuple):
-    """What one agent step returns."""
+    """The result of one agent step of a domain."""
 
     observation: Observation  # (obs_dim,) float32
     reward: float
-    terminated: bool = False  # the task itself ended
-    success: bool = False  # the task is achieved in this step
+    terminated: bool = False  # the task ended the episode
+    success: bool = False  # the task is solved in this step
 
 
 class TaskEnv(gym.Env[Observation, Action]):
     """One of the 160 tasks. Observations (obs_dim,) float32, actions (act_dim,) float32 in [-1, 1].
 
-    Actions outside [-1, 1] are clipped before they reach the simulator. Tasks that can succeed carry `info["success"]` after
-    `reset` and after every `step`, a bool that stays True for the rest of the episode. An episode is truncated after
-    `task.max_episode_steps`.
+    Actions outside [-1, 1] are clipped before they reach the simulator. For tasks that have success, `reset` and `step` give
+    `info["success"]`, a bool that stays True for the rest of the episode once the task is solved. An episode is truncated after
+    `task.max_episode_steps` agent steps.
+
+    Args:
+        task: the task.
+        render_mode: "rgb_array" if `render` is to draw frames; None: it returns None.
+        observation_space: (obs_dim,) float32.
+        dt: seconds of simulated time per agent step; decides the frames per second of `metadata`.
+
+    Raises:
+        ConfigError: another `render_mode`.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012  # Gymnasium's own declaration
@@ -92,18 +101,18 @@ class TaskEnv(gym.Env[Observation, Action]):
 
     @abstractmethod
     def _start(self, seed: int) -> Observation:
-        """Begins the episode that `seed` decides and returns its first observation."""
+        """Begins the episode that `seed` determines and returns its first observation."""
 
     @abstractmethod
     def _advance(self, action: NDArray[np.float64]) -> Transition:
-        """One agent step with an action (act_dim,) already clipped to [-1, 1]."""
+        """Takes one agent step with an action (act_dim,) that is already clipped to [-1, 1]."""
 
     @abstractmethod
     def _scene(self) -> tuple[Any, Any]:
-        """The `mujoco.MjModel` and `mujoco.MjData` to draw."""
+        """Returns the `mujoco.MjModel` and `mujoco.MjData` to draw."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Starts an episode; `options` has no meaning here.
+        """Starts an episode and returns its first observation and info; `options` is ignored.
 
         Raises:
             InvalidValueError: `seed` is negative.
@@ -116,10 +125,10 @@ class TaskEnv(gym.Env[Observation, Action]):
         return observation, self._info()
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One agent step.
+        """Takes one agent step; returns observation, reward, terminated, truncated and info.
 
         Raises:
-            ShapeError: `action` is not (act_dim,).
+            ShapeError: the shape of `action` is not (act_dim,).
             InvalidValueError: `action` holds a NaN or an infinity.
             M3DTError: the episode is over, or none was started.
         """
@@ -133,10 +142,10 @@ class TaskEnv(gym.Env[Observation, Action]):
         return transition.observation, transition.reward, transition.terminated, truncated, self._info()
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The current frame, (480, 480, 3) uint8 RGB, or None without `render_mode="rgb_array"`.
+        """Draws the current frame, (480, 480, 3) uint8 RGB; returns None without `render_mode="rgb_array"`.
 
         Raises:
-            M3DTError: no OpenGL context can be opened; the message says how to choose one.
+            M3DTError: no OpenGL context can be opened; the message says what to do.
         """
         if self.render_mode is None:
             return None
@@ -165,7 +174,7 @@ class TaskEnv(gym.Env[Observation, Action]):
             ) from error
 
     def _checked(self, action: Action) -> NDArray[np.float64]:
-        # float64: simulators compute in it, and a caller's float64 action should not be rounded on the way.
+        # Simulators compute in float64, so an action in float64 is not rounded.
         array = np.asarray(action, np.float64)
         if array.shape != (self.task.act_dim,):
             raise ShapeError(f"{self.task.env_id}: an action has shape ({self.task.act_dim},); got {array.shape}")

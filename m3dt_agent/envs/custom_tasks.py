@@ -1,11 +1,12 @@
-"""The 11 DMControl tasks that are not in dm_control's suite (M3DT took them from TD-MPC2's 30-task benchmark).
+"""The 11 DMControl tasks that are not in dm_control's suite (M3DT took them from TD-MPC2's benchmark of 30 tasks).
 
-Each is a task of the suite with another reward, on the suite's own model, control time step and time limit. Besides the reward,
-cup-spin has its own start distribution and the three-link reacher its own model:
+Each is a task of the suite with another reward; model, control time step and time limit are the suite's. Two differ in more:
+cup-spin has its own start distribution, and the three-link reacher its own model:
 
     shoulder0 --0.09 m-- shoulder1 --0.09 m-- wrist --0.09 m-- finger        (the hand capsule is 0.10 m long)
 
-Rewards are functions of the physics alone, as DESIGN section 3a writes them; `tolerance` is dm_control's.
+A reward depends only on the state of the physics. The formulas and where they come from are described in
+docs/architecture.md#custom-dmcontrol-rewards; `tolerance` is dm_control's.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _WALKER_WALK_SPEED = 1.0  # m/s, the suite's
 _WALKER_RUN_SPEED = 8.0  # m/s, the suite's
 _CHEETAH_BACKWARDS_SPEED = 8.0  # m/s, 0.8 of the suite's run speed
 _CHEETAH_ONE_FOOT_SPEED = 6.0  # m/s
-_CHEETAH_JUMP_SPEED = 0.5  # m/s, the drift a jump on the spot may have
+_CHEETAH_JUMP_SPEED = 0.5  # m/s, the drift that a jump on the spot may have
 _HOPPER_HEIGHT = (0.6, 2.0)  # meters, the suite's
 _HOPPER_BACKWARDS_SPEED = 1.0  # m/s
 _PENDULUM_SPEED = 9.0  # rad/s
@@ -45,7 +46,7 @@ _LINEAR_TO_HALF = {"value_at_margin": 0.5, "sigmoid": "linear"}
 
 
 def walker_backwards(physics: Any, speed: float) -> float:
-    """Upright, and as fast as `speed` (m/s) backwards."""
+    """Rewards being upright and moving backwards at `speed` (m/s) or faster."""
     standing = _at_least(physics.torso_height(), _STAND_HEIGHT, _STAND_HEIGHT / 2)
     stand = (3 * standing + (1 + physics.torso_upright()) / 2) / 4
     moving = _at_least(-physics.horizontal_velocity(), speed, speed / 2, **_LINEAR_TO_HALF)
@@ -53,12 +54,12 @@ def walker_backwards(physics: Any, speed: float) -> float:
 
 
 def cheetah_backwards(physics: Any) -> float:
-    """Linear in the backward speed, up to 8 m/s."""
+    """Grows linearly with the backward speed, up to 8 m/s."""
     return _at_least(-physics.speed(), _CHEETAH_BACKWARDS_SPEED, _CHEETAH_BACKWARDS_SPEED, **_LINEAR_TO_0)
 
 
 def cheetah_one_foot(physics: Any, lifted_foot: str) -> float:
-    """Torso and one foot in the air, and fast forwards."""
+    """Rewards torso and `lifted_foot` being high, and moving forwards at 6 m/s or faster."""
     heights = physics.named.data.xpos
     foot_up = _at_least(heights[lifted_foot, "z"], _STAND_HEIGHT, _STAND_HEIGHT / 2)
     torso_up = _at_least(heights["torso", "z"], _STAND_HEIGHT, _STAND_HEIGHT / 2)
@@ -67,7 +68,7 @@ def cheetah_one_foot(physics: Any, lifted_foot: str) -> float:
 
 
 def cheetah_jump(physics: Any) -> float:
-    """Torso and both feet high, and little drift."""
+    """Rewards torso and both feet being high, and little drift."""
     heights = physics.named.data.xpos
     drift = abs(physics.speed())
     still = float(tolerance(drift, (0.0, _CHEETAH_JUMP_SPEED), _CHEETAH_JUMP_SPEED, **_LINEAR_TO_0))
@@ -77,20 +78,20 @@ def cheetah_jump(physics: Any) -> float:
 
 
 def hopper_backwards(physics: Any) -> float:
-    """Upright, and as fast as 1 m/s backwards."""
+    """Rewards being upright and moving backwards at 1 m/s or faster."""
     standing = float(tolerance(physics.height(), _HOPPER_HEIGHT))
     speed = _HOPPER_BACKWARDS_SPEED
     return standing * _at_least(-physics.speed(), speed, speed / 2, **_LINEAR_TO_HALF)
 
 
 def pendulum_spin(physics: Any) -> float:
-    """Linear in the angular speed, up to 9 rad/s in either direction."""
+    """Grows linearly with the angular speed in either direction, up to 9 rad/s."""
     speed = abs(float(physics.angular_velocity()[0]))
     return _at_least(speed, _PENDULUM_SPEED, _PENDULUM_SPEED / 2, **_LINEAR_TO_HALF)
 
 
 def cup_spin(physics: Any) -> float:
-    """The ball outside the cup, far from it and fast."""
+    """Rewards the ball for being outside the cup, far from it and fast."""
     distance = float(np.linalg.norm(physics.ball_to_target()))
     speed = float(np.linalg.norm(physics.named.data.qvel[["ball_x", "ball_z"]]))
     far = _at_least(distance, _CUP_DISTANCE, _CUP_DISTANCE / 2, **_LINEAR_TO_HALF)
@@ -113,7 +114,7 @@ def _start_cup_spin(task: Any, physics: Any) -> None:
 
 
 def three_link_reacher_xml() -> str:
-    """dm_control's reacher with a third link: a second arm between the first and the hand, and every link shorter."""
+    """The model of the three-link reacher: dm_control's with a second arm between the first and the hand, and shorter links."""
     root = ET.fromstring(reacher.get_model_and_assets()[0])
     arm, hand = _find(root, ".//body[@name='arm']"), _find(root, ".//body[@name='hand']")
     _shape_link(arm, "arm0", "shoulder0", _REACHER_LINK)
@@ -187,4 +188,4 @@ CUSTOM_TASKS: dict[str, Callable[[], Any]] = {
     "cup-spin": partial(_suite_task, ball_in_cup, ball_in_cup.BallInCup, cup_spin, _start_cup_spin),
     "pendulum-spin": partial(_suite_task, pendulum, pendulum.SwingUp, pendulum_spin),
 }
-"""A function that builds the `dm_control.rl.control.Environment` of each custom task."""
+"""Task → function that builds its `dm_control.rl.control.Environment`."""

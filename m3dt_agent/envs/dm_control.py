@@ -1,8 +1,8 @@
-"""30 DMControl tasks: 19 of the suite and 11 custom ones (custom_tasks.py), through Shimmy's compatibility environment.
+"""The 30 DMControl tasks, 19 of the suite and 11 custom ones (custom_tasks.py), through Shimmy's compatibility environment.
 
-Each agent step repeats its action for two control steps and adds their rewards; 500 agent steps make an episode. Observations
-are flattened in dm_env's own order (Gymnasium's FlattenObservation would sort the keys and permute features of walker, hopper,
-finger and fish). Actions in [-1, 1] are scaled to the task's own bounds.
+Each agent step repeats its action for two control steps and adds up their rewards; an episode has 500 agent steps. Observations
+are flattened in dm_env's own order: Gymnasium's FlattenObservation would sort the keys and so permute the entries of walker,
+hopper, finger and fish. Actions in [-1, 1] are scaled to the task's own bounds.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ with simulator("dm_control"):
 
 _FULL_STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
 ACTION_REPEAT = 2
-"""Control steps per agent step (the published setting, after TD-MPC2)."""
+"""Control steps per agent step (the published setting, which is TD-MPC2's)."""
 
-_SUITE_TASKS = {  # our name -> the suite's domain and task, where splitting the name does not give them
+_SUITE_TASKS = {  # our name → the suite's domain and task, for names that cannot simply be split at the first dash
     "cup-catch": ("ball_in_cup", "catch"),
     "cartpole-balance-sparse": ("cartpole", "balance_sparse"),
     "cartpole-swingup-sparse": ("cartpole", "swingup_sparse"),
@@ -39,7 +39,7 @@ _SUITE_TASKS = {  # our name -> the suite's domain and task, where splitting the
 
 
 class DMControlEnv(TaskEnv):
-    """A dm_control task. `physics` is its simulation, for whoever wants to look inside."""
+    """A dm_control task. `physics` gives access to its simulation."""
 
     _camera = 0
 
@@ -57,8 +57,18 @@ class DMControlEnv(TaskEnv):
         return self._sim._env.physics
 
     def look_ahead(self, actions: NDArray[np.float64], tip: str, target: str) -> NDArray[np.float64]:
-        """Distances (S, T) in meters between two sites or geoms after every agent step of S action sequences (S, T, act_dim)
-        in [-1, 1], each begun in the present state; the episode is not touched."""
+        """Simulates S action sequences from the current state, without changing the episode.
+
+        Args:
+            actions: (S, T, act_dim) in [-1, 1].
+            tip, target: names of sites or geoms.
+
+        Returns:
+            distances (S, T) between `tip` and `target` after each agent step, in meters.
+
+        Raises:
+            ConfigError: the simulation has no site or geom of that name.
+        """
         model = self.physics.model.ptr
         begin = np.empty(mujoco.mj_stateSize(model, _FULL_STATE))
         mujoco.mj_getState(model, self.physics.data.ptr, begin, _FULL_STATE)
@@ -85,7 +95,7 @@ class DMControlEnv(TaskEnv):
         for _ in range(ACTION_REPEAT):
             observation, reward, terminated, truncated, _ = self._sim.step(control)
             total += float(reward)
-            if terminated or truncated:  # one step further, dm_control would silently begin a new episode
+            if terminated or truncated:  # after that, dm_control would silently begin a new episode
                 break
         return Transition(_flatten(observation), total, terminated)
 
@@ -99,7 +109,7 @@ class DMControlEnv(TaskEnv):
 
 
 def make(task: str, render_mode: str | None = None) -> DMControlEnv:
-    """The DMControl task called `task` (`gymnasium.make` adds the time limit).
+    """Makes the environment of the DMControl task `task`; `gymnasium.make` calls it and adds the time limit.
 
     Raises:
         UnknownTaskError: there is no such task.
@@ -108,7 +118,7 @@ def make(task: str, render_mode: str | None = None) -> DMControlEnv:
 
 
 def _position_of(model: Any, data: Any, name: str) -> NDArray[np.float64]:
-    """A view (3,) of where the site or geom called `name` is in `data`."""
+    """The position (3,) of the site or geom `name`: a view that follows `data`."""
     for kind, positions in ((mujoco.mjtObj.mjOBJ_SITE, data.site_xpos), (mujoco.mjtObj.mjOBJ_GEOM, data.geom_xpos)):
         if (number := mujoco.mj_name2id(model, kind, name)) >= 0:
             return np.asarray(positions[number])

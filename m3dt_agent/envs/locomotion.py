@@ -1,4 +1,4 @@
-"""ant-dir and cheetah-vel: run in a direction, or at a velocity, on Gymnasium's MuJoCo models (DESIGN section 3).
+"""ant-dir and cheetah-vel: run in a given direction, or at a given velocity, on Gymnasium's MuJoCo models.
 
     cheetah-vel   observation = qpos[1:] (8), qvel (9), torso position (3)
                   reward = -|v - v*| - 0.05 Σa²,                         v = Δqpos[0] / dt
@@ -6,8 +6,10 @@
                   reward = v·(cos g, sin g) - 0.5 Σa² - 0.5e-3 Σ clip(f, -1, 1)² + 1,    v = Δ(torso x, y) / dt
                   f: external contact forces (cfrc_ext); terminated unless the state is finite and 0.2 <= z <= 1.0
 
-Both: 200 steps of dt = 0.05 s (5 physics steps). Reset: qpos = initial + U(-0.1, 0.1), qvel = 0.1 N(0, 1). Torso positions are
-MuJoCo's `xpos`, computed at the beginning of a physics step: one physics step behind qpos, as in the published tasks.
+Here v* is the goal velocity, g the goal direction and a the action. Episodes have 200 agent steps of dt = 0.05 s (5 physics
+steps). They start at qpos = initial + U(-0.1, 0.1), qvel = 0.1 N(0, 1). Torso positions are MuJoCo's `xpos`. It is computed at
+the beginning of a physics step, so it lags one physics step behind qpos, as in the published tasks
+(docs/architecture.md#tasks-and-environments).
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ _ANT_HEALTHY_Z = (0.2, 1.0)  # meters
 
 
 class LocomotionEnv(TaskEnv):
-    """A MuJoCo model pushed through `_FRAME_SKIP` physics steps per agent step."""
+    """A MuJoCo model that takes `_FRAME_SKIP` physics steps per agent step."""
 
     _camera = "track"
 
@@ -54,7 +56,7 @@ class LocomotionEnv(TaskEnv):
 
     def _start(self, seed: int) -> Observation:
         generator = np.random.default_rng(seed)
-        # The warm start of the last episode's solver would otherwise leak into this one.
+        # Otherwise the solver's warm start of the last episode would change this one.
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos += generator.uniform(-_RESET_NOISE, _RESET_NOISE, self.model.nq)
         self.data.qvel[:] = _RESET_NOISE * generator.standard_normal(self.model.nv)
@@ -70,7 +72,7 @@ class LocomotionEnv(TaskEnv):
 
 
 class CheetahVelEnv(LocomotionEnv):
-    """Run at `task.goal_velocity` m/s."""
+    """Rewards running at `task.goal_velocity` (m/s)."""
 
     def __init__(self, task: TaskSpec, render_mode: str | None = None) -> None:
         assert task.goal_velocity is not None
@@ -91,7 +93,7 @@ class CheetahVelEnv(LocomotionEnv):
 
 
 class AntDirEnv(LocomotionEnv):
-    """Run in the direction `task.goal_direction` (radians from the x axis) without falling or jumping."""
+    """Rewards running in the direction `task.goal_direction` (radians from the x axis); falling or jumping ends the episode."""
 
     def __init__(self, task: TaskSpec, render_mode: str | None = None) -> None:
         assert task.goal_direction is not None
@@ -122,7 +124,7 @@ def _sum_of_squares(values: NDArray[Any]) -> float:
 
 
 def make(task: str, render_mode: str | None = None) -> LocomotionEnv:
-    """The ant-dir or cheetah-vel task called `task` (`gymnasium.make` adds the time limit).
+    """Makes the environment of the ant-dir or cheetah-vel task `task`; `gymnasium.make` calls it and adds the time limit.
 
     Raises:
         UnknownTaskError: there is no such task.

@@ -1,13 +1,13 @@
-"""Meta-World's 50 tasks (metaworld 3.x, the `-v3` tasks, reward function v2), goal visible, a new random goal each episode.
+"""Meta-World's 50 tasks (metaworld 3.x, the `-v3` tasks, reward function v2) with a visible goal, drawn anew for each episode.
 
 Observation (39): hand position and gripper opening (4), objects (14), the same 18 numbers one step earlier, goal (3).
 
-Three things upstream leaves to the caller are owned here:
-- `reset(seed=)` is ignored upstream: the generator behind goals is seeded through `env.seed`, and goals are drawn uniformly
-  from the task's own reset space (`_freeze_rand_vec=False`, `seeded_rand_vec=True`);
-- the goal is part of the observation (`_partially_observable=False`);
-- the cached observation space still has zero goal bounds, and every step clips observations to it: it is recomputed
-  (seven tasks fix a coordinate of their goal; low and high are equal there).
+The metaworld package leaves three things to its caller, which are done here:
+- It ignores `reset(seed=)`. The generator of goals is seeded with `env.seed`, and goals are drawn uniformly from the task's own
+  reset space (`_freeze_rand_vec=False`, `seeded_rand_vec=True`).
+- The goal is made part of the observation (`_partially_observable=False`).
+- Its cached observation space still has zero bounds for the goal, and every step clips observations to it. The space is
+  computed again. (Seven tasks fix a coordinate of their goal; low and high are equal there.)
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ with simulator("metaworld"):
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
 REWARD_VERSION = "v2"
-"""The reward function of every Meta-World episode; recorded with evaluation results."""
+"""Meta-World's reward function in every episode; it is recorded with evaluation results."""
 
 
 class MetaWorldEnv(TaskEnv):
-    """A Meta-World task with its goal visible. `info["success"]` is latched over the episode."""
+    """A Meta-World task with a visible goal."""
 
     _camera = "corner2"
 
@@ -40,8 +40,7 @@ class MetaWorldEnv(TaskEnv):
 
     def _start(self, seed: int) -> Observation:
         self._sim.seed(seed)
-        # Upstream runs reset_model once before it clears the simulation; clear it first, so that nothing of the last episode
-        # is left.
+        # metaworld runs reset_model once before it clears the simulation. Clearing it first leaves nothing of the last episode.
         mujoco.mj_resetData(self._sim.model, self._sim.data)
         observation, _ = self._sim.reset()
         return self._clipped(observation)
@@ -54,13 +53,13 @@ class MetaWorldEnv(TaskEnv):
         return self._sim.model, self._sim.data
 
     def _clipped(self, observation: NDArray[np.float64]) -> Observation:
-        # Upstream clips the observations of steps, not of resets.
+        # metaworld clips the observations of steps but not those of resets.
         box = self.observation_space
         assert isinstance(box, Box)
         return np.clip(observation.astype(np.float32), box.low, box.high)
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The current frame, as `TaskEnv.render`."""
+        """Draws the current frame; see `TaskEnv.render`."""
         frame = super().render()
         # The corner cameras of Meta-World's models are mounted upside down.
         return None if frame is None else np.ascontiguousarray(frame[::-1, ::-1])
@@ -72,7 +71,7 @@ class MetaWorldEnv(TaskEnv):
 
 
 def make(task: str, render_mode: str | None = None) -> MetaWorldEnv:
-    """The Meta-World task called `task` (`gymnasium.make` adds the time limit).
+    """Makes the environment of the Meta-World task `task`; `gymnasium.make` calls it and adds the time limit.
 
     Raises:
         UnknownTaskError: there is no such task.

@@ -1,11 +1,11 @@
-"""Environments of different tasks side by side in one process; what a worker runs, and what runs when there is no worker.
+"""Environments of different tasks side by side in one process: a worker runs them, or the main process if there are no workers.
 
     tasks            [walker-run, reach, ant-dir-3]            n = 3 slots
     observations     (n, 39) float32      walker-run: 24 numbers and 15 zeros, …
     actions          (n, 8) float32       walker-run: the first 6 are used
 
-A slot is active from its reset to the end of its episode, then frozen, which is the caller's to know: what is stepped here is
-active. Nothing resets by itself. A reset may give a slot another task.
+A slot is active from its reset to the end of its episode; then it is frozen. The caller must step active slots only. No slot is
+reset automatically. A reset may give a slot another task.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .wrappers import StopOnSuccess
 
 @dataclass(frozen=True, slots=True)
 class SlotStates:
-    """What n slots look like after a reset or a step."""
+    """The states of n slots after a reset or a step."""
 
     observations: NDArray[np.float32]  # (n, 39), zero-padded
     rewards: NDArray[np.float64]  # (n,)
     terminated: NDArray[np.bool_]  # (n,)
     truncated: NDArray[np.bool_]  # (n,)
-    success: NDArray[np.bool_]  # (n,), latched; False for tasks that cannot succeed
+    success: NDArray[np.bool_]  # (n,), stays True until the reset; False for tasks that have no success
     active: NDArray[np.bool_]  # (n,)
 
     @classmethod
@@ -39,21 +39,21 @@ class SlotStates:
         return cls(np.zeros((n, MAX_OBS_DIM), np.float32), np.zeros(n), *flags)
 
     def take(self, slots: NDArray[np.intp]) -> SlotStates:
-        """The states of the given slots, in order, in arrays of their own."""
+        """Copies the states of the given slots, in that order."""
         return SlotStates(*(getattr(self, field)[slots] for field in self.__slots__))
 
     def put(self, slots: NDArray[np.intp], other: SlotStates) -> None:
-        """Overwrites the given slots with those of `other`, in order."""
+        """Overwrites the states of the given slots with those in `other`, in that order."""
         for field in self.__slots__:
             getattr(self, field)[slots] = getattr(other, field)
 
     def copy(self) -> SlotStates:
-        """The same states in arrays of their own."""
+        """Copies all states."""
         return SlotStates(*(getattr(self, field).copy() for field in self.__slots__))
 
 
 class Slots:
-    """One environment per task, made through `gymnasium.make`. `reset` and `step` act on k of them and return their states."""
+    """One environment per task, made by `gymnasium.make`. `reset` and `step` act on k of them and return their states."""
 
     def __init__(self, tasks: Sequence[TaskSpec], stop_on_success: bool) -> None:
         self._tasks = list(tasks)
@@ -80,7 +80,7 @@ class Slots:
         return states.take(slots)
 
     def step(self, slots: NDArray[np.intp], actions: NDArray[np.float32]) -> SlotStates:
-        """One agent step in each of `slots`, which are active; `actions` (k, 8)."""
+        """Takes one agent step in each of `slots` (k,), all of them active, with `actions` (k, 8)."""
         states = self._states
         for i, action in zip(slots.tolist(), actions, strict=True):
             observation, states.rewards[i], terminated, truncated, info = self._envs[i].step(action[: self._tasks[i].act_dim])

@@ -1,16 +1,16 @@
-"""One padded vector environment over different tasks, with worker processes.
+"""A vector environment whose slots run different tasks, in worker processes.
 
     slot        0           1        2            3         4
     task        walker-run  reach    ant-dir-3    reach     cup-spin
     worker      0           0        1            1         0
 
-Observations are (N, 39) and actions (N, 8), zero-padded; each slot uses its task's own first entries. Nothing resets by itself
-(`AutoresetMode.DISABLED`): a slot whose episode is over is frozen, and stepping it is allowed and does nothing, until a reset
-names it in `options={"reset_mask": ...}`. So slots with episodes of different lengths, or with different numbers of episodes to
-run, step together. A reset may give a slot another task.
+Observations are (N, 39) and actions (N, 8), zero-padded; the first entries are the task's own. No slot is reset automatically
+(`AutoresetMode.DISABLED`). A slot whose episode is over is frozen: stepping it is allowed and does nothing, until a reset
+selects it with `options={"reset_mask": ...}`. So slots can step together although their episodes differ in length or number. A
+reset may give a slot another task.
 
-`reset` and `step` wait for their result. `reset_async` and `step_async` return at once, and some slots may be sent on while
-others still step; `wait` takes the results:
+`reset` and `step` wait for their result. `reset_async` and `step_async` return at once, so that one group of slots can be sent
+on while another still steps; `wait` collects the results:
 
     this process     step_async(A)   act for B   step_async(B)   wait(A)   act for A   step_async(A)   wait(B)   act for B   …
     workers               A A A A A A A A A          B B B B B B B B B          A A A A A A A A A
@@ -37,24 +37,26 @@ from .slots import Slots, SlotStates
 from .worker import Worker
 
 _STEP_COST: dict[Domain, float] = {"metaworld": 0.35, "dmcontrol": 0.25, "ant-dir": 0.25, "cheetah-vel": 0.05}
-"""Milliseconds per agent step, measured on one core; only their ratios matter, to share slots out evenly."""
+"""Milliseconds per agent step, measured on one core. Only the ratios matter: they are used to give every worker equal work."""
 
 Array = NDArray[Any]
 StepResult = tuple[NDArray[np.float32], Array, Array, Array, dict[str, Any]]
 
 
 class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.float32], Array]):
-    """One slot per entry of `tasks`, which may repeat.
+    """A vector environment with one slot per entry of `tasks`.
+
+    Any method may raise M3DTError because a worker died or an environment in it raised an error; the message names the worker
+    and its tasks. The vector environment is then closed, as it is after Ctrl-C.
 
     Args:
-        tasks: the N tasks.
-        workers: processes the slots are shared over; 0 runs them in this process, None is one per core (at most N).
+        tasks: the N tasks of the slots; tasks may repeat.
+        workers: number of processes among which the slots are divided; None: one per core, at most N; 0: the slots run in this
+            process.
         stop_on_success: end an episode on the step that first reports success.
 
     Raises:
-        ConfigError: no tasks, or a negative number of workers.
-        M3DTError: a worker died, or an environment in it raised; the message names the worker and its tasks. The vector
-            environment is closed then, as it is after Ctrl-C.
+        ConfigError: there are no tasks, or the number of workers is negative.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # type: ignore[misc]
@@ -76,7 +78,7 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         self._states = SlotStates.empty(self.num_envs)
         self._shares = share_out(self.tasks, max(n_workers, 1))
         self._workers: list[Worker] = []
-        self._pending: deque[tuple[int, NDArray[np.intp]]] = deque()  # workers that owe replies, and for which slots
+        self._pending: deque[tuple[int, NDArray[np.intp]]] = deque()  # (worker, its slots) of every reply to come
         self._local = Slots(self.tasks, stop_on_success) if n_workers == 0 else None
         self._started = False
         self.closed = False
@@ -86,45 +88,46 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Starts an episode in every slot, or in those of `options["reset_mask"]`, (N,) bool with at least one True.
+        """Starts an episode in every slot, or in those that `options["reset_mask"]` selects.
 
         Args:
-            seed: slot i gets `seed + i`, or entry i of a list (None: the next seed of its own generator).
-            options: not changed. `options["tasks"]`, N tasks, is what the slots that are reset run from now on.
+            seed: slot i gets `seed + i`, or entry i of a list; None: the next seed of the slot's own generator.
+            options: "reset_mask": (N,) bool with at least one True. "tasks": N tasks; the slots that are reset run theirs from
+                now on. The dict is not changed.
 
         Returns:
             observations (N, 39) float32, and info with "active" (N,) bool and "success" (N,) bool.
 
         Raises:
-            ShapeError: a reset mask that is not (N,) bool, or a list of seeds or tasks that is not N long.
-            InvalidValueError: a reset mask without a True, or a negative seed.
+            ShapeError: the reset mask is not (N,) bool, or the list of seeds or tasks does not have N entries.
+            InvalidValueError: the reset mask has no True, or a seed is negative.
         """
         self.reset_async(seed=seed, options=options)
         observations, *_, info = self.wait()
         return observations, info
 
     def step(self, actions: NDArray[np.float32]) -> StepResult:
-        """One agent step in each active slot.
+        """Takes one agent step in each active slot.
 
         Args:
-            actions: (N, 8); a slot's entries beyond its task's width, and frozen slots' rows, are ignored.
+            actions: (N, 8). Entries beyond the task's own are ignored, and so are the actions of frozen slots.
 
         Returns:
             observations (N, 39) float32, rewards (N,) float64, terminated (N,) bool, truncated (N,) bool, info as from `reset`.
 
         Raises:
-            ShapeError: `actions` is not (N, 8).
-            InvalidValueError: a NaN or an infinity that would be used; the message names slot and task.
-            M3DTError: nothing was ever reset.
+            ShapeError: the shape of `actions` is not (N, 8).
+            InvalidValueError: an entry that is used is NaN or infinite; the message names slot and task.
+            M3DTError: no slot was ever reset.
         """
         self.step_async(actions)
         return self.wait()
 
     def reset_async(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> None:
-        """Begins what `reset` does; `wait` ends it. Arguments and errors are those of `reset`.
+        """Begins a reset; `wait` collects its result. Arguments and errors are those of `reset`.
 
         Raises:
-            M3DTError: a slot to reset is busy with what nobody waited for.
+            M3DTError: a slot to reset is busy; call `wait` first.
         """
         mask, seeds, tasks = self._reset_mask(options), self._seeds(seed), self._reset_tasks(options)
         self._check_ready(mask)
@@ -134,10 +137,12 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         self._started = True
 
     def step_async(self, actions: NDArray[np.float32], mask: NDArray[np.bool_] | None = None) -> None:
-        """Begins what `step` does, for the slots of `mask` (N,) bool (None: all); `wait` ends it. Errors are those of `step`.
+        """Begins a step of the slots that `mask` selects; `wait` collects its result. Errors are those of `step`.
+
+        mask: (N,) bool; None: all slots.
 
         Raises:
-            M3DTError: a slot to step is busy with what nobody waited for.
+            M3DTError: a slot to step is busy; call `wait` first.
         """
         mask = np.ones(self.num_envs, np.bool_) if mask is None else mask
         if not self._started:
@@ -149,10 +154,12 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         self._send("step", acting, lambda slots: (actions[slots],))
 
     def wait(self, mask: NDArray[np.bool_] | None = None) -> StepResult:
-        """Waits until no slot of `mask` (N,) bool (None: all) is busy.
+        """Waits until no slot that `mask` selects is busy.
+
+        mask: (N,) bool; None: all slots.
 
         Returns:
-            As `step`; the entries of slots that are still busy are those of before.
+            as `step`. The entries of slots that are still busy are those of their last result.
         """
         self._check_open()
         while any(mask is None or mask[slots].any() for _, slots in self._pending):
@@ -164,7 +171,7 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         return states.observations, states.rewards, states.terminated, states.truncated, info
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Ends the workers (called by `close`)."""
+        """Stops the workers; `close` calls it."""
         if self._local is not None:
             self._local.close()
         for worker in self._workers:
@@ -180,9 +187,9 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
                 worker.receive()
 
     def _send(self, command: str, mask: NDArray[np.bool_], arguments: Callable[[list[int]], tuple[Any, ...]]) -> None:
-        """Has the workers do `command` with the slots of `mask`; `arguments` gives those for some slots."""
+        """Sends `command` to the workers of the slots that `mask` selects; `arguments(slots)` makes one worker's arguments."""
         for number, share in enumerate(self._shares):
-            places = np.flatnonzero(mask[share])  # as the worker counts its slots
+            places = np.flatnonzero(mask[share])  # indices in the worker's own list of slots
             slots = share[places]
             if not slots.size:
                 continue
@@ -200,7 +207,7 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
     def _closing_on_error(self) -> Iterator[None]:
         try:
             yield
-        except BaseException:  # Ctrl-C too: replies nobody has read would be taken for the next command's
+        except BaseException:  # Ctrl-C too: an unread reply would be taken for that of the next command
             self.close()
             raise
 
@@ -255,13 +262,13 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
 
 
 def _used_entries(tasks: Sequence[TaskSpec]) -> NDArray[np.bool_]:
-    """Which of its action's entries each slot's task has, (N, 8)."""
+    """Whether each entry of a slot's action is one of its task's own, (N, 8)."""
     used: NDArray[np.bool_] = np.arange(MAX_ACT_DIM) < np.array([[task.act_dim] for task in tasks])
     return used
 
 
 def share_out(tasks: Sequence[TaskSpec], workers: int) -> list[NDArray[np.intp]]:
-    """Slots for each worker, by cost per step: each slot, dearest first, goes to the worker with the least to do."""
+    """Divides the slots among the workers by cost per step: the most expensive first, to the worker with the least work."""
     shares: list[list[int]] = [[] for _ in range(workers)]
     load = [0.0] * workers
     for slot in sorted(range(len(tasks)), key=lambda i: -_STEP_COST[tasks[i].domain]) if workers else ():

@@ -1,13 +1,13 @@
-"""A worker process: some slots of a `MixedTaskVectorEnv`, driven over its standard input and output.
+"""A worker process, which runs some slots of a `MixedTaskVectorEnv`. It reads commands from standard input and writes replies.
 
     parent -> worker   ("open", tasks, stop_on_success) | ("reset", slots, seeds, tasks) | ("step", slots, actions)     pickled
     worker -> parent   ("ok", SlotStates of those slots; none for "open") | ("error", traceback)                        pickled
 
-Commands may be sent before earlier ones are answered; they are carried out, and answered, in their order.
+Commands may be sent before earlier ones are answered. They are executed and answered in order.
 
-The worker ends when its input ends, so closing the pipe stops it, and so does the death of the parent. A plain `python -m`
-process instead of `multiprocessing`: nothing of the caller's `__main__` is imported again, so scripts need no main guard,
-notebooks and standard input work, and no thread of torch is forked.
+The worker ends when its input ends, that is, when the parent closes the pipe or dies. It is a plain `python -m` process, since one
+of `multiprocessing` would import the caller's `__main__` again. So scripts need no main guard, notebooks and programs read from
+standard input work, and no thread of torch is forked.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _PARENT_POLL_SECONDS = 2.0
 
 
 class Worker:
-    """The parent's side of one worker process, which makes and runs one environment per entry of `tasks`.
+    """The parent's side of one worker process, which creates and runs one environment per entry of `tasks`.
 
-    tasks: of its slots, for messages; whoever resets a slot to another task notes it there.
+    The attribute `tasks` is used in messages; the caller updates it when a reset gives a slot another task.
     """
 
     def __init__(self, number: int, tasks: Sequence[TaskSpec], stop_on_success: bool) -> None:
@@ -70,10 +70,10 @@ class Worker:
             raise self._death() from error
 
     def receive(self) -> SlotStates:
-        """The reply to the oldest command that has none yet.
+        """Waits for the reply to the oldest unanswered command.
 
         Raises:
-            M3DTError: the worker is dead, or one of its environments raised; the message names worker and tasks.
+            M3DTError: the worker is dead, or one of its environments raised an error; the message names worker and tasks.
         """
         assert self._process.stdout is not None
         try:
@@ -86,13 +86,13 @@ class Worker:
         return content
 
     def stop(self) -> None:
-        """Closes the worker's input, on which it ends; `join` waits for it."""
+        """Closes the worker's input, which makes it end; `join` waits for that."""
         if self._process.stdin is not None and not self._process.stdin.closed:
-            with contextlib.suppress(BrokenPipeError):  # it is already dead, and so is what was still in the buffer
+            with contextlib.suppress(BrokenPipeError):  # the worker is dead; what is left in the buffer is lost
                 self._process.stdin.close()
 
     def join(self) -> None:
-        """Waits until the process is gone, killing it if it takes longer than 5 seconds."""
+        """Waits until the process has ended; kills it after 5 seconds."""
         try:
             self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -114,12 +114,12 @@ class Worker:
 
 
 def serve(commands: IO[bytes], replies: IO[bytes]) -> None:
-    """Runs commands until there are no more."""
+    """Executes commands until the input ends."""
     slots: Slots | None = None
     while True:
         try:
             name, *arguments = pickle.load(commands)
-        except (EOFError, pickle.UnpicklingError):  # the latter: the parent died halfway through a command
+        except (EOFError, pickle.UnpicklingError):  # UnpicklingError: the parent died in the middle of a command
             break
         try:
             if name == "open":
@@ -136,21 +136,21 @@ def serve(commands: IO[bytes], replies: IO[bytes]) -> None:
 
 
 def _exit_with_parent(parent: int) -> None:
-    # The pipe alone is not enough: a process that the parent forked may hold its other end open after the parent's death.
+    # The end of the input is not enough: a process forked by the parent may keep the pipe open after the parent's death.
     while os.getppid() == parent:
         time.sleep(_PARENT_POLL_SECONDS)
     os._exit(1)
 
 
 def main() -> None:
-    """Serves standard input and output; anything a simulator prints goes to standard error."""
+    """Serves commands from standard input; what a simulator prints goes to standard error."""
     threading.Thread(target=_exit_with_parent, args=(int(sys.argv[1]),), daemon=True).start()
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
         serve(sys.stdin.buffer, replies)
     except BrokenPipeError:
-        os._exit(1)  # the parent is gone; there is nobody to tell
+        os._exit(1)  # the parent is dead
 
 
 if __name__ == "__main__":
