@@ -1,4 +1,7 @@
-"""Torch's thread count and generators, set inside a block and as before after it."""
+"""Sets torch's number of threads and its random generators for a block of code and restores them after it.
+
+Both decide the exact result of a computation on a CPU: another number of threads adds up in another order.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 
 @contextlib.contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Torch with `count` CPU threads inside, as before outside."""
+    """Lets torch use `count` CPU threads in the block; restores the old number after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -21,7 +24,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators seeded inside, as before outside."""
+    """Seeds torch's generators of the CPU and of `device` in the block; restores their states after it."""
     accelerators = [device] if device.type != "cpu" else []
     with torch.random.fork_rng(devices=accelerators, device_type=device.type if accelerators else "cuda"):
         torch.manual_seed(seed)

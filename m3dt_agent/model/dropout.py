@@ -1,18 +1,18 @@
-"""Dropout whose masks are keyed by (seed, window) and cost a tenth of torch's on a CPU.
+"""Dropout whose masks depend only on (seed, window), and which costs a tenth of torch's dropout on a CPU.
 
     with keyed_dropout([Rows(seed, first, last, total), …], device):     one `Rows` per group of the batch's windows
         model(window, prompt)
 
-    CPU      window i of a group draws from a stream of its own, SFC64 seeded by (seed, i): its 64-bit words are taken as four
-             16-bit numbers each, and an entry is dropped where its number is below rate · 2¹⁶
-    others   a generator of the device, seeded by `seed`, draws the mask of all `total` windows, of which rows are taken
+    CPU      window i of a group draws from its own stream, SFC64 seeded with (seed, i). Each 64-bit word gives four 16-bit
+             numbers, and an entry is dropped if its number is below rate · 2¹⁶
+    others   a generator of the device, seeded with `seed`, draws the mask of all `total` windows; the group's part is taken
 
-So a window's masks depend neither on what else is in the batch nor on who holds the rest of it: a worker with rows
-first … last - 1 of a batch drops what one worker with all of them drops there. Without `keyed_dropout` masks follow from
-torch's global generator.
+A window's masks therefore do not depend on the rest of the batch, nor on how the batch is divided among workers: a worker that
+holds windows first … last - 1 drops the same entries in them as a worker that holds the whole batch. Outside `keyed_dropout`
+masks are drawn from torch's global generator.
 
-torch draws every Bernoulli variable of a CPU mask on its own, in one thread: a fifth of a whole training step at the paper
-preset. The rate here is a multiple of 2⁻¹⁶, and kept entries are divided by exactly the share that is kept.
+On a CPU, torch draws every Bernoulli variable of a mask separately, in one thread; at the paper preset this takes a fifth of a
+training step. Here the rate is rounded to a multiple of 2⁻¹⁶, and kept entries are divided by exactly the share that is kept.
 
 Shape legend: B windows held here.
 """
@@ -39,7 +39,7 @@ _LEVELS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Windows `first` … `last` - 1 of `total` whose masks follow from `seed`."""
+    """A group of windows: numbers `first` … `last` - 1 of `total`. Their masks are drawn with `seed`."""
 
     seed: int
     first: int
@@ -48,7 +48,7 @@ class Rows:
 
 
 class _Masks(Protocol):
-    """Where keyed masks come from, in the order of the forward pass."""
+    """Draws the masks of one forward pass, in the order in which the pass needs them."""
 
     fused_attention: bool
 
@@ -60,9 +60,11 @@ _MASKS: contextvars.ContextVar[_Masks | None] = contextvars.ContextVar("dropout 
 
 @contextlib.contextmanager
 def keyed_dropout(groups: Sequence[Rows], device: torch.device, *, fused_attention: bool = False) -> Iterator[None]:
-    """One forward pass whose every mask is keyed by (seed, window); batches are the groups' rows, one group after the other.
+    """In the block, one forward pass draws every dropout mask by (seed, window).
 
-    fused_attention: on a GPU, let attention drop in its own kernel, which is faster and follows from torch's global generator.
+    groups: the windows of the batch, group after group.
+    fused_attention: on a GPU, attention drops inside torch's fused kernel. That is faster, but its masks come from torch's
+        global generator.
     """
     masks = _StreamMasks(groups) if device.type == "cpu" else GeneratorMasks(groups, device, fused_attention=fused_attention)
     token = _MASKS.set(masks)
@@ -73,7 +75,7 @@ def keyed_dropout(groups: Sequence[Rows], device: torch.device, *, fused_attenti
 
 
 class Dropout(nn.Module):
-    """In training, entries are 0 with probability `rate`, and divided by 1 - `rate` otherwise."""
+    """In training, sets entries to 0 with probability `rate` and divides the others by 1 - `rate`."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -81,20 +83,22 @@ class Dropout(nn.Module):
 
     @property
     def is_active(self) -> bool:
-        """Whether anything would be dropped now."""
+        """Whether entries are dropped now."""
         return self.training and self.rate > 0
 
     def needs_mask(self, device: torch.device) -> bool:
-        """Whether attention on `device` has to drop by a mask from here: torch's kernel for it has none that can be keyed, and
-        on a CPU there is no kernel."""
+        """Whether attention on `device` must apply a mask of this module instead of using torch's fused kernel.
+
+        The fused kernel cannot use keyed masks, and there is none with dropout for a CPU.
+        """
         masks = _MASKS.get()
         return self.is_active and (device.type == "cpu" or (masks is not None and not masks.fused_attention))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, …) with the same shape.
+        """Drops entries of x (B, …); returns the same shape.
 
         Raises:
-            ShapeError: another B than `keyed_dropout` was told.
+            ShapeError: `keyed_dropout` was given another number of windows than B.
         """
         if not self.is_active:
             return x
@@ -106,13 +110,13 @@ class Dropout(nn.Module):
 
 
 def dropout_mask(shape: Sequence[int], rate: float, dtype: torch.dtype) -> Tensor:
-    """What dropout multiplies by, on the CPU: 0 or 1 / (1 - rate), with `rate` rounded to a multiple of 2⁻¹⁶."""
+    """A mask for dropout on the CPU, to multiply by: 0 or 1 / (1 - rate), where `rate` is rounded to a multiple of 2⁻¹⁶."""
     stream = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
     return _scaled(_kept(stream, math.prod(shape), rate), shape, rate, dtype)
 
 
 class _StreamMasks:
-    """On the CPU. A row is drawn and compared while its numbers are in the cache, so that one stream each costs no time."""
+    """Keyed masks on a CPU: one stream per window. A window's numbers are compared while they are still in the cache."""
 
     fused_attention = False
 
@@ -128,14 +132,14 @@ class _StreamMasks:
 
 
 class GeneratorMasks:
-    """On other devices, whose generators are fast: masks of all windows, of which the rows that are held here are taken."""
+    """Keyed masks on other devices, whose generators are fast: draws the masks of all windows and takes the groups' parts."""
 
     def __init__(self, groups: Sequence[Rows], device: torch.device, *, fused_attention: bool = False) -> None:
         self._groups, self._device, self.fused_attention = groups, device, fused_attention
         self._generators = [torch.Generator(device).manual_seed(rows.seed) for rows in groups]
 
     def draw(self, shape: Sequence[int], rate: float, dtype: torch.dtype) -> Tensor:
-        """(B, …): 0 or 1 / (1 - rate)."""
+        """The next mask, of the given shape (B, …): 0 or 1 / (1 - rate)."""
         _check_rows(shape, sum(rows.last - rows.first for rows in self._groups))
         parts = []
         for rows, generator in zip(self._groups, self._generators, strict=True):
@@ -149,7 +153,7 @@ def _stream(seed: int, window: int) -> np.random.SFC64:
 
 
 def _kept(stream: np.random.SFC64, count: int, rate: float, out: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
-    """Which of the next `count` entries of a stream are kept."""
+    """Whether each of the next `count` entries of a stream is kept, (count,) bool."""
     numbers = stream.random_raw(-(-count // 4)).view(np.uint16)[:count]
     kept: NDArray[np.bool_] = np.greater_equal(numbers, round(rate * _LEVELS), out=out)
     return kept

@@ -1,22 +1,23 @@
-"""The mixture: E feed-forward experts stored stacked, and the router that weighs them.
+"""The mixture of experts: E feed-forward experts, stored as stacked tensors, and the router that weights them.
 
     y = Σₑ wₑ(h) · Eₑ(h),   Eₑ(h) = relu(h W_inₑ + b_inₑ) W_outₑ + b_outₑ ,   w = softmax(router(h))
 
-k experts, a tile, are two batched products. In the mixture every expert sees all tokens, or those of the rows that keep it; in
-stage 2 each sees its own group of tokens:
+Experts are computed in tiles: k experts at once are two batched products. In the mixture every expert sees all tokens, or those
+of the rows that use it; in stage 2 each expert sees its own group of tokens:
 
     mixture   h (1, N, D) ─┐
     grouped   h (k, n, D) ─┴─► W_in (k, D, F) ──► relu ──► W_out (k, F, D) ──► (k, ·, D)
 
-On a GPU one tile holds all experts. On a CPU a tile is as large as its hidden activations fit the cache: with 48 experts of the
-paper's model they are 230 MB per block in all, and one wide product (N, D) x (D, E·F) then waits for memory (measured, forward
-and backward of 1184 tokens on one core: 1.7 times as long in float32, 2.4 times in bfloat16).
+On a GPU one tile holds all experts. On a CPU a tile is sized so that its hidden activations fit the cache. With 48 experts of
+the paper's model all hidden activations are 230 MB per block, and one wide product (N, D) x (D, E·F) waits for memory: it takes
+1.7 times as long in float32 and 2.4 times in bfloat16 (measured: forward and backward of 1184 tokens on one core).
 
-Experts that are not trained (stage 3, acting) go through `_FrozenMixture`: no gradient of theirs is computed or kept room for,
-products are in the precision they are stored in, sums in float32. `Routing` says which of them are left out.
+Experts that are not trained (in stage 3, and when acting) are computed by `_FrozenMixture`, which needs neither time nor memory
+for their gradients. Products are in the precision in which the experts are stored, sums in float32. A `Routing` says which
+experts are left out.
 
-Shape legend: B rows, S tokens of a row, N tokens, D embed_dim, E experts, K experts stacked in one run, k experts in a tile,
-F = 4D.
+Shape legend: B rows (windows of the batch), S tokens of a row, N tokens, D embed_dim, E experts, K experts stacked in one run,
+k experts in a tile, F = 4D.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from torch.autograd.function import once_differentiable
 INIT_STD = 0.02
 """Standard deviation of every initial weight matrix (GPT-2)."""
 TILE_BYTES = 10_000_000
-"""Hidden activations computed at once on a CPU: a third of the last-level cache it was measured on."""
+"""Size of the hidden activations computed at once on a CPU: a third of the last-level cache of the machine it was tuned on."""
 MIN_TILE = 2
-"""Experts computed at once at least: a batched product of one is a loop over experts."""
+"""Fewest experts in a tile: with one expert per tile, the batched products would become a loop over experts."""
 
 Tile = tuple[slice, Tensor | None]
-"""Consecutive experts, and the rows (n,) that they are computed for; None: all."""
+"""Consecutive experts, and the indices (n,) of the rows for which they are computed; None: all rows."""
 
 
 class Experts(nn.Module):
-    """E experts with the shape of a feed-forward layer. A new expert's output layer is zero: it adds exactly nothing."""
+    """E experts, each of the shape of a feed-forward layer. A new expert's output layer is zero, so that it adds nothing."""
 
     def __init__(self, n_experts: int, embed_dim: int) -> None:
         super().__init__()
@@ -55,9 +56,9 @@ class Experts(nn.Module):
         self._compact: tuple[Any, tuple[Tensor, ...]] = None, ()  # of what, and copies of its stacks
 
     def forward(self, h: Tensor, weights: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The sum over all experts of `weights` (…, E) times their outputs, h (…, D) to (…, D).
+        """The sum over all experts of their weights (…, E) times their outputs for h (…, D); returns (…, D).
 
-        kept (B, E) bool: the experts that row b of h (B, S, D) and weights (B, S, E) uses; where False, weights must be 0.
+        kept: (B, E) bool, whether row b of h (B, S, D) uses expert e; None: all are used. Where it is False, weights must be 0.
         """
         if self._are_frozen():
             rows = h[:, None] if h.ndim == 2 else h  # (B, S, D)
@@ -72,20 +73,23 @@ class Experts(nn.Module):
         return mixed.view_as(h)
 
     def grouped(self, h: Tensor, experts: tuple[int, ...]) -> Tensor:
-        """Expert `experts[k]` alone on the k-th of K equal groups of rows, h (K·n, S, D) to (K·n, S, D)."""
+        """The output of expert `experts[k]` for the k-th of K equal groups of rows; h (K·n, S, D) to (K·n, S, D)."""
         groups = h.reshape(len(experts), -1, h.shape[-1])  # (K, n·S, D)
         k = self._tile_size(groups[0])
         tiles = zip(torch.split(groups, k), *(torch.split(_take(p, experts), k) for p in self._stacks()), strict=True)
         return torch.cat([_feed_forward(*tile) for tile in tiles]).view_as(h)
 
     def lay_out_for_training(self) -> None:
-        """Lets `w_in` be (E, F, D) in memory, if it is frozen: with a training step's many tokens, products with it and with
-        its transpose are up to a fifth faster (measured in float32; with the few of `act` they are slower)."""
+        """Lays a frozen `w_in` out as (E, F, D) in memory.
+
+        For the many tokens of a training step, products with it and with its transpose are then up to a fifth faster (measured
+        in float32); for the few tokens of `act` they are slower.
+        """
         if not self.w_in.requires_grad:
             self.w_in.data = self.w_in.data.mT.contiguous().mT
 
     def _frozen(self, h: Tensor, weights: Tensor, kept: Tensor | None) -> Tensor:
-        """The mixture of experts that are not trained; h (B, S, D), weights (B, S, E), kept (B, E)."""
+        """The output of `forward` for experts that are not trained; h (B, S, D), weights (B, S, E), kept (B, E)."""
         stacks: tuple[Tensor, ...] = self._stacks()
         if kept is None:
             tiles = self._tiles(h, len(self.w_in))
@@ -94,12 +98,12 @@ class Experts(nn.Module):
             stacks, weights, tiles = self._compacted(experts), weights[..., experts], self._tiles(h, len(experts))
         else:
             tiles = tuple(_kept_tiles(kept))
-        with _no_autocast(h.device):  # the stacks' own precision decides, in backward too
+        with _no_autocast(h.device):  # products are in the stacks' own precision, in backward too
             mixed: Tensor = _FrozenMixture.apply(h, weights, tiles, *stacks)  # type: ignore[no-untyped-call]
         return mixed
 
     def _compacted(self, experts: Tensor) -> tuple[Tensor, ...]:
-        """The stacks of these experts alone, (k, …); copied when others are asked for than last time, or weights changed."""
+        """The stacks of these experts alone, (k, …). They are copied only if the experts or the weights have changed."""
         state = experts.tolist(), [(p.data_ptr(), p._version) for p in self._stacks()]
         if self._compact[0] != state:
             w_in, b_in, w_out, b_out = self._stacks()
@@ -113,7 +117,7 @@ class Experts(nn.Module):
         return not (torch.is_grad_enabled() and any(p.requires_grad for p in self._stacks()))
 
     def _tiles(self, h: Tensor, n_experts: int) -> tuple[Tile, ...]:
-        """All of `n_experts` for every row of h (B, S, D)."""
+        """Tiles in which all of `n_experts` experts are computed for every row of h (B, S, D)."""
         k = self._tile_size(h.flatten(0, 1))
         return tuple((slice(e, e + k), None) for e in range(0, n_experts, k))
 
@@ -123,9 +127,9 @@ class Experts(nn.Module):
 
 
 class Router(nn.Module):
-    """The weight of each expert for each token: an MLP D → 4D → 4D → 4D → 2D → E with ReLU between, then softmax.
+    """Weights the experts for each token: an MLP D → 4D → 4D → 4D → 2D → E with ReLU between the layers, then softmax.
 
-    `top_k` keeps each token's k heaviest experts and gives the others exactly 0.
+    top_k: only the k heaviest experts of a token get a weight, the others exactly 0; None: all experts get one.
     """
 
     def __init__(self, embed_dim: int, n_experts: int, top_k: int | None) -> None:
@@ -136,7 +140,7 @@ class Router(nn.Module):
         self.top_k = top_k
 
     def forward(self, h: Tensor) -> Tensor:
-        """Expert weights (…, E), summing to 1, of tokens h (…, D)."""
+        """The weights (…, E) of the experts for tokens h (…, D); they sum to 1."""
         for layer in self.layers[:-1]:
             h = layer(h).relu_()  # (…, 4D) three times, then (…, 2D)
         logits: Tensor = self.layers[-1](h)  # (…, E)
@@ -147,10 +151,10 @@ class Router(nn.Module):
 
 
 class _FrozenMixture(torch.autograd.Function):
-    """Σₑ wₑ · Eₑ(h) of experts that are not trained: gradients of h (B, S, D) and w (B, S, E) only.
+    """Σₑ wₑ · Eₑ(h) of experts that are not trained, with gradients of h (B, S, D) and w (B, S, E) only.
 
-    For backward are kept: each expert's output, for w, and its hidden activations, for h where h has a gradient at all (in the
-    first block of stage 3 it has none, and backward is free of products).
+    Forward keeps the experts' outputs for the gradient of w, and their hidden activations for that of h, if h needs one. In the
+    first block of stage 3 h needs none, and backward then has no products.
     """
 
     @staticmethod
@@ -196,7 +200,7 @@ def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[obje
 
 
 def _kept_tiles(kept: Tensor) -> Iterator[Tile]:
-    """One tile per expert that some row of `kept` (B, E) uses."""
+    """One tile for each expert that at least one row of `kept` (B, E) uses."""
     for e, of_expert in enumerate(kept.T):
         rows = of_expert.nonzero()[:, 0]
         if len(rows):
@@ -204,17 +208,17 @@ def _kept_tiles(kept: Tensor) -> Iterator[Tile]:
 
 
 def _rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Tokens (N, ·) of the rows (B, S, ·)."""
+    """The tokens (N, ·) of the given rows of x (B, S, ·); None: of all rows."""
     return (x if rows is None else x[rows]).flatten(0, 1)
 
 
 def _shares(weights: Tensor, experts: slice, rows: Tensor | None) -> Tensor:
-    """The weights (B, S, E) of a tile's experts for its tokens, (k, N, 1)."""
+    """The weights of a tile's experts for its tokens, (k, N, 1), from weights (B, S, E)."""
     return _rows(weights[..., experts], rows).T[..., None]
 
 
 def _add_rows(total: Tensor, rows: Tensor | None, tokens: Tensor) -> None:
-    """Adds tokens (N, ·) to the rows of total (B, S, ·) in place."""
+    """Adds tokens (N, ·) to the given rows of total (B, S, ·), in place."""
     if rows is None:
         total += tokens.view(total.shape)
     else:
@@ -222,20 +226,20 @@ def _add_rows(total: Tensor, rows: Tensor | None, tokens: Tensor) -> None:
 
 
 def tile_size(n_experts: int, n_tokens: int, hidden_dim: int, device: torch.device, element_size: int = 4) -> int:
-    """How many of `n_experts` experts of hidden width F are best computed at once, each on `n_tokens` tokens."""
+    """How many of `n_experts` experts are computed at once, each of hidden width `hidden_dim` and on `n_tokens` tokens."""
     if device.type != "cpu":
         return n_experts
     return min(max(TILE_BYTES // (n_tokens * hidden_dim * element_size), MIN_TILE), n_experts)
 
 
 def _feed_forward(tokens: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:
-    """Each of k experts on its own tokens, (k, n, D) to (k, n, D)."""
+    """The outputs of k experts, each for its own tokens; (k, n, D) to (k, n, D)."""
     hidden = torch.baddbmm(b_in[:, None], tokens, w_in).relu_()  # (k, n, F)
     return torch.baddbmm(b_out[:, None], hidden, w_out)
 
 
 def _take(stack: Tensor, experts: tuple[int, ...]) -> Tensor:
-    """Rows `experts` of a stacked parameter; consecutive experts are a view, whose gradient needs no scatter."""
+    """The given experts of a stacked parameter. Consecutive ones are a view, so that their gradient needs no scatter."""
     first, last = experts[0], experts[-1]
     if experts == tuple(range(first, last + 1)):
         return stack[first : last + 1]

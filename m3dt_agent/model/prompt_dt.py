@@ -1,19 +1,19 @@
-"""M3DT: a Prompt Decision Transformer with a bank of experts in every block (arXiv 2505.24378, section 4).
+"""The model, M3DT: a Prompt Decision Transformer with a bank of experts in every block (arXiv 2505.24378, section 4).
 
-Every step is three tokens, return-to-go R, state s and action a; the prompt's steps come first:
+Every step is three tokens: return-to-go R, state s and action a. The prompt's steps come first:
 
-    R₁ s₁ a₁ … R_P s_P a_P │ R₁ s₁ a₁ … R_T s_T          (the last action is left out: nothing that matters can see it)
+    R₁ s₁ a₁ … R_P s_P a_P │ R₁ s₁ a₁ … R_T s_T          (the last action is left out: no state token may look at it)
     └── prompt, 3P tokens ─┘ └── window, 3T - 1 tokens ─┘
                                 ▼              ▼
                              action 1       action T      = tanh(linear(LN(state token)))
 
-A token is the linear embedding of its value plus a learned embedding of its timestep; prompt and window have their own, and
-only the window's are followed by a LayerNorm. Attention is causal and skips padding, except that every token may look at
-itself, so that rows of nothing but padding stay finite.
+A token is the linear embedding of its value plus a learned embedding of its timestep. Prompt and window have embeddings of
+their own; only the window's are followed by a LayerNorm. Attention is causal and skips padding, except that every token may
+look at itself, so that a window of nothing but padding gives finite numbers.
 
-Work that cannot reach an action is not done: in the last block only state tokens are queries and pass through the feed-forward
-part (`act`: only the last one), and since prompt tokens look only at each other, `act` takes their keys and values from a
-`PromptCache` made once per reset. That cache is exact.
+Work that cannot reach an action is not done. In the last block only state tokens are queries and pass through the feed-forward
+part; in `act` only the last state token does. Prompt tokens look only at each other, so `act` takes their keys and values from
+a `PromptCache`, which is computed once per reset and is exact.
 
 Shape legend: B batch, T steps, P prompt steps, L layers, D embed_dim, H heads, E experts, S tokens.
 """
@@ -21,80 +21,37 @@ Shape legend: B batch, T steps, P prompt steps, L layers, D embed_dim, H heads, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..data.batches import Window
+from ..data.windows import Window
 from ..errors import ConfigError, ShapeError, StageError
 from .dropout import Dropout
 from .moe import INIT_STD, Experts
+from .prompt_cache import PromptCache
 from .routing import Routing, RoutingUsage
+from .tokens import TokenEmbedding, causal_mask
 from .transformer import Block, Choice, KeyValues
 
 ExpertChoice = Literal["none", "mixture"] | Routing | int | Sequence[int]
-"""none: backbone only. e: expert e with weight 1. K experts: the batch is K equal groups of windows, group k goes through the
-k-th of them only. mixture: all experts, routed. Routing: each window's heaviest experts, routed."""
+"""Which experts a pass uses.
 
-
-@dataclass(frozen=True, slots=True)
-class PromptCache:
-    """Keys and values of B prompts in every layer; exact for as long as the weights and the choice of experts stay."""
-
-    keys: Tensor  # (L, B, H, 3P, D/H)
-    values: Tensor  # (L, B, H, 3P, D/H)
-    mask: Tensor  # (B, P) bool
-
-    def select(self, indices: Tensor | Sequence[int]) -> PromptCache:
-        """A cache of the prompts at `indices`, in that order (indices may repeat)."""
-        rows = torch.as_tensor(indices, device=self.mask.device)
-        return PromptCache(self.keys[:, rows], self.values[:, rows], self.mask[rows])
-
-    def update(self, rows: Tensor | Sequence[int], other: PromptCache) -> PromptCache:
-        """Overwrites, in place, prompts `rows` by those of `other`, and returns this cache.
-
-        Raises:
-            ShapeError: `other` has another number of prompts than `rows`, or prompts of another length.
-        """
-        index = torch.as_tensor(rows, device=self.mask.device)
-        count = int(index.sum()) if index.dtype == torch.bool else index.numel()
-        if other.mask.shape != (count, self.mask.shape[1]):
-            raise ShapeError(f"update needs {count} prompts of {self.mask.shape[1]} steps; got {tuple(other.mask.shape)}")
-        self.keys[:, index] = other.keys
-        self.values[:, index] = other.values
-        self.mask[index] = other.mask
-        return self
-
-
-class TokenEmbedding(nn.Module):
-    """Steps to tokens: (R, s, a) of every step, each embedded linearly, plus the step's timestep embedding."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        D = config.embed_dim
-        self.timestep = nn.Embedding(config.max_timesteps, D)
-        self.return_to_go = nn.Linear(1, D)
-        self.state = nn.Linear(config.state_dim, D)
-        self.action = nn.Linear(config.act_dim, D)
-
-    def forward(self, window: Window) -> Tensor:
-        """Tokens (B, 3T, D) in the order R₁ s₁ a₁ R₂ …"""
-        values = self.return_to_go(window.returns_to_go), self.state(window.states), self.action(window.actions)
-        time: Tensor = self.timestep(window.timesteps)  # (B, T, D)
-        tokens = torch.stack(values, dim=2) + time[:, :, None]  # (B, T, 3, D)
-        return tokens.flatten(1, 2)
+"none": only the backbone. "mixture": all experts, weighted by the router. Routing: the heaviest experts of each window,
+weighted by the router. e: expert e with weight 1. K experts: the batch consists of K equal groups of windows, and group k uses
+the k-th of these experts with weight 1.
+"""
 
 
 class M3DT(nn.Module):
     """The whole model. With `n_experts=0` it is the backbone alone, without expert or router tensors.
 
-    Weights start as GPT-2's: matrices and embeddings N(0, 0.02), biases 0. A new expert's output layer is 0 and adds nothing.
-    Dropout falls where GPT-2 has it, all at `config.dropout`: on embedded tokens, attention
-    probabilities, attention outputs, and once on a block's summed feed-forward output. It draws from torch's global generator,
-    or inside `dropout.keyed_dropout` from each window's own stream.
+    Weights are initialised as in GPT-2: matrices and embeddings N(0, 0.02), biases 0. A new expert's output layer is 0, so that
+    it adds nothing. Dropout is where GPT-2 has it, always at the rate `config.dropout`: on embedded tokens, attention
+    probabilities, attention outputs, and the sum of a block's feed-forward outputs. It draws from torch's global generator, or
+    from each window's own stream inside `dropout.keyed_dropout`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -110,11 +67,14 @@ class M3DT(nn.Module):
         self.apply(_initialize)
 
     def forward(self, window: Window, prompt: Window, experts: ExpertChoice = "none") -> Tensor:
-        """Actions (B, T, act_dim) in (-1, 1), one per step of `window`, each from what came up to its state.
+        """Predicts the action of every step of `window` from the prompt and everything up to the step's state.
+
+        Returns:
+            actions (B, T, act_dim) in (-1, 1).
 
         Raises:
-            ShapeError: fields of the wrong width, prompts and windows of different B, or B not divisible by K experts.
-            ConfigError: experts this model does not have.
+            ShapeError: a field has the wrong width, there are not as many prompts as windows, or K experts do not divide B.
+            ConfigError: the model does not have these experts.
         """
         self._check(window, "window")
         self._check(prompt, "prompt")
@@ -131,10 +91,10 @@ class M3DT(nn.Module):
         return self._predict(x)
 
     def encode_prompt(self, prompt: Window, experts: ExpertChoice = "none") -> PromptCache:
-        """Keys and values of B prompts, for `act` with the same `experts`.
+        """Computes the keys and values of B prompts, for `act` with the same `experts`.
 
         Raises:
-            ShapeError, ConfigError: as `forward`.
+            ShapeError, ConfigError: as in `forward`.
         """
         self._check(prompt, "prompt")
         choice = self._choose(experts, len(prompt.mask))
@@ -150,13 +110,13 @@ class M3DT(nn.Module):
         return PromptCache(keys, values, prompt.mask.clone())
 
     def act(self, window: Window, cache: PromptCache, experts: ExpertChoice = "none") -> Tensor:
-        """The action (B, act_dim) of the last step of each window; equals `forward(...)[:, -1]`.
+        """Predicts the action of the last step of each window, (B, act_dim); equals `forward(...)[:, -1]`.
 
         Windows may be shorter than `context_length`: padding changes nothing, so early steps need none.
 
         Raises:
-            ShapeError: as `forward`, or a cache of another number of prompts.
-            ConfigError: experts this model does not have.
+            ShapeError: as in `forward`, or the cache does not have one prompt per window.
+            ConfigError: the model does not have these experts.
         """
         self._check(window, "window")
         choice = self._choose(experts, len(window.mask))
@@ -174,7 +134,7 @@ class M3DT(nn.Module):
 
     @torch.no_grad()
     def router_weights(self, window: Window, prompt: Window) -> Tensor:
-        """How much each state token uses each expert in each block, (B, T, L, E), summing to 1 over E."""
+        """The router's weights at every state token, (B, T, L, E): they sum to 1 over the experts."""
         weights: list[Tensor] = []
         hooks = [
             block.router.register_forward_hook(lambda _module, _inputs, output: weights.append(output))
@@ -190,10 +150,10 @@ class M3DT(nn.Module):
         return torch.stack([*(w[:, first::3] for w in weights[:-1]), weights[-1]], dim=2)
 
     def routing_usage(self) -> RoutingUsage:
-        """What the last `forward`, `act` or `encode_prompt` under a `Routing` used in each block it passed through.
+        """Which experts the last pass (`forward`, `act` or `encode_prompt`) with a `Routing` used in each block.
 
         Raises:
-            StageError: there was none.
+            StageError: there was no such pass yet.
         """
         found = [block.usage for block in self._layers if block.usage is not None]
         if not found:
@@ -202,7 +162,7 @@ class M3DT(nn.Module):
         return RoutingUsage(torch.stack(kept), torch.stack(dropped))
 
     def lower_frozen(self, dtype: torch.dtype) -> None:
-        """Stores what the blocks' products read, and nobody trains, in `dtype`; passes then belong under `autocast`."""
+        """Stores the frozen weights of the blocks' matrix products in `dtype`; passes must then run inside `autocast`."""
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear | Experts):
                 for parameter in module.parameters(recurse=False):
@@ -210,55 +170,55 @@ class M3DT(nn.Module):
                         parameter.data = parameter.data.to(dtype)
 
     def lay_out_for_training(self) -> None:
-        """Stores frozen experts the way that a training step reads them fastest; values and shapes stay."""
+        """Lays frozen experts out in memory so that a training step reads them fastest. Values and shapes stay."""
         for block in self._layers:
             if self.config.n_experts:
                 block.experts.lay_out_for_training()
 
     def autocast(self) -> torch.autocast:
-        """The context for a pass: products in bfloat16 if any of the blocks' parameters are stored so, else as they are."""
+        """The context for a pass: it computes products in bfloat16 if any of the blocks' parameters are stored in it."""
         parameter = next(self.blocks.parameters())
         lowered = any(p.dtype == torch.bfloat16 for p in self.blocks.parameters())
         return torch.autocast(parameter.device.type, torch.bfloat16, enabled=lowered)
 
     def backbone_tensors(self) -> dict[str, nn.Parameter]:
-        """Name to live parameter of all that stage 1 trains."""
+        """Name → parameter (not a copy) of everything that stage 1 trains."""
         return {name: p for name, p in self.named_parameters() if ".experts." not in name and ".router." not in name}
 
     def expert_tensors(self) -> dict[str, nn.Parameter]:
-        """Name to live parameter of the experts, stacked: first dimension E."""
+        """Name → parameter (not a copy) of the experts; the first dimension is E."""
         return {name: p for name, p in self.named_parameters() if ".experts." in name}
 
     def router_tensors(self) -> dict[str, nn.Parameter]:
-        """Name to live parameter of the routers."""
+        """Name → parameter (not a copy) of the routers."""
         return {name: p for name, p in self.named_parameters() if ".router." in name}
 
     def expert_slice(self, expert: int) -> dict[str, Tensor]:
-        """A copy of one expert: the names of `expert_tensors`, without the first dimension.
+        """A copy of one expert's tensors, by the names of `expert_tensors` and without their first dimension.
 
         Raises:
-            ConfigError: no such expert.
+            ConfigError: the model has no such expert.
         """
         self._choose(expert, 1)
         tensors = self.expert_tensors().items()
         return {name: p.detach()[expert].clone(memory_format=torch.contiguous_format) for name, p in tensors}
 
     def load_expert(self, expert: int, tensors: Mapping[str, Tensor]) -> None:
-        """Overwrites one expert by what `expert_slice` gave.
+        """Overwrites one expert with tensors as `expert_slice` returns them.
 
         Raises:
-            ConfigError: no such expert, or names missing or unknown.
-            ShapeError: a tensor of another shape.
+            ConfigError: the model has no such expert, or tensors are missing or unknown.
+            ShapeError: a tensor has another shape.
         """
         self._choose(expert, 1)
         _copy_all(tensors, {name: p[expert] for name, p in self.expert_tensors().items()}, f"expert {expert}")
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Overwrites one or more whole parts (backbone, experts, router); nothing is changed unless everything fits.
+        """Overwrites one or more whole parts (backbone, experts, router). If anything does not fit, nothing is changed.
 
         Raises:
-            ConfigError: no tensors, unknown names, or a part of which some are missing.
-            ShapeError: a tensor of another shape.
+            ConfigError: there are no tensors, unknown ones, or a part of them is not complete.
+            ShapeError: a tensor has another shape.
         """
         parts = self.backbone_tensors(), self.expert_tensors(), self.router_tensors()
         wanted = {name: p for part in parts if not tensors.keys().isdisjoint(part) for name, p in part.items()}
@@ -311,17 +271,6 @@ class M3DT(nn.Module):
         for field, shape in expected.items():
             if (got := tuple(getattr(window, field).shape)) != shape or T < 1:
                 raise ShapeError(f"{what}.{field} must have shape {shape} with at least one step; got {got}")
-
-
-def causal_mask(prompt: Tensor, window: Tensor, n_tokens: int) -> Tensor:
-    """Who may look where, (B, 1, S, S): each of the first S = `n_tokens` tokens at real tokens before it and at itself.
-
-    `prompt` (B, P) and `window` (B, T) are the masks of steps.
-    """
-    real = torch.cat((prompt, window), dim=1).repeat_interleave(3, dim=1)[:, :n_tokens]  # (B, S)
-    position = torch.arange(n_tokens, device=real.device)
-    earlier, itself = position < position[:, None], position == position[:, None]  # (S, S)
-    return ((earlier & real[:, None]) | itself)[:, None]
 
 
 def _copy_all(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:

@@ -1,12 +1,12 @@
-"""Routing that pays for what it uses: which experts of a block each row of a batch needs, decided from the router's weights.
+"""Decides which experts of a block each row of a batch uses, by the router's weights, so that the others need not be computed.
 
     router w (B, S, E) ──► mean over a row's real tokens ──► heaviest first until `mass` is carried ──► kept (B, E)
                                                                                                     └─► the rest is renormalised
 
-The decision is made anew in every block at every step, from all E weights, which the router computes anyway: an expert that is
-left out now comes back as soon as it is asked for, and what was left out is known exactly (`RoutingUsage`).
+The decision is made anew in every block and at every step. The router always computes all E weights, so an expert that is left
+out comes back as soon as its weight grows, and the weight that was left out is known exactly (`RoutingUsage`).
 
-Shape legend: as in `prompt_dt`.
+Shape legend: B rows (windows of the batch), S tokens, L layers, E experts.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """The mixture, in which each row of a batch uses its heaviest experts only; every condition must hold of those.
+    """The mixture with only the heaviest experts of each row. An expert is used if it meets all conditions, or is the heaviest.
 
-    mass: the smallest set that carries this share of the row's router weights, mean over its real tokens (1: all experts).
-    max_experts: at most so many. min_weight: none whose weight is smaller at every real token. The heaviest is always used.
+    mass: it belongs to the smallest set of experts that carries this share of the row's router weight, averaged over the row's
+        real tokens; 1: every expert does.
+    max_experts: it is among this many heaviest; None: no limit.
+    min_weight: its weight is at least this at one real token or more.
 
     Raises:
-        ConfigError: a share outside (0, 1], fewer than one expert, or a weight outside [0, 1).
+        ConfigError: mass is outside (0, 1], max_experts below 1, or min_weight outside [0, 1).
     """
 
     mass: float = 1.0
@@ -43,7 +45,10 @@ class Routing:
             raise ConfigError(f"min_weight must be in [0, 1); got {self.min_weight!r}")
 
     def kept(self, weights: Tensor, real: Tensor) -> Tensor:
-        """Which experts each row uses, (B, E) bool, for weights (B, S, E) of tokens of which `real` (B, S) are not padding."""
+        """Whether each row uses each expert, (B, E) bool.
+
+        weights: the router's, (B, S, E). real: (B, S) bool, False for padding.
+        """
         masked = weights.detach() * real[..., None]
         ordered, order = masked.sum(1).sort(dim=-1, descending=True, stable=True)  # (B, E)
         wanted = torch.ones_like(ordered, dtype=torch.bool)
@@ -59,13 +64,13 @@ class Routing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoutingUsage:
-    """What a routed forward pass used."""
+    """How many experts a routed pass used, and how much of the router's weight it left out, for L layers and B rows."""
 
-    kept: Tensor  # (L, B) int64: how many experts
-    dropped: Tensor  # (L, B): share of the router's weight that went to others, mean over real tokens
+    kept: Tensor  # (L, B) int64: number of experts used
+    dropped: Tensor  # (L, B): share of the router's weight left out, mean over real tokens
 
 
 def block_usage(weights: Tensor, kept: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """One block's part of a `RoutingUsage`, (B,) each; weights (B, S, E), kept (B, E), real (B, S)."""
+    """The two fields of `RoutingUsage` for one block, (B,) each, from weights (B, S, E), kept (B, E) and real (B, S)."""
     left_out = (weights.detach() * ~kept[:, None]).sum(-1)  # (B, S)
     return kept.sum(-1), (left_out * real).sum(-1) / real.sum(-1).clamp(min=1)

@@ -4,12 +4,12 @@
     h = LN₂(x)
     x = base + FFN(h)                          backbone
     x = base + FFN(h) + Eₑ(h)                  one expert, weight 1 (stage 2)
-    x = base + FFN(h) + Σₑ wₑ(h) · Eₑ(h)        mixture (stage 3), of all experts or of those that `Routing` keeps
+    x = base + FFN(h) + Σₑ wₑ(h) · Eₑ(h)        mixture (stage 3), of all experts or of those that a `Routing` keeps
 
-`base` is x; with `residual="published"`, blocks that use experts continue from h, as the authors' code does.
+`base` is x. With `residual="published"`, `base` is h in blocks that use experts, as in the authors' code.
 
-A block computes outputs only for the tokens named by `queries`; all tokens serve as keys and values. `past` holds keys and
-values of tokens that came before x and need not be computed again.
+A block computes outputs only for the tokens selected by `queries`; all tokens serve as keys and values. `past` holds the keys
+and values of earlier tokens, which are then not computed again.
 
 Shape legend: B batch, S tokens, Q query tokens, D embed_dim, H heads, F hidden width (4D; see `ffn_multiple`).
 """
@@ -28,22 +28,22 @@ from .moe import Experts, Router
 from .routing import Routing, block_usage
 
 Choice = Literal["none", "mixture"] | Routing | tuple[int, ...]
-"""Which experts a block adds: none, all of them or a row's heaviest routed, or expert k alone on the k-th of K equal groups."""
+"""Which experts a block adds: none, the mixture of all, the mixture of a row's heaviest, or one for each of K equal groups."""
 
 ALL_TOKENS = slice(None)
 _LEAST_MASS = 1e-6
-"""A token whose kept experts weigh less in all is not scaled up further."""
+"""Lower bound of the weight by which the kept experts of a token are divided to renormalise them."""
 
 
 class KeyValues(NamedTuple):
-    """What attention keeps of a token."""
+    """The keys and values that attention computes from tokens."""
 
     keys: Tensor  # (B, H, S, D/H)
     values: Tensor  # (B, H, S, D/H)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` over every token and the past, with dropout on its probabilities (GPT-2)."""
+    """Multi-head attention of the query tokens over all tokens and the past, with dropout on its probabilities (as GPT-2)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -54,12 +54,12 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.embed_dim, config.embed_dim)
 
     def keys_values(self, h: Tensor) -> KeyValues:
-        """Keys and values of tokens h (B, S, D)."""
+        """Computes the keys and values of tokens h (B, S, D)."""
         keys, values = self.key_value(h).chunk(2, dim=-1)  # (B, S, D) each
         return KeyValues(self._split_heads(keys), self._split_heads(values))
 
     def forward(self, h: Tensor, mask: Tensor, queries: slice, past: KeyValues | None) -> Tensor:
-        """(B, S, D) to (B, Q, D); `mask` (B, 1, Q, past + S) is True where a query may look."""
+        """Maps tokens h (B, S, D) to (B, Q, D); `mask` (B, 1, Q, past + S) is True where a query may look."""
         q = self._split_heads(self.query(h[:, queries]))  # (B, H, Q, D/H)
         k, v = self.keys_values(h)  # (B, H, S, D/H)
         if past is not None:
@@ -69,7 +69,7 @@ class Attention(nn.Module):
         return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Values mixed for every query, (B, H, Q, D/H)."""
+        """The attention-weighted mean of the values for every query, (B, H, Q, D/H)."""
         if self.dropout.needs_mask(q.device):
             bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
             scores = (q * q.shape[-1] ** -0.5) @ k.mT + bias  # (B, H, Q, past + S)
@@ -82,7 +82,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """D → F → D with ReLU."""
+    """A feed-forward layer: linear D → F, ReLU, linear F → D."""
 
     def __init__(self, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -90,13 +90,13 @@ class FeedForward(nn.Module):
         self.w_out = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, h: Tensor) -> Tensor:
-        """(…, D) to (…, D)."""
+        """Maps h (…, D) to (…, D)."""
         out: Tensor = self.w_out(self.w_in(h).relu_())
         return out
 
 
 class Block(nn.Module):
-    """One transformer block; it has experts and a router unless `n_experts` is 0."""
+    """One transformer block. It has experts and a router unless `config.n_experts` is 0."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -110,17 +110,18 @@ class Block(nn.Module):
             self.router = Router(D, E, config.top_k)
         self.dropout = Dropout(config.dropout)
         self.continues_from_norm = config.residual == "published"
-        self.usage: tuple[Tensor, Tensor] | None = None  # of the last pass under a `Routing`, as `block_usage` gives it
+        self.usage: tuple[Tensor, Tensor] | None = None  # of the last pass with a `Routing`; see `block_usage`
 
     def keys_values(self, x: Tensor) -> KeyValues:
-        """The keys and values that this block's attention makes of tokens x (B, S, D)."""
+        """Computes the keys and values of this block's attention for tokens x (B, S, D)."""
         return self.attention.keys_values(self.ln_1(x))
 
     def forward(
         self, x: Tensor, mask: Tensor, choice: Choice, queries: slice = ALL_TOKENS, past: KeyValues | None = None
     ) -> Tensor:
-        """(B, S, D) to (B, Q, D); `mask` (B, 1, Q, past + S) is True where a query may look."""
-        real = mask[:, 0, -1, -x.shape[1] :][:, queries]  # (B, Q): what the last query may look at, and itself
+        """Maps tokens x (B, S, D) to (B, Q, D); `mask` (B, 1, Q, past + S) is True where a query may look."""
+        # The last query may look at every real token, so its row of the mask tells which queries are no padding.
+        real = mask[:, 0, -1, -x.shape[1] :][:, queries]  # (B, Q)
         x = x[:, queries] + self.dropout(self.attention(self.ln_1(x), mask, queries, past))  # (B, Q, D)
         h: Tensor = self.ln_2(x)  # (B, Q, D)
         base, update = x, self.ffn(h)
@@ -130,7 +131,7 @@ class Block(nn.Module):
         return torch.add(base, self.dropout(update))
 
     def _mix(self, h: Tensor, choice: Literal["mixture"] | Routing, real: Tensor) -> Tensor:
-        """The routed experts' part of tokens h (B, Q, D), of which `real` (B, Q) are not padding."""
+        """The experts' outputs for tokens h (B, Q, D), weighted by the router and summed; `real` (B, Q): not padding."""
         weights = self.router(h)  # (B, Q, E)
         if choice == "mixture":
             dense: Tensor = self.experts(h, weights)
