@@ -5,8 +5,8 @@
 
 Commands may be sent before earlier ones are answered. They are executed and answered in order.
 
-The worker ends when its input ends, that is, when the parent closes the pipe or dies. It is a plain `python -m` process, since one
-of `multiprocessing` would import the caller's `__main__` again. So scripts need no main guard, notebooks and programs read from
+The worker ends when its input ends, when the parent closes the pipe or dies. It is a plain `python -m` process, because
+`multiprocessing` would import the caller's `__main__` again. So scripts need no main guard, notebooks and programs read from
 standard input work, and no thread of torch is forked.
 """
 
