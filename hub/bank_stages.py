@@ -1,4 +1,4 @@
-"""What a bank was when each of its stages ended, and how two people's versions of one bank become one.
+"""A bank as it was at the end of each stage, and how two people's versions of one bank become one.
 
 backbone                          ─► stage-backbone
 backbone, groups, 3 of 8 experts  ─► stage-experts-3          mine: experts 0 1 2 ┐
@@ -18,11 +18,11 @@ from m3dt_agent.config import STAGES, Stage
 from m3dt_agent.errors import HubConflictError
 
 FREE_SETTINGS = ("threads", "experts_at_once", "log_every", "checkpoint_every")
-"""Training settings in which two people's experts of one bank may differ."""
+"""Training settings that may differ between two people's experts of one bank."""
 
 
 def stage_tag(manifest: Manifest) -> str:
-    """The tag of the stage a bank has reached: stage-backbone, stage-experts-<n> of more, stage-experts, stage-router."""
+    """The tag of the stage that a bank has reached: stage-backbone, stage-experts-<n>, stage-experts or stage-router."""
     finished = len(manifest.finished_experts)
     if "router.safetensors" in manifest.files:
         return "stage-router"
@@ -32,7 +32,7 @@ def stage_tag(manifest: Manifest) -> str:
 
 
 def stage_manifests(manifest: Manifest) -> list[Manifest]:
-    """What the bank was when each of its stages ended, the last being `manifest` itself."""
+    """The bank's manifest at the end of each stage; the last one is `manifest` itself."""
     backbone = _without(manifest, "experts", "router")
     parts = [dataclasses.replace(backbone, groups=None, grouping=None), _without(manifest, "router"), manifest]
     reached = [bool(manifest.finished_experts), "router.safetensors" in manifest.files]
@@ -47,10 +47,10 @@ def _without(manifest: Manifest, *stages: Stage) -> Manifest:
 
 
 def merge(theirs: Manifest, ours: Manifest, where: str) -> Manifest:
-    """The bank that has the files of both; `where` is named in errors.
+    """The bank that has the files of both. where: the name of theirs in error messages.
 
     Raises:
-        HubConflictError: they are not versions of one bank, or a file, the groups or a stage's settings differ.
+        HubConflictError: these are not versions of one bank: a file, the groups or the settings of a stage differ.
     """
     problems = [f"another {what}" for what in ("model", "data", "tasks") if getattr(theirs, what) != getattr(ours, what)]
     problems = [problem.replace("another data", "another data configuration") for problem in problems]

@@ -1,7 +1,7 @@
-"""What `datasets.json` knows of each dataset of a collection, and what a dataset must be to be in one.
+"""What `datasets.json` says about each dataset of a collection, and what is required of a dataset.
 
-A dataset may end in anybody's Minari, whose `recover_environment` runs what its `env_spec` names, so one that names anything
-but its task's own id is refused.
+Minari's `recover_environment` runs whatever the `env_spec` of a dataset names. Because a dataset may be opened in anybody's
+Minari, one that names anything but the environment of its own task is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from m3dt_agent.data.episodes import dataset_id, read_episodes, read_metadata
 from m3dt_agent.data.validation import METADATA_FILE, STEPS_FILE, validate_dataset
 from m3dt_agent.errors import DatasetError, M3DTError
 from m3dt_agent.hub.cards import DatasetRow
-from m3dt_agent.hub.client import sha256_file
+from m3dt_agent.hub.snapshots import sha256_file
 from m3dt_agent.tasks import TaskSpec
 
 FORMAT_VERSION = 1
@@ -34,7 +34,7 @@ _OUR_CODE = "m3dt_agent."
 
 @dataclass(frozen=True, slots=True)
 class DatasetRecord:
-    """What `datasets.json` knows of one dataset. mean_score: normalized; None where success is not recorded. files: its two."""
+    """The entry of one dataset in `datasets.json`. mean_score: normalized; None if success is unknown. files: its two files."""
 
     task: str
     source: str
@@ -51,7 +51,7 @@ class DatasetRecord:
 
     @property
     def row(self) -> DatasetRow:
-        """Its line in the card."""
+        """Its line in the dataset card."""
         steps = self.files[DATASET_FILES[1]]
         values = {
             name: getattr(self, name) for name in ("id", "task", "source", "episodes", "steps", "mean_return", "mean_score")
@@ -63,10 +63,10 @@ Records = dict[str, DatasetRecord]
 
 
 def describe(path: Path, task: TaskSpec) -> DatasetRecord:
-    """The record of a dataset, which is validated on the way.
+    """Validates a dataset and returns its record.
 
     Raises:
-        DatasetError: what is wrong with it.
+        DatasetError: the dataset is invalid; the message says why.
     """
     require_sound(path, task)
     returns, scores, steps = [], [], 0
@@ -91,7 +91,7 @@ def require_sound(path: Path, task: TaskSpec) -> None:
     """Checks that the dataset at `path` can be trained on and shared.
 
     Raises:
-        DatasetError: what is wrong with it.
+        DatasetError: the dataset is invalid; the message says why.
     """
     problems = validate_dataset(path, task)
     if not problems:
@@ -101,7 +101,7 @@ def require_sound(path: Path, task: TaskSpec) -> None:
 
 
 def foreign_code(metadata: Mapping[str, Any], task: TaskSpec) -> list[str]:
-    """What a dataset's metadata would have Minari's `recover_environment` run besides our environment of `task`."""
+    """Says where metadata would make Minari's `recover_environment` run more than our environment of `task`."""
     problems = []
     for key in ("env_spec", "eval_env_spec"):
         if (text := metadata.get(key)) is None:
@@ -116,7 +116,7 @@ def foreign_code(metadata: Mapping[str, Any], task: TaskSpec) -> list[str]:
         except (TypeError, ValueError, AttributeError):
             fine = False
         if not fine:
-            problems.append(f"its {key} names something else than {task.env_id}, which Minari would run: {str(text)[:80]!r}")
+            problems.append(f"its {key} names something other than {task.env_id}, and Minari would run it: {str(text)[:80]!r}")
     return problems
 
 
@@ -127,15 +127,15 @@ def to_json(records: Records) -> str:
 
 
 def from_json(text: str, where: str) -> Records:
-    """The records in `text`, validated; `where` is named in errors.
+    """Reads and checks the records in `text`. where: the name of the file in error messages.
 
     Raises:
-        DatasetError: not such a manifest, a newer format, or content that cannot be.
+        DatasetError: not a `datasets.json`, a newer format, or invalid content.
     """
     try:
         values = json.loads(text)
         if values["format"] != "m3dt-datasets":
-            raise DatasetError("it is not of m3dt-datasets")
+            raise DatasetError("its format is not m3dt-datasets")
         if values["format_version"] != FORMAT_VERSION:
             got = values["format_version"]
             raise DatasetError(f"format version {got!r}; this version of m3dt-agent reads {FORMAT_VERSION}")
@@ -148,5 +148,5 @@ def _checked(name: str, values: Mapping[str, Any]) -> tuple[str, DatasetRecord]:
     files = {file: FileRecord(**record) for file, record in values["files"].items()}
     record = from_dict(DatasetRecord, {**values, "files": files})
     if record.id != name or set(files) != set(DATASET_FILES):
-        raise DatasetError(f"it lists {name!r} with {', '.join(files)}; that is not a dataset's id and files")
+        raise DatasetError(f"it lists {name!r} with {', '.join(files)}, which are not a dataset's id and files")
     return name, record

@@ -1,6 +1,7 @@
-"""What goes wrong with a Hub: which failures are worth another try, how long to wait, and how each is put in words.
+"""Failures of the Hub: which of them are worth another try, how long to wait, and what to tell a person.
 
-`huggingface_hub`, httpx and hf_xet raise whatever they like. Words never hold an address, which may carry a signature.
+huggingface_hub, httpx and hf_xet raise exceptions of many kinds. Messages never contain an address, which may carry a
+signature.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from huggingface_hub.errors import (
 T = TypeVar("T")
 
 ATTEMPTS = 4
-"""Tries of a request that huggingface_hub does not repeat itself, with 1, 2 and 4 seconds between them."""
+"""Tries of a request that huggingface_hub itself does not repeat; the waits between them are 1, 2 and 4 seconds."""
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
-_LONGEST_WAIT = 60.0  # seconds a server's Retry-After is followed
+_LONGEST_WAIT = 60.0  # seconds; a longer Retry-After of the server is cut to this
 
 
 def explain(error: BaseException, endpoint: str, has_token: bool) -> str:
-    """What happened, for a person."""
+    """A failure in words."""
     given = "with the token given" if has_token else "without a token"
     if isinstance(error, GatedRepoError):
         return f"it is gated; ask for access on its page and pass the token of an account that has it ({given})"
@@ -39,7 +40,7 @@ def explain(error: BaseException, endpoint: str, has_token: bool) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return "offline (HF_HUB_OFFLINE), and it is not in the cache"
     if isinstance(error, EntryNotFoundError) and error.__cause__ is not None:
-        return explain(error.__cause__, endpoint, has_token)  # "not in the cache either", because of what really happened
+        return explain(error.__cause__, endpoint, has_token)  # its own message is only "not in the cache either"
     if (status := status_of(error)) is not None:
         reason = {401: "the token is not valid", 403: f"not allowed {given}", 412: "somebody else has committed"}
         said = getattr(error, "server_message", None)
@@ -48,24 +49,23 @@ def explain(error: BaseException, endpoint: str, has_token: bool) -> str:
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """The HTTP status of a failure, or None if it was something else."""
+    """The HTTP status of a failure; None if it is not an HTTP error."""
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether trying again may help: a busy or broken server, or a connection that failed."""
+    """Whether another try may help: the server is busy or broken, or the connection failed."""
     if isinstance(error, HfHubHTTPError):
         return status_of(error) in _TRANSIENT
     if isinstance(error, EntryNotFoundError):  # "not in the cache either"
         return is_transient(error.__cause__)
-    return isinstance(error, ConnectionError | TimeoutError) or any(
-        base.__name__ == "TransportError"
-        for base in type(error).__mro__  # httpx's, whichever httpx the client uses
-    )
+    names = [base.__name__ for base in type(error).__mro__]
+    # httpx's error goes by its name, because huggingface_hub may bring its own copy of httpx
+    return isinstance(error, ConnectionError | TimeoutError) or "TransportError" in names
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """What `call` returns, tried again while its failures are transient."""
+    """What `call` returns. It is tried again while its failures are transient."""
     for attempt in range(ATTEMPTS - 1):
         try:
             return call()
@@ -77,11 +77,11 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def pause(attempt: int, error: BaseException | None) -> None:
-    """Waits before another try: as long as the server asks for, else 1, 2, 4, … seconds; attempt -1 is half a second."""
+    """Waits before another try as long as the server asks, else 2 ** attempt seconds: 1, 2, 4, …, and half a second for -1."""
     asked: Any = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
     time.sleep(min(float(asked), _LONGEST_WAIT) if str(asked).isdecimal() else 2.0**attempt)
 
 
 def without_addresses(text: str) -> str:
-    """`text` with every address replaced by an ellipsis."""
+    """`text` with an ellipsis for every address."""
     return re.sub(r"https?://\S+", "…", text)

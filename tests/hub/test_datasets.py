@@ -205,7 +205,7 @@ class TestForeign:
             file.write_text(json.dumps(metadata))
 
         self.plant(pushed, own, "reach", edit)
-        with pytest.raises(DatasetError, match="env_spec names something else than M3DT/reach-v0"):
+        with pytest.raises(DatasetError, match="env_spec names something other than M3DT/reach-v0"):
             pull_datasets(REPO, tmp_path / "new", ["reach"])
         assert not (tmp_path / "new/m3dt/reach").exists() or not list((tmp_path / "new/m3dt/reach").glob("*-v0"))
         with pytest.raises(DatasetError, match="env_spec"):
@@ -267,7 +267,7 @@ class TestForeign:
         api.upload_file(path_or_fileobj=b"{}", path_in_repo="data.json", repo_id=REPO, repo_type="dataset")
         with pytest.raises(DatasetError, match=r"no datasets\.json; it holds .*data\.json"):
             pull_datasets(REPO, tmp_path / "new")
-        with pytest.raises(DatasetError, match=r"something else than our datasets: data\.json"):
+        with pytest.raises(DatasetError, match=r"something other than datasets: data\.json"):
             push_datasets(root, REPO, token=ALICE)
 
 
