@@ -1,8 +1,9 @@
-"""Model and dataset cards in Markdown, as the Hub shows them.
+"""Model and dataset cards: the README.md that the Hub shows as a repository's page.
 
-model.py     a bank's card; scores.py has its scores
-datasets.py  a card of datasets
-markdown.py  escaping, tables, front matter
+model.py     the card of a bank
+scores.py    its section about scores
+datasets.py  the card of a collection of datasets
+markdown.py  front matter, tables, escaping
 """
 
 from m3dt_agent.hub.cards.datasets import DatasetRow, dataset_card

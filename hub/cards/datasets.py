@@ -1,4 +1,4 @@
-"""Dataset cards: what a collection of Minari datasets holds, and how to load it.
+"""Dataset cards: what a collection of Minari datasets holds and how to load it.
 
 DatasetRow, one per dataset ──► dataset_card ──► README.md: how to load it, totals per domain, one table row per dataset
 """
@@ -21,8 +21,8 @@ _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  
 class DatasetRow:
     """One Minari dataset of a collection.
 
-    id: `m3dt/<task>/<source>-v0`. bytes and sha256: of its HDF5 file. mean_return: undiscounted, over its episodes. mean_score:
-    normalized, 0 to 100; None where it is not known (Meta-World episodes without success).
+    id: `m3dt/<task>/<source>-v0`. bytes, sha256: of its HDF5 file. mean_return: undiscounted, over its episodes. mean_score:
+    normalized, 0 to 100; None if unknown (Meta-World episodes that do not record success).
     """
 
     id: str
@@ -43,13 +43,13 @@ def dataset_card(
     license: str = "apache-2.0",  # noqa: A002
     figure: str | None = None,
 ) -> str:
-    """The text of README.md for a collection of datasets, published as `repo_id`.
+    """The text of README.md for a collection of datasets that is published as `repo_id`.
 
     Args:
-        license: an identifier of the Hub. figure: path inside the repository of a picture of the datasets.
+        license: one of the Hub's identifiers. figure: path of a picture of the datasets inside the repository.
 
     Raises:
-        ConfigError: no datasets, or a repo id, figure or license that cannot be.
+        ConfigError: no datasets, or an invalid repo id, figure or license.
         UnknownTaskError: a dataset of a task that does not exist.
     """
     check_names(repo_id, figure, license)
@@ -65,7 +65,7 @@ def dataset_card(
         size_categories=[size_category(sum(row.steps for row in datasets))],
         tags=["reinforcement-learning", "offline-reinforcement-learning", "minari", "m3dt", *of_domain],
         pretty_name=repo_id,
-        viewer=False,  # it shows tables of rows, and these are episodes in HDF5
+        viewer=False,  # the viewer shows tables, and these are episodes in HDF5
     )
     n_tasks = len({row.task for row in datasets})
     introduction = (
@@ -105,7 +105,7 @@ m3dt/<task>/<source>-v0/data/{metadata.json, main_data.hdf5}      Minari id m3dt
 
 
 def _loading(repo_id: str, row: DatasetRow) -> list[str]:
-    # names that may come from a download stand in code as ASCII literals
+    # names may come from a download, so they are written into the code as ASCII literals
     minari = f"""\
 ```python
 import os

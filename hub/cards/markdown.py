@@ -1,4 +1,4 @@
-"""What cards are written with: front matter and body, tables, and text that cannot become markup.
+"""Markdown for cards: front matter and body, tables, and escaping, which keeps text from becoming markup.
 
 ---
 license: apache-2.0        `card` puts the Hub's metadata before the sections
@@ -7,7 +7,7 @@ license: apache-2.0        `card` puts the Hub's metadata before the sections
 
 <!-- Written by … -->
 # namespace/name
-| task | source |          `table`; cells that hold what a file said went through `escape`
+| task | source |          `table`; text that comes from a file goes through `escape` first
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from m3dt_agent.errors import ConfigError
 PAPER = "[arXiv 2505.24378](https://arxiv.org/abs/2505.24378)"
 
 MARK = "<!-- Written by m3dt-agent. Remove this line to keep what you write here. -->"
-"""In every card; a card without it was written by a person, and pushing leaves it alone."""
+"""The mark of every card made here. A push leaves a card without it alone, because a person wrote it."""
 
 _FIGURE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -38,11 +38,11 @@ def card(metadata: CardData, sections: Iterable[str]) -> str:
 
 
 def check_names(repo_id: str, figure: str | None, license: str) -> None:  # noqa: A002
-    """Checks what the caller of a card gives, so that it can stand in Markdown and code as it is.
+    """Checks the caller's names, so that they can be written into Markdown and code unchanged.
 
     Raises:
-        ConfigError: a name neither the Hub nor a bank of the package has, a figure outside the repository, or a license that
-            is no identifier.
+        ConfigError: `repo_id` is neither an id on the Hub nor a bank of the package, `figure` is not inside the repository, or
+            `license` is not an identifier.
     """
     checked = repo_id.replace(PREFIX, "namespace/", 1) if is_builtin(repo_id) else repo_id
     try:
@@ -58,28 +58,28 @@ def check_names(repo_id: str, figure: str | None, license: str) -> None:  # noqa
 
 
 def escape(value: object) -> str:
-    """`value` as Markdown that shows exactly its text, on one line: no markup, HTML, link or table cell begins in it."""
+    """Markdown that shows the text of `value` on one line, and in which no markup, HTML, link or table cell begins."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _ACTIVE.sub(r"\\\g<0>", text)
 
 
 def shown(value: object) -> str:
-    """A setting as a cell: thousands separated, a dash where it is None, else escaped."""
+    """A setting as a table cell: an integer with thousands separated, None as a dash, anything else escaped."""
     return "-" if value is None else f"{value:,}" if type(value) is int else escape(value)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """A Markdown table of finished cells; the first `left` columns are aligned left, the others right."""
+    """A Markdown table of cells that are valid Markdown; the first `left` columns are aligned left, the others right."""
     rule = ["---" if i < left else "---:" for i in range(len(header))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
 def figure_lines(figure: str | None, what: str) -> list[str]:
-    """The section that shows `figure`, if there is one."""
+    """The paragraph that shows `figure`; empty without one."""
     return [f"![{what}]({figure})"] if figure else []
 
 
 def count(n: int, noun: str) -> str:
-    """`n` things: 1 task, 160 tasks."""
+    """A number with its noun: 1 task, 160 tasks."""
     return f"{n:,} {noun}{'s' * (n != 1)}"

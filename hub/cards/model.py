@@ -1,4 +1,4 @@
-"""Model cards that fill themselves from a bank and its evaluation rows; dataset cards are `datasets.py`.
+"""Model cards, made from a bank and its evaluation rows; datasets.py makes dataset cards.
 
     README.md  =  ---                 YAML the Hub indexes: license, tags, library, model-index (score per task)
                   …
@@ -6,9 +6,9 @@
                   # owner/name        how to use it, how to train it further, stages, model, tasks and experts,
                   …                   scores (scores.py), training configuration, integrity
 
-A card is a function of its arguments: no date, no path, no user. Of the experts it says which tasks they serve and whether all
-are done, so a push of one of them needs no new card, unless it is the last; sha256s stay in `bank.json`. Whatever comes from a
-file (settings, policies, versions, sources) is escaped: it is text, never markup.
+A card depends on its arguments only: it holds no date, path or user. It says which tasks each expert serves and whether all
+experts are done, but not which ones are, so that only the push of the last expert needs a new card. Text that comes from a file
+(settings, policies, versions, sources) is escaped, so that it is never markup.
 """
 
 from __future__ import annotations
@@ -43,23 +43,24 @@ def model_card(
     license: str = "apache-2.0",  # noqa: A002
     notes: Sequence[str] = (),
 ) -> str:
-    """The text of README.md for `bank`, published as `repo_id`, or part of the package as `builtin:NAME`.
+    """The text of README.md for `bank`, which is published as `repo_id` or part of the package as `builtin:NAME`.
 
     Args:
         rows: evaluated episodes of this bank, and of policies without a bank for comparison.
-        policy: whose rows are the bank's scores; None: those of the only policy with this bank, or of its default experts.
-        figure: path inside the repository of a figure of the scores. license: an identifier of the Hub.
-        notes: paragraphs and sections of Markdown after the scores, as they are.
+        policy: the policy whose rows are the bank's scores. None: the only policy that acted with this bank or, if there are
+            several, the one with the bank's default experts.
+        figure: path of a figure of the scores inside the repository. license: one of the Hub's identifiers.
+        notes: paragraphs and sections of Markdown to insert, unchanged, after the scores.
 
     Raises:
-        ConfigError: rows of another bank or none of this one, several policies and no choice, or a repo id, figure or license
-            that cannot be.
+        ConfigError: rows of another bank, no rows of this one, several policies and no choice, or an invalid repo id, figure or
+            license.
         StageError: no backbone yet.
-        BankError: settings in `bank.json` that are no settings.
+        BankError: `bank.json` holds invalid settings.
     """
     check_names(repo_id, figure, license)
-    if "backbone.safetensors" not in bank.manifest.files:
-        raise StageError("a bank without a backbone can do nothing; fit_stage('backbone', ...) before there is a card for it")
+    if bank.status("backbone") != "done":
+        raise StageError("a bank without a backbone cannot act, so it gets no card; run fit_stage('backbone', ...) first")
     scores = bank_scores(bank, rows, policy) if rows else None
     sections = [
         f"# {repo_id}",
@@ -130,8 +131,8 @@ print(total)
 
 
 def _training(bank: ExpertBank, repo_id: str) -> list[str]:
-    """How to train the first stage that is not done; nothing if all are."""
-    missing = [stage for stage in _stages_of(bank) if not _is_done(bank, stage)]
+    """How to train the first stage that is not done; empty if all are done."""
+    missing = [stage for stage in _stages_of(bank) if not bank.is_done(stage)]
     if not missing:
         return []
     text = f"The next stage is **{missing[0]}**. With datasets of the tasks under `datasets/`, it continues from what is here:"
@@ -143,15 +144,9 @@ def _stages_of(bank: ExpertBank) -> tuple[Stage, ...]:
     return STAGES if bank.config.n_experts else ("backbone",)
 
 
-def _is_done(bank: ExpertBank, stage: Stage) -> bool:
-    if stage == "experts":
-        return len(bank.finished_experts) == bank.config.n_experts
-    return f"{stage}.safetensors" in bank.manifest.files
-
-
 def _record(bank: ExpertBank, stage: Stage) -> dict[str, Any]:
-    """What a stage that is done was trained with; {} where that is not known, as in a bank made of published weights."""
-    if not _is_done(bank, stage):
+    """The record of a finished stage's training; {} if it is unknown, as for a bank made of published weights."""
+    if not bank.is_done(stage):
         return {}
     record = _checked(bank.manifest.stages.get(stage, {}), f"stage {stage!r}")
     _checked(record.get("config", {}), f"stage {stage!r}")
@@ -170,7 +165,7 @@ def _stages(bank: ExpertBank) -> list[str]:
         record = _record(bank, stage)
         config, data = record.get("config", {}), record.get("data")
         known = (config.get("steps"), None if data is None else str(data)[:12], record.get("threads"), config.get("precision"))
-        rows.append([stage, "done" if _is_done(bank, stage) else "not done", *(shown(value) for value in known)])
+        rows.append([stage, "done" if bank.is_done(stage) else "not done", *(shown(value) for value in known)])
     note = (
         "Steps of stage experts are per expert; which experts are finished is in `bank.json`. Data is the fingerprint of the "
         "episodes trained on. CPU threads are part of the result."
@@ -180,7 +175,7 @@ def _stages(bank: ExpertBank) -> list[str]:
 
 def _model(bank: ExpertBank) -> list[str]:
     config = bank.config
-    with torch.device("meta"):  # shapes, and no memory
+    with torch.device("meta"):  # shapes without memory
         model = M3DT(config)
     parts = {"backbone": model.backbone_tensors(), "experts": model.expert_tensors(), "router": model.router_tensors()}
     sizes = {part: sum(parameter.numel() for parameter in tensors.values()) for part, tensors in parts.items()}
