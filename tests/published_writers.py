@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +49,18 @@ def write_mt160(path: Path, task: TaskSpec, lengths: Sequence[int], reach: float
         )
         one["observations"][-1] = one["observations"][-2]
     return written
+
+
+def change(name: str, edit: Callable[[np.ndarray], Any]) -> Callable[[Path], None]:
+    """Rewrites one array of an `.npz` file with what `edit` makes of it, in place or by returning another; None drops it."""
+
+    def apply(file: Path) -> None:
+        with np.load(file) as archive:
+            arrays = dict(archive)
+        edited = edit(arrays.pop(name))
+        np.savez(file, **arrays, **({} if edited is None else {name: edited}))
+
+    return apply
 
 
 def tdmpc2_tensors(episodes: Sequence[tuple[int, Arrays]]) -> dict[str, torch.Tensor]:

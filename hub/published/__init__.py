@@ -1,5 +1,7 @@
-"""What others have published, read without running code of theirs.
+"""Reading what others have published, data and weights, without running code of theirs.
 
-Data: formats.py lists the formats, mt160.py, prompt_dt.py, minari.py and tdmpc2.py each read one into episodes.py's records.
-Weights: weight_files.py reads and writes the authors' files, weight_names.py maps their names. Pickles: safe_pickles.py.
+formats.py          the table of data formats; mt160.py, tdmpc2.py, prompt_dt.py and minari.py each read one
+episodes.py         the records that all of them produce, and the checks that they share
+weight_files.py     the authors' weight files; weight_names.py says which of their tensors is which of ours
+safe_pickles.py     pickles without executing them
 """

@@ -1,9 +1,9 @@
-"""One episode or task of somebody else's, on its way into our format; what every published format shares.
+"""What the published formats have in common: the records that their readers produce, and checks of episodes.
 
     finder(path, wanted tasks) → Listing ─ open["push"]() → PublishedTask ─ read() → PublishedEpisode, PublishedEpisode, …
 
-A finder only looks; `open` checks that a task's files are all there; `read` streams episodes, one in memory at a time. Whatever
-is wrong is a `DatasetError` that names the file and, where there is one, the step.
+A finder only lists files, `open` checks that all files of a task are there, and `read` streams its episodes, one in memory at a
+time. Every problem is a `DatasetError` that names the file and, if there is one, the step.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from m3dt_agent.errors import DatasetError
 from m3dt_agent.tasks import TaskSpec
 
 Numbers = NDArray[Any]
-Wanted = Sequence[TaskSpec] | None  # None: all that are found
+Wanted = Sequence[TaskSpec] | None  # None: all tasks that are found
 
 MAX_EPISODES = 2_000
-"""Episodes of a task that count, the first ones (the authors' code, for its own files and TD-MPC2's)."""
+"""Only the first episodes of a task are used, at most this many (authors' code, for their own files and TD-MPC2's)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublishedEpisode:
-    """One episode that fits its task. clipped: how many actions left [-1, 1]; is_prompt: it was published as a prompt."""
+    """One episode that fits its task. clipped: number of actions outside [-1, 1]; is_prompt: published as a prompt."""
 
     episode: Episode
     clipped: int
@@ -41,8 +41,11 @@ class PublishedEpisode:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublishedTask:
-    """One task's episodes, found but not read yet. `original` is what they are called there; `n_episodes` is None where that
-    is unknown before reading; `metadata` goes into the dataset's."""
+    """One task's episodes, not read yet.
+
+    original: the name of the data where it was published. n_episodes: None if unknown before reading. metadata: entries for the
+    metadata of the dataset.
+    """
 
     task: TaskSpec
     original: str
@@ -54,7 +57,7 @@ class PublishedTask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Listing:
-    """What lies at a path: how to open each task found there, by task name, and the names that belong to no task."""
+    """What lies at a path. open: task name → a function that opens the task. unknown: names that belong to no task."""
 
     open: Mapping[str, Callable[[], PublishedTask]]
     unknown: tuple[str, ...] = ()
@@ -63,14 +66,17 @@ class Listing:
 def make_episode(
     where: str, task: TaskSpec, arrays: Mapping[str, Numbers], *, seed: int | None = None, is_prompt: bool = False
 ) -> PublishedEpisode:
-    """The episode with `arrays`, named and shaped as the fields of `Episode`, of any numeric type; actions clipped to [-1, 1].
+    """Makes an episode of `arrays`, which have the names and shapes of `Episode`'s fields and any numeric type.
+
+    Actions are clipped to [-1, 1].
 
     Raises:
-        DatasetError: it does not fit the task, or holds NaN or an infinity, or is over before its end; begins with `where`.
+        DatasetError: the episode does not fit the task, holds NaN or an infinity, or ends before its last step. The message
+            begins with `where`.
     """
     if single := [name for name, array in arrays.items() if array.ndim == 0]:
         raise DatasetError(f"{where}: {single[0]} is a single number, not one per step")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is an infinity, and reported as that
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes an infinity, and is reported as one
         episode = Episode(**arrays, seed=seed)
     clipped = np.where(np.isfinite(episode.actions), np.clip(episode.actions, -1.0, 1.0), episode.actions)
     n_clipped = int((clipped != episode.actions).reshape(len(clipped), -1).any(axis=1).sum()) if clipped.size else 0
@@ -81,13 +87,13 @@ def make_episode(
 
 
 def endings(where: str, task: TaskSpec, dones: Numbers, length: int) -> dict[str, NDArray[np.bool_]]:
-    """terminations and truncations, (L,) each, of an episode that was published with one flag `dones` per step.
+    """terminations and truncations, (L,) each, of an episode that was published with one flag per step, `dones`.
 
-    Published flags do not tell the two apart, so the length does: an episode whose last flag is set and that is shorter than
-    the task allows was terminated, every other one truncated.
+    The published flags do not distinguish the two, so the length does: an episode whose last flag is set and that is shorter
+    than the task allows was terminated; every other one was truncated.
 
     Raises:
-        DatasetError: another number of flags than of steps, or one set before the last step.
+        DatasetError: there are more or fewer flags than steps, or a flag is set before the last step.
     """
     if dones.shape != (length,):
         raise DatasetError(f"{where}: the flags of its end are {dones.shape}; they must be ({length},)")
@@ -100,15 +106,16 @@ def endings(where: str, task: TaskSpec, dones: Numbers, length: int) -> dict[str
 
 
 def flat(values: Numbers) -> Numbers:
-    """(L,) from (L,) or (L, 1); anything else as it is, for the check of shapes to refuse."""
+    """(L,) from (L,) or (L, 1). Any other shape is returned unchanged, and the check of shapes refuses it later."""
     return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
 
 
 def unpadded(where: str, name: str, values: Numbers, width: int) -> Numbers:
-    """The first `width` columns of `values`; the others are padding.
+    """The first `width` columns of `values`, without the padding.
 
     Raises:
-        DatasetError: too narrow, or the padding is not zero: it is data of another task. Names the step and the column.
+        DatasetError: `values` is too narrow, or the padding is not zero, as in data of another task. The message names the step
+            and the column.
     """
     if values.ndim != 2 or values.shape[1] < width:
         raise DatasetError(f"{where}: {name} is {values.shape}; it must be {width} wide or wider")
@@ -122,11 +129,15 @@ def unpadded(where: str, name: str, values: Numbers, width: int) -> Numbers:
 
 
 def require_keys(where: str, arrays: Mapping[str, object], keys: Sequence[str]) -> None:
-    """Raises a `DatasetError` that names those of `keys` which are not in `arrays`."""
+    """Checks that `arrays` has all `keys`.
+
+    Raises:
+        DatasetError: some are missing; the message names them.
+    """
     if missing := [key for key in keys if key not in arrays]:
         raise DatasetError(f"{where}: {', '.join(missing)} missing; it has {', '.join(sorted(arrays)) or 'nothing'}")
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:
-    """Sort key by which `chunk_2.pt` comes before `chunk_10.pt`."""
+    """Sort key that puts `chunk_2.pt` before `chunk_10.pt`."""
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"([0-9]+)", path.name)]

@@ -1,4 +1,8 @@
-"""Minari datasets in folders of their own; the formats' table is in formats.py."""
+"""Minari datasets: one folder for each, read with h5py and never by Minari.
+
+data/metadata.json      counts, and which task it is if it was made here
+data/main_data.hdf5     a group for each episode
+"""
 
 from __future__ import annotations
 
@@ -31,10 +35,10 @@ from m3dt_agent.tasks import TaskSpec
 
 
 def find_minari(path: Path, wanted: Wanted) -> Listing:
-    """The Minari dataset in the folder `path`, as data of the one task wanted; read with h5py, never by Minari.
+    """Finds the Minari dataset in the folder `path`, as data of the one task that is wanted.
 
     Raises:
-        ConfigError: not exactly one task is wanted; only its widths could tell which one it is.
+        ConfigError: not exactly one task is wanted; the dataset itself does not say which task it is.
     """
     if wanted is None or len(wanted) != 1:
         raise ConfigError(f"a Minari dataset is imported as data of exactly one task; got {len(wanted or ())}")
@@ -60,7 +64,7 @@ def _read_minari(task: TaskSpec, path: Path) -> Iterator[PublishedEpisode]:
     episodes = steps = 0
     for scanned in scan_episodes(path, task):
         where = f"{path}, episode {scanned.index}"
-        if not scanned.arrays:  # other problems, such as float64, may be gone once converted
+        if not scanned.arrays:  # other problems, such as float64, may disappear in the conversion
             raise DatasetError(f"{path}: {scanned.problems[0]}")
         made = make_episode(where, task, _minari_arrays(scanned), seed=scanned.seed, is_prompt=scanned.index in prompts)
         episodes, steps = episodes + 1, steps + made.episode.length
@@ -73,6 +77,6 @@ def _minari_arrays(scanned: ScannedEpisode) -> dict[str, Numbers]:
     episode = to_episode(scanned)
     names = ("observations", "actions", "rewards", "terminations", "truncations")
     arrays: dict[str, Numbers] = {name: getattr(episode, name) for name in names}
-    if episode.success is not None:  # ours is latched; not everybody's is
+    if episode.success is not None:  # in our datasets success stays True once it is; in others it may not
         arrays["success"] = np.logical_or.accumulate(episode.success)
     return arrays

@@ -1,4 +1,10 @@
-"""The authors' MT160 data: one .npz file per episode, a folder per task."""
+"""The authors' MT160 data: a folder for each task, an .npz file for each episode.
+
+    <published name>/
+        0.npz, 1.npz, …    observations (L, 39), actions (L, 8), zero-padded; rewards and dones (or terminals), (L,) or (L, 1)
+
+The last two files are the task's prompts. The final observation of an episode is not published, so the last one is repeated.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +32,13 @@ from m3dt_agent.hub.published.episodes import (
 from m3dt_agent.tasks import MAX_ACT_DIM, MAX_OBS_DIM, TASKS, TaskSpec
 
 N_PROMPT_FILES = 2
-"""The last files of an MT160 folder are its prompts (the authors' code); the other 1,998 are for training."""
+"""Number of files at the end of a task's folder that are its prompts (authors' code); the other 1,998 are for training."""
 
-_NPZ_LIMIT = 64_000_000  # bytes; an episode of 500 steps takes 0.2 MB, so this is no episode
+_NPZ_LIMIT = 64_000_000  # bytes; an episode of 500 steps takes 0.2 MB
 
 
 def find_mt160(path: Path, _: Wanted) -> Listing:
-    """The authors' folder of folders of `.npz` files. Folders of other names, hidden ones apart, are unknown."""
+    """Finds the tasks with a folder in `path`. Other folders are unknown, except hidden ones."""
     by_name = {task.published_name: task for task in TASKS}
     folders = sorted(folder for folder in path.glob("[!.]*") if folder.is_dir())
     return Listing(
@@ -71,7 +77,7 @@ def _mt160_episode(task: TaskSpec, file: Path, *, is_prompt: bool) -> PublishedE
         str(file),
         task,
         {
-            "observations": np.concatenate([observations, observations[-1:]]),  # the final one was not published
+            "observations": np.concatenate([observations, observations[-1:]]),  # see the docstring of this module
             "actions": unpadded(str(file), "actions", actions, task.act_dim),
             "rewards": flat(arrays["rewards"]),
             **endings(str(file), task, flat(arrays[dones]), length),
@@ -98,7 +104,7 @@ def _unpack(file: Path) -> dict[str, Numbers]:
         raise ValueError("it holds one array, not an archive of named ones")
     with loaded as archive:
         if (n_bytes := _unpacked_bytes(file)) > _NPZ_LIMIT:
-            raise ValueError(f"it unpacks to {n_bytes / 1e6:,.0f} MB, too much for an episode")
+            raise ValueError(f"it unpacks to {n_bytes / 1e6:,.0f} MB, which is too much for an episode")
         arrays: dict[str, Numbers] = {name: archive[name] for name in archive.files}
     if odd := [name for name, array in arrays.items() if array.dtype.kind not in "fiub"]:
         raise ValueError(f"{odd[0]} is {arrays[odd[0]].dtype}, not an array of numbers")

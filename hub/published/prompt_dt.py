@@ -1,4 +1,11 @@
-"""Prompt-DT's pickles for ant-dir and cheetah-vel."""
+"""Prompt-DT's pickles of ant-dir and cheetah-vel: lists of trajectories.
+
+    ant_dir/ant_dir-<i>-<level>.pkl              [{"observations", "next_observations": (L, obs), "actions": (L, act),
+    cheetah_vel/cheetah_vel-<i>-<level>.pkl        "rewards", "terminals": (L,) or (L, 1)}, …]
+    …/<task>-<i>-prompt-<level>.pkl              the same; these are prompts
+
+The files may also lie in the folder itself.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +36,7 @@ _PROMPT_DT_FILE = re.compile(r"(ant_dir|cheetah_vel)-([0-9]+)-(prompt-)?\w+\.pkl
 
 
 def find_prompt_dt(path: Path, _: Wanted) -> Listing:
-    """Prompt-DT's pickles in `path` and its folders; others are unknown. All levels of a task are read, in name order."""
+    """Finds the pickles in `path` and its folders; other names are unknown. A task gets all of its levels, in order of name."""
     files = sorted([*path.glob("*.pkl"), *path.glob("[!.]*/*.pkl")], key=natural_order)
     names = {task.name for task in TASKS}
     by_task: dict[str, list[tuple[Path, bool]]] = {}
@@ -48,7 +55,7 @@ def find_prompt_dt(path: Path, _: Wanted) -> Listing:
 
 
 def _open_prompt_dt(task: TaskSpec, found: Sequence[tuple[Path, bool]]) -> PublishedTask:
-    ordered = sorted(found, key=lambda one: one[1])  # stable: prompts come last
+    ordered = sorted(found, key=lambda one: one[1])  # the sort is stable, and puts prompts last
     files = tuple(file for file, _ in ordered)
     if all(is_prompt for _, is_prompt in ordered):
         raise DatasetError(f"{files[0]}: task {task.name!r} has prompts but no trajectories to train on")

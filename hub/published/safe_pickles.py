@@ -1,13 +1,13 @@
-"""Reading pickles that others made, without executing anything in them.
+"""Reads other people's pickles without executing anything in them.
 
-A pickle is a program that may call whatever it names. The two loaders here give it inert stand-ins of ours for the few names
-that arrays and TensorDicts need, and refuse every other name: nothing of numpy or tensordict is called or built by the pickle.
+A pickle is a program that may call whatever it names. For the few names that arrays and TensorDicts need, the two loaders here
+substitute harmless classes of our own, and they refuse every other name. A pickle thus calls nothing of numpy or tensordict.
 
     numpy.dtype, numpy.ndarray, …multiarray._reconstruct, .scalar, …numeric._frombuffer, _codecs.encode    load_arrays
     tensordict….TensorDict, ._reductions._make_td, .utils._StringOnlyDict, __builtin__.set                 map_tensordict
 
-The real dtype and ndarray are not safe to build: a crafted state gives a dtype false flags, and numbers pass for pointers. The
-names of TensorDicts were read off files saved by tensordict 0.1.2, 0.2.0, 0.2.1, 0.3.2, 0.5.0, 0.6.2, 0.9.1 and 0.15.3.
+Even the real dtype and ndarray are unsafe: a crafted state sets false flags in a dtype, and numbers are then used as pointers.
+The names of TensorDicts are those in files saved by tensordict 0.1.2, 0.2.0, 0.2.1, 0.3.2, 0.5.0, 0.6.2, 0.9.1 and 0.15.3.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from m3dt_agent.errors import DatasetError
 
 _NUMBER = re.compile(r"[<>|=]?[fiub][1248]")  # as numpy writes dtypes: float, integer, unsigned, bool, and their bytes
-_REFUSED = re.compile(r"GLOBAL (\S+)")  # how torch reports a name it does not admit
+_REFUSED = re.compile(r"GLOBAL (\S+)")  # how torch reports a name that it refuses
 
 
 class _Dtype:
@@ -84,10 +84,11 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_arrays(path: Path) -> list[dict[str, NDArray[Any]]]:
-    """The pickled list of dictionaries at `path`, with those of their entries that are arrays of numbers.
+    """Reads the pickled list of dictionaries at `path`; entries that are not arrays of numbers are left out.
 
     Raises:
-        DatasetError: it names anything but arrays (the class is in the message), is cut short, or is no list of dictionaries.
+        DatasetError: the pickle names something other than arrays (the message says what), is cut short, or is not a list of
+            dictionaries.
     """
     try:
         with path.open("rb") as file:
@@ -122,18 +123,19 @@ _STAND_INS: list[Any] = [
 
 
 def map_tensordict(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of the TensorDict that `torch.save` wrote to `path`, mapped: their bytes are read when they are used.
+    """Maps the tensors of the TensorDict that `torch.save` wrote to `path`: their bytes are read when they are used.
 
-    What was read stays in memory as long as any of the tensors does. Needs no tensordict package.
+    What was read stays in memory as long as any of the tensors. The package tensordict is not needed.
 
     Raises:
-        DatasetError: no such file, cut short, not a TensorDict of tensors, or it names anything else (in the message).
+        DatasetError: there is no such file, it is cut short or not a TensorDict of tensors, or it names something else (the
+            message says what).
     """
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a damaged file raises almost anything
-        refused = _REFUSED.search(str(error))  # torch goes on to recommend loading the file unsafely
+        refused = _REFUSED.search(str(error))  # the rest of torch's message recommends loading the file unsafely
         reason = f"it names {refused[1]}, which tensors have no use for" if refused else str(error).splitlines()[0]
         raise DatasetError(f"{path} cannot be read: {reason}") from error
     state = loaded.state if isinstance(loaded, _TensorDict) else None
@@ -149,5 +151,5 @@ def map_tensordict(path: Path) -> Mapping[str, Tensor]:
 def _is_plain(value: object, file_size: int) -> bool:
     if type(value) is not Tensor or value.layout is not torch.strided or value.device.type != "cpu":
         return False
-    # a small storage can pass for a large tensor, its rows lying on top of each other
+    # with a stride of 0, a small storage can pose as a large tensor
     return not (value.is_quantized or value.is_conj() or value.is_neg()) and value.nbytes <= file_size

@@ -2,12 +2,12 @@
 
     chunk_<k>.pt    a TensorDict, (episodes, rows)     obs (E, R, …)  action (E, R, …)  reward (E, R)  task (E, R)
 
-Row t > 0 holds an observation and the action and reward that led to it; those of row 0 are NaN. So an episode of ours is
+Row t > 0 holds an observation, and the action and reward that led to it; those of row 0 are NaN. So our episode is
 
     observations = obs[0 … 500]     actions = action[1 … 500]     rewards = reward[1 … 500]
 
-Observations and actions are zero-padded to the widest task's. Files have many GB, and what was read through a mapping counts as
-memory in use for as long as the mapping lives, so a file is mapped again every few hundred episodes.
+Observations and actions are zero-padded to the width of the widest task. A file has many GB, and what was read through a
+mapping stays in memory as long as the mapping, so a file is mapped again every few hundred episodes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Steps:
 
 
 def find_tdmpc2(path: Path, _: Wanted) -> Listing:
-    """TD-MPC2's files of all tasks, or one of them; the task column of each is read to know which tasks there are."""
+    """Finds the tasks in the file `path`, or in all files of that folder; reads the task column of each file."""
     files = sorted(path.glob("*.pt"), key=natural_order) if path.is_dir() else [path]
     columns = {file: _task_column(file) for file in files}
     found = sorted({int(i) for column in columns.values() for i in np.unique(column)})
@@ -88,7 +88,7 @@ def _task_column(file: Path) -> NDArray[np.int64]:
     parts: list[NDArray[np.int64]] = []
     first, episodes = 0, 1
     while first < episodes:
-        task = _map_steps(file).task  # mapped again: see _read_tdmpc2
+        task = _map_steps(file).task  # mapped again: see the docstring of this module
         episodes, last = len(task), first + max(1, _MAPPED_BYTES // task[0].nbytes)
         parts.append(task[first:last, 0].to(torch.int64, copy=True).numpy())
         first = last
@@ -114,7 +114,7 @@ def _read_tdmpc2(task: TaskSpec, index: int, chosen: Mapping[Path, NDArray[np.in
     for file, episodes in chosen.items():
         done = 0
         while done < len(episodes):
-            steps = _map_steps(file)  # again and again: what was read through a mapping stays in memory as long as it does
+            steps = _map_steps(file)  # mapped again: see the docstring of this module
             for e in episodes[done : done + steps.episodes_per_mapping].tolist():
                 yield _tdmpc2_episode(f"{file}, episode {e}", task, index, steps, e)
                 done += 1
@@ -125,7 +125,7 @@ def _tdmpc2_episode(where: str, task: TaskSpec, index: int, steps: _Steps, e: in
     if (other := np.flatnonzero(steps.task[e].numpy() != index)).size:
         raise DatasetError(f"{where}, row {other[0]}: task {steps.task[e, other[0]]} in an episode of task {index}")
     if not (np.isnan(action[0, : task.act_dim]).all() and np.isnan(reward[0])):
-        raise DatasetError(f"{where}, row 0: action and reward must be NaN there, nothing led to the first observation")
+        raise DatasetError(f"{where}, row 0: action and reward must be NaN there, because nothing led to the first observation")
     length = len(reward) - 1
     return make_episode(
         where,

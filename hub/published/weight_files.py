@@ -1,13 +1,14 @@
-"""The authors' files of weights: finding them, reading them without trusting them, writing them.
+"""The authors' weight files: finds them, reads them without trusting them, and writes them.
 
-    <folder>/                                                          read from wherever they lie in it, written here:
+    <folder>/                                                          files are read from any subfolder, and written to:
       model_saved_backbone/prompt_model_<prefix>_iter_<N>_seed<seed>   the state dict, GPT-2's two buffers per block included
       model_saved_expert/<x>/expert_<e>_iter_<N>                       {"block_<i>": {"c_fc.weight", "c_fc.bias", …}}
       model_saved_moe/<x>/moe__iter_<N>                                {"block_<i>": {"router.fc1.weight", …,
                                                                          "experts.<e>.c_fc.weight", …}}
 
-Each is a `torch.save` of dicts of float32 tensors; elsewhere tensors go by the names of weight_names.py. Reading executes
-nothing: what is not a finite tensor of the right shape in an expected place is refused by the name of its file and key.
+Each file is a `torch.save` of dicts of float32 tensors. Outside of this module, tensors have the names of weight_names.py.
+Reading executes nothing, and anything but a finite tensor of the right shape at an expected key is refused with the file and
+key named.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ _CAUSAL_TOKENS = 1024
 """Side of GPT-2's causal mask in the authors' files: `n_positions` of their GPT2Config."""
 _BUFFER_TYPES = (torch.uint8, torch.bool, torch.float32)
 _MASKED_BIAS = -1e4
-"""What GPT-2 adds where a token may not look; in the authors' files as a buffer."""
+"""What GPT-2 adds to the attention score of a token that may not be seen; a buffer in the authors' files."""
 _SERIES = "m3dt"
-"""<prefix> and <x> of the files written here."""
+"""<prefix> and <x> in the names of the files written here."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A file that has the name of one of the authors'. Files of a series differ in iteration and expert only."""
+    """A file whose name has the authors' form. Files of a series differ only in iteration and expert."""
 
     path: Path
     series: tuple[str, ...]
@@ -56,21 +57,22 @@ class _Candidate:
 
 
 def read_published(folder: str | Path) -> dict[str, Tensor]:
-    """The authors' weights in `folder` and its subfolders: name → float32 tensor, as `from_published` takes them.
+    """Reads the authors' weights in `folder` and its subfolders: name → float32 tensor, as `from_published` takes them.
 
-    A backbone alone, or one with experts and no router, is fine. Of several iterations the highest is read. Experts that lie in
-    the mixture's file and in files of their own must agree. Tensors are mapped from the files, which must stay as they are.
+    A backbone alone is enough, and so is one with experts but no router. If there are several iterations, the highest is read.
+    Experts that are both in the mixture's file and in files of their own must be equal. Tensors are mapped from the files,
+    which must not change afterwards.
 
     Raises:
-        BankError: no backbone; several seeds, prefixes or groupings; an expert missing; or a file with anything else in it than
-            the tensors it should hold, all finite. The message names file and key.
+        BankError: there is no backbone; there are several seeds, prefixes or groupings; an expert is missing; or a file holds
+            anything but the tensors it should hold, all finite. The message names file and key.
     """
     candidates = _candidates(Path(folder))
     backbones, experts, mixtures = (_latest(found, kind, Path(folder)) for kind, found in candidates.items())
     if not backbones:
         raise BankError(f"no backbone in {folder} or its subfolders: no file prompt_model_<prefix>_iter_<N>_seed<seed>")
     tensors = _read_backbone(backbones[0])
-    config = published_config(tensors, n_heads=1)  # the number of heads leaves no trace in the weights
+    config = published_config(tensors, n_heads=1)  # the weights do not show the number of heads
     if mixtures:
         tensors |= _read_mixture(mixtures[0], config)
     elif set(experts) != set(range(len(experts))):
@@ -85,10 +87,12 @@ def read_published(folder: str | Path) -> dict[str, Tensor]:
 
 
 def write_published_files(folder: Path, tensors: Mapping[str, Tensor], *, steps: Mapping[Stage, int], seed: int) -> None:
-    """Writes what `to_published` gave, or part of it, as the authors' files; `folder` is new or empty. Whole or not at all.
+    """Writes tensors that `to_published` returned, or some of them, as the authors' files into the new or empty `folder`.
 
-    The mixture is written if there is a router, each expert in any case. steps, seed: what each stage was trained with, for the
-    names of the files.
+    Either all files are written or none. The mixture's file is written if there is a router; each expert's file always is.
+
+    Args:
+        steps, seed: what each stage was trained with, for the names of the files.
 
     Raises:
         DiskSpaceError: no room.

@@ -1,4 +1,4 @@
-"""The authors' tensors and ours: one description of which is which, used in both directions.
+"""Which of the authors' tensors is which of ours: one description, used in both directions.
 
 GPT-2's `Conv1D` weights are (in, out), `nn.Linear`'s (out, in):
 
@@ -7,8 +7,8 @@ GPT-2's `Conv1D` weights are (in, out), `nn.Linear`'s (out, in):
     expert_<e>/block_<i>.c_fc.weight (D, 4D)           blocks.<i>.experts.w_in[e]
     router/block_<i>.router.fc1, fc2, fc_new, fc3, fc4 blocks.<i>.router.layers.0 … 4, in this order
 
-Three of their tensors are never used by their model: `wte`, `predict_state`, `predict_return`. They are left out on the way in,
-and zero on the way back, because their `load_state_dict` is strict.
+Their model has three tensors that it never uses: `wte`, `predict_state` and `predict_return`. Reading ignores them. Writing
+adds zeros in their place, because the authors' `load_state_dict` is strict.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ _LAYER = re.compile(r"backbone/transformer\.h\.(\w+)\.")
 _EXPERT = re.compile(r"expert_(\w+)/")
 
 Views = Iterator[tuple[str, tuple[Tensor, ...]]]
-"""Their name, and the views of our parameters that are their tensor when joined along the last dimension."""
+"""Pairs: their name, and the views of our parameters that, joined along the last dimension, are their tensor."""
 
 
 def from_published(tensors: Mapping[str, Tensor], config: ModelConfig, *, router: bool = True) -> M3DT:
     """The model of shape `config` with the authors' weights.
 
-    `config.residual` decides how blocks with experts continue; the authors' outputs are reproduced with "published". What is no
-    weight (`input/…`, `output/…`) is ignored, and so are experts and router where `config.n_experts` is 0. router: False leaves
-    the router as it is in a new model, for weights that have none yet.
+    `config.residual` decides how blocks with experts continue; "published" reproduces the authors' outputs. Entries that are
+    not weights (`input/…`, `output/…`) are ignored, and so are experts and router if `config.n_experts` is 0.
+
+    Args:
+        router: False is for weights that have no router yet, and leaves the router as it is in a new model.
 
     Raises:
         ConfigError: a weight is missing.
-        ShapeError: weights of another shape than `config` says; the message names the tensor.
+        ShapeError: a weight does not have the shape that `config` implies; the message names it.
     """
     model = M3DT(config)
     for name, views in _views(model):
@@ -55,7 +57,7 @@ def from_published(tensors: Mapping[str, Tensor], config: ModelConfig, *, router
 
 
 def to_published(model: M3DT) -> dict[str, Tensor]:
-    """The inverse of `from_published`: every tensor that the authors' model expects, float32, in memory of its own."""
+    """The inverse of `from_published`: every tensor the authors' model expects, copied, in float32."""
     D, state_dim = model.config.embed_dim, model.config.state_dim
     unused = {
         "transformer.wte.weight": (1, D),
@@ -72,12 +74,13 @@ def to_published(model: M3DT) -> dict[str, Tensor]:
 def published_config(
     tensors: Mapping[str, Tensor], *, n_heads: int = 8, context_length: int = 20, prompt_length: int = 5
 ) -> ModelConfig:
-    """The shape of the model whose weights these are, residual="published".
+    """The config of the model that these weights belong to, with residual="published".
 
-    Heads, context and prompt leave no trace in the weights; the defaults are the published code's (DESIGN section 5).
+    The weights do not show the numbers of heads, context steps and prompt steps; the defaults are those of the published code
+    (docs/architecture.md#sources-of-numbers).
 
     Raises:
-        ConfigError: tensors that show the shape are missing, or the shape is none a model can have.
+        ConfigError: a tensor that shows the shape is missing, or no model can have that shape.
         ShapeError: such a tensor is not a matrix.
     """
     max_timesteps, embed_dim = _matrix_shape(tensors, "backbone/embed_timestep.weight")
@@ -96,7 +99,7 @@ def published_config(
 
 
 def published_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Name → shape of every tensor of the authors' model of shape `config`."""
+    """Name → shape of every tensor of the authors' model with this config."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in to_published(M3DT(config)).items()}
 
