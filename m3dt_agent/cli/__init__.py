@@ -1,4 +1,4 @@
-"""`m3dt`, the command line. app.py is its table of commands; each command has a file of its own."""
+"""`m3dt`, the command line. app.py is its table of commands; every command, or group of commands, has its own file."""
 
 from .app import app, main
 

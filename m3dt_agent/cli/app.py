@@ -1,6 +1,6 @@
-"""`m3dt`, the command line: the composition root, where all parts meet.
+"""`m3dt`, the command line: its table of commands, and what a failure prints and returns.
 
-    m3dt tasks                       the 160 tasks and the published sets
+    m3dt tasks                       the 160 tasks and the published sets         (tasks.py)
     m3dt collect, behavior, data     demonstrations                               (data.py)
     m3dt train                       the three stages, into a bank                (train.py)
     m3dt eval                        scores of a bank or a behavior policy        (eval.py)
@@ -8,12 +8,13 @@
     m3dt play                        one episode of one task                      (play.py)
     m3dt convert                     published weights to a bank, and back        (convert.py)
     m3dt push, pull                  banks and datasets on the Hugging Face Hub   (hub.py)
-    m3dt doctor                      what this machine can do
+    m3dt doctor                      what this machine can do                     (doctor.py)
     m3dt bench                       how fast it is, from a checkout              (bench.py)
-    m3dt quickstart                  eight tasks from nothing to a trained agent
+    m3dt quickstart                  from nothing to a trained agent              (quickstart.py)
 
-Exit codes: 0 done; 1 an error this package names, one line on stderr (M3DT_DEBUG=1 adds the traceback); 2 wrong usage; 130
-Ctrl-C. Heavy imports happen inside commands, so that `m3dt --help` answers at once.
+Exit codes: 0 done; 1 an error of this package, one line on stderr (M3DT_DEBUG=1 adds the traceback); 2 wrong usage; 130 Ctrl-C.
+A command that a shell started with Ctrl-C ignored, such as a background job of a script, keeps ignoring it. Commands import
+heavy packages only when they run, so that `m3dt --help` answers at once.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ import typer
 
 from ..errors import M3DTError, WorkerError
 from .bench import bench_command
+from .collect import collect_command
 from .convert import convert_command
-from .data import behavior_app, collect_command, data_app
+from .data import behavior_app, data_app
 from .doctor import doctor_command
 from .eval import eval_command
 from .hub import data_pull_command, data_push_command, pull_command, push_command
@@ -40,7 +42,7 @@ from .tasks import tasks_command
 from .train import train_command
 
 CONTINUES = {"collect", "train", "quickstart", "behavior", "push", "pull", "import"}
-"""Commands that keep what they finished and go on from there."""
+"""Commands that keep what they finished, and continue from there when run again."""
 
 app = typer.Typer(
     name="m3dt",
@@ -68,7 +70,7 @@ data_app.command("pull")(data_pull_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; `arguments` default to those of the process."""
+    """Runs one command and returns its exit code; `arguments` default to those of the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(given, prog_name="m3dt")
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _error_line(error: M3DTError) -> str | None:
-    """What to tell of an error; None in a worker other than the first that only says that another has failed."""
+    """The line to print about an error; None in a worker that is not the first and only reports that another one failed."""
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
     if rank == "0":
         return f"error: {error}"

@@ -1,7 +1,7 @@
-"""`m3dt bench`: the performance programs of a checkout, which are no part of the installed package.
+"""`m3dt bench`: runs the performance programs of a checkout, which the installed package does not contain.
 
-They live in `benchmarks/perf` of the checkout that the package was installed from with `pip install -e`, or of the working
-directory, and run there as `python -m benchmarks.perf`: the package itself never imports `benchmarks`.
+The command looks for `benchmarks/perf` in the checkout from which the package was installed with `pip install -e`, then in the
+working directory, and runs `python -m benchmarks.perf` there. The package itself never imports `benchmarks`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .options import AsJson
 
 def bench_command(
     programs: Annotated[
-        list[str] | None, typer.Argument(help="Names of programs in benchmarks/perf: model, startup, bank, …; default: all.")
+        list[str] | None, typer.Argument(help="Programs in benchmarks/perf, like model, startup or bank; default: all.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small and few repetitions: do they run?")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small inputs and few repetitions, to see whether they run.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """How fast the hot paths are here, each against a plain baseline. Needs a checkout; half an hour on two cores."""
+    """Measure the parts that take the time, against plain baselines. Needs a checkout, and half an hour on two cores."""
     command = [sys.executable, "-m", "benchmarks.perf", *(programs or ())]
     command += [*(["--quick"] if quick else []), *(["--json"] if as_json else [])]
     done = subprocess.run(command, cwd=find_checkout(Path(__file__).parents[1], Path.cwd()), check=False)
@@ -33,10 +33,10 @@ def bench_command(
 
 
 def find_checkout(*folders: Path) -> Path:
-    """The first of `folders` that is a checkout of this project.
+    """Returns the first of `folders` that is a checkout of this project.
 
     Raises:
-        ConfigError: none is; the message says what to do.
+        ConfigError: none of them is; the message says what to do.
     """
     for folder in folders:
         if (folder / "benchmarks/perf/__main__.py").is_file() and (folder / "m3dt_agent/cli/bench.py").is_file():

@@ -1,4 +1,9 @@
-"""`m3dt convert`: the authors' published weights into a bank, a bank into their files, a bank into one stored otherwise."""
+"""`m3dt convert`: three conversions of weights.
+
+published weights ─► bank                        the default
+bank ─► files as the authors publish them        --to-published
+bank ─► bank with weights of another precision   --storage
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from ..config import DataConfig
 from ..errors import ConfigError
 from ..tasks import TaskSpec
 from .info import bank_table, describe_bank
-from .options import AllTasks, AsJson, Root, SetSeed, Source, TaskNames, TaskSet, choose_tasks
+from .options import DEFAULT_ROOT, AllTasks, AsJson, Root, SetSeed, Source, TaskNames, TaskSet, choose_tasks
 from .output import emit, make_table, quiet_stdout, size
 
 if TYPE_CHECKING:
@@ -22,30 +27,35 @@ def convert_command(
     origin: Annotated[
         str, typer.Argument(metavar="FROM", help="Folder of published weights; with --to-published or --storage: a bank.")
     ],
-    target: Annotated[Path, typer.Argument(metavar="TO", help="Folder to make: a bank; with --to-published: their files.")],
+    target: Annotated[Path, typer.Argument(metavar="TO", help="New folder for the bank or, with --to-published, the files.")],
     names: TaskNames = None,
     all_tasks: AllTasks = False,
     task_set: TaskSet = None,
     set_seed: SetSeed = 0,
-    root: Root = Path("datasets"),
+    root: Root = DEFAULT_ROOT,
     source: Source = None,
-    groups: Annotated[Path | None, typer.Option(help="The authors' grouping of tasks, a JSON file.")] = None,
-    n_heads: Annotated[int, typer.Option(help="Attention heads; the weights do not tell.")] = 8,
+    groups: Annotated[Path | None, typer.Option(help="JSON file with the authors' grouping of tasks.")] = None,
+    n_heads: Annotated[int, typer.Option(help="Number of attention heads, which the weights do not show.")] = 8,
     to_published: Annotated[
-        bool, typer.Option("--to-published", help="The other way: a bank into files that the authors' scripts load.")
+        bool, typer.Option("--to-published", help="Convert a bank into files that the authors' scripts load.")
     ] = False,
     storage: Annotated[
         Literal["float32", "bfloat16"] | None,
-        typer.Option(help="A bank into a copy whose weights are stored so; in bfloat16 it is half as large, and rounded."),
+        typer.Option(help="Copy a bank and store its weights so; bfloat16 rounds them and takes half the space."),
     ] = None,
     allow_standard_residual: Annotated[
         bool,
-        typer.Option("--allow-standard-residual", help="Write experts of residual='standard' too: their code uses another."),
+        typer.Option(
+            "--allow-standard-residual",
+            help="Also write experts of residual='standard', which the authors' code computes otherwise.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Published weights into a bank (prompts and statistics come from your datasets of its tasks), or back; or a bank into a
-    smaller one."""
+    """Convert the authors' published weights into a bank, or a bank into their files, or a bank into a smaller one.
+
+    For published weights, name the tasks they were trained on. Prompts and statistics come from your datasets of these tasks.
+    """
     of_a_bank = "--to-published" if to_published else "--storage" if storage else None
     if to_published and storage:
         raise ConfigError("--to-published and --storage are two conversions; choose one")
@@ -94,7 +104,7 @@ def _export(bank: str, folder: Path, *, allow_standard_residual: bool, as_json: 
     from ..bank.builtin import open_bank
     from ..hub.convert_weights import write_published
 
-    opened = open_bank(bank)
+    opened = open_bank(bank, check="sizes")
     write_published(opened, folder, allow_standard_residual=allow_standard_residual)
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     table = make_table(f"{folder}: bank {bank} as published files", ("file", "size"), ((f, size(n)) for f, n in files.items()))

@@ -1,4 +1,4 @@
-"""`m3dt doctor`: what this machine can do."""
+"""`m3dt doctor`: shows what this machine can do."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .output import emit, quiet_stdout, size
 
 
 def doctor_command(
-    folder: Annotated[Path, typer.Option(help="Where datasets and banks would go, for its free disk space.")] = Path(),
+    folder: Annotated[Path, typer.Option(help="Folder for datasets and banks, whose free disk space is shown.")] = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """Versions, simulators, rendering, cores, the speed of bfloat16, disk."""
+    """Show versions, simulators, rendering, cores, the speed of bfloat16 and free disk space."""
     from ..machine import diagnose
 
     with quiet_stdout():

@@ -1,9 +1,9 @@
-"""`m3dt eval`: from a bank, or a behavior policy, to scores."""
+"""`m3dt eval`: scores of a bank or of a behavior policy."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +11,10 @@ import typer
 from rich.table import Table
 
 from ..config import EvalConfig
-from ..errors import BankError
-from ..jobs import RETRIES, shard_of
-from .acting import chosen_experts, load_agent
+from ..jobs import RETRIES, RayCluster, shard_of
+from ..machine import shows_progress
+from ..tasks import TaskSpec
+from .acting import Acting, find_policy
 from .options import (
     ActingExperts,
     ActingPrecision,
@@ -40,33 +41,46 @@ from .options import (
 from .output import emit, make_table, quiet_stdout
 
 if TYPE_CHECKING:
+    from ..agent import M3DTAgent
     from ..bank import ExpertBank
-    from ..scores import Summary
+    from ..scores import EpisodeResult, Summary
+
+DEFAULTS = EvalConfig()
+
+Who = Annotated[
+    str,
+    typer.Argument(help="A bank (a folder, or builtin:NAME), or a behavior policy: random, zero, novice, medium or expert."),
+]
+FirstSeed = Annotated[int, typer.Option(help="Seed of each task's first episode; the next episodes have the next seeds.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Give the same rows, to the last bit, on every machine of this type.")
+]
+Rows = Annotated[Path | None, typer.Option(help="Write every episode to this file, one JSON line each.")]
+Video = Annotated[
+    Path | None,
+    typer.Option(help="Record the first episode of up to 16 tasks in one .gif or .mp4; MUJOCO_GL chooses the renderer."),
+]
 
 
 def eval_command(
-    who: Annotated[str, typer.Argument(help="A bank, a folder or builtin:NAME; or a behavior policy: random, zero, expert, …")],
+    who: Who,
     names: TaskNames = None,
     all_tasks: AllTasks = False,
     task_set: TaskSet = None,
     set_seed: SetSeed = 0,
-    episodes: Annotated[int, typer.Option(help="Episodes per task.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of each task's first episode; the next ones count up.")] = 10_000,
+    episodes: Annotated[int, typer.Option(help="Episodes per task.")] = DEFAULTS.episodes,
+    seed: FirstSeed = DEFAULTS.seed,
     experts: ActingExperts = None,
     routing_mass: RoutingMass = None,
     max_experts: MaxExperts = None,
     precision: ActingPrecision = "float32",
-    slots: Annotated[int, typer.Option(help="Environments that run at once.")] = 32,
+    slots: Annotated[int, typer.Option(help="Environments that run at once.")] = DEFAULTS.slots,
     workers: Workers = None,
     stop_on_success: StopOnSuccess = False,
     rtg_mode: ReturnToGoMode = "rewards",
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same rows, to the last bit, on every machine of this type.")
-    ] = False,
-    rows: Annotated[Path | None, typer.Option(help="Write every episode as one JSON line to this file.")] = None,
-    video: Annotated[
-        Path | None, typer.Option(help="Record the first episode of up to 16 tasks in one .gif or .mp4; see MUJOCO_GL.")
-    ] = None,
+    deterministic: Deterministic = False,
+    rows: Rows = None,
+    video: Video = None,
     device: Device = "cpu",
     shard: Shard = "1/1",
     ray: RayAddress = None,
@@ -75,49 +89,57 @@ def eval_command(
     retries: Retries = RETRIES,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate an agent or a behavior policy on fixed episodes."""
-    from ..evaluation import evaluate, summarize, write_rows
+    """Evaluate a bank's agent or a behavior policy on fixed episodes.
 
-    config = EvalConfig(episodes, seed, slots, workers, stop_on_success, rtg_mode, deterministic=deterministic)
-    chosen = chosen_experts(experts, routing_mass, max_experts)
+    Without task names, a bank is evaluated on all of its tasks.
+    """
+    from ..evaluation import summarize, write_rows
+
+    config = EvalConfig(
+        episodes=episodes,
+        seed=seed,
+        slots=slots,
+        workers=workers,
+        stop_on_success=stop_on_success,
+        rtg_mode=rtg_mode,
+        deterministic=deterministic,
+    )
+    acting = Acting.from_options(experts, routing_mass, max_experts, precision, device)
     cluster = ray_cluster(ray, cpus_per_job, gpus_per_job, retries)
-    bank = _bank_to_evaluate(who)
-    named = bool(names or all_tasks or task_set)
-    tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed) if named or bank is None else bank.tasks
-    tasks = tuple(shard_of(tasks, parse_shard(shard)))
+    policy = find_policy(who)
+    if isinstance(policy, str) or names or all_tasks or task_set:
+        tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed)
+    else:
+        tasks = policy.tasks
     with quiet_stdout():
-        agent = None if bank is None or (cluster and video is None) else load_agent(bank, chosen, device, precision)
-        if video is not None:  # first, since it is what may not work here
-            from ..evaluation.videos import record
-
-            record(agent or who, tasks, video, config, progress=sys.stderr.isatty())
-        if cluster is None:
-            results = evaluate(agent or who, tasks, config)
-        else:
-            from ..evaluation.parallel import evaluate_in_jobs
-
-            results = evaluate_in_jobs(bank or who, tasks, config, cluster, experts=chosen, precision=precision, device=device)
+        results = _evaluate(policy, tuple(shard_of(tasks, parse_shard(shard))), config, acting, cluster, video)
     if rows is not None:
         write_rows(rows, results)
     summary = summarize(results)
     emit(dataclasses.asdict(summary), as_json=as_json, table=_score_table(summary))
 
 
-def _bank_to_evaluate(who: str) -> ExpertBank | None:
-    """The bank `who`, or None if `who` is a behavior policy's level.
+def _evaluate(
+    policy: ExpertBank | str,
+    tasks: Sequence[TaskSpec],
+    config: EvalConfig,
+    acting: Acting,
+    cluster: RayCluster | None,
+    video: Path | None,
+) -> Sequence[EpisodeResult]:
+    """The episodes, run here or on the cluster; the video is made first, because it is the part that may not work here."""
+    from ..evaluation import evaluate
+    from ..evaluation.parallel import evaluate_in_jobs
+    from ..evaluation.videos import record
 
-    Raises:
-        BankError: neither a bank nor a level.
-    """
-    from ..bank.builtin import is_builtin, open_bank
-    from ..data.behavior import SNAPSHOT_LEVELS, parse_level
-
-    if is_builtin(who) or Path(who).is_dir():
-        return open_bank(who, check="sizes")
-    if parse_level(who)[0] in ("random", "zero", "scripted", *SNAPSHOT_LEVELS):
-        return None
-    raise BankError(
-        f"{who!r} is neither a bank (a folder, or builtin:NAME) nor a behavior policy (random, zero, novice, medium, expert)"
+    if cluster is None or video is not None:
+        here: M3DTAgent | str = policy if isinstance(policy, str) else acting.load(policy)
+    if video is not None:
+        record(here, tasks, video, config, progress=shows_progress(None))
+    if cluster is None:
+        return evaluate(here, tasks, config)
+    return evaluate_in_jobs(
+        policy, tasks, config, cluster, experts=acting.experts, precision=acting.precision, device=acting.device
     )
 
 

@@ -1,7 +1,7 @@
 """`m3dt push`, `m3dt pull`, `m3dt data push`, `m3dt data pull`: banks and datasets on the Hugging Face Hub.
 
-A token is never an argument, where other users of the machine would see it: it comes from a file, or is the login that
-`hf auth login` keeps, which goes to huggingface.co alone.
+A token is never an argument, because other users of the machine can see arguments. It comes from a file, or from the login
+that `hf auth login` keeps, which is sent to huggingface.co only.
 """
 
 from __future__ import annotations
@@ -16,36 +16,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from ..tasks import TaskSpec, resolve
-from ..tasks import task_set as published_set
 from .info import bank_table, describe_bank
-from .options import AsJson, Root, SetSeed, Source, TaskNames, TaskSet, parse_experts
+from .options import DEFAULT_ROOT, AsJson, Root, SetSeed, Source, TaskNames, TaskSet, named_tasks, parse_experts
 from .output import emit, make_table, quiet_stdout, size
 
 if TYPE_CHECKING:
     from ..scores import EpisodeResult
 
-Repo = Annotated[str, typer.Argument(help="Repository on the Hub, namespace/name; or a folder, ./written/so.")]
-Origin = Annotated[str, typer.Argument(help="Repository on the Hub, namespace/name; a folder, ./written/so; or builtin:NAME.")]
+Repo = Annotated[str, typer.Argument(help="Repository on the Hub, namespace/name, or a folder, written ./like/this.")]
+Origin = Annotated[
+    str, typer.Argument(help="Repository on the Hub, namespace/name, a folder, written ./like/this, or builtin:NAME.")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag (stage-backbone, stage-router, …) or sha; default: main.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File that holds the token; default: your login on huggingface.co.")]
 Endpoint = Annotated[str | None, typer.Option(help="Address of the Hub; default: HF_ENDPOINT, or huggingface.co.")]
-Private = Annotated[bool | None, typer.Option("--private/--public", help="Of a repository that is made.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there and differs.")]
+Private = Annotated[
+    bool | None,
+    typer.Option("--private/--public", help="For a repository that is created; default: as the account says."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there with other contents.")]
 
 
 def push_command(
     bank: Annotated[str, typer.Argument(help="The bank: a folder, or builtin:NAME.")],
     repo: Repo,
-    rows: Annotated[Path | None, typer.Option(help="Rows of `m3dt eval --rows`, for the card.")] = None,
-    policy: Annotated[str | None, typer.Option(help="Which of the rows are the bank's own, if several could be.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="File of `m3dt eval --rows`, for the scores on the card.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Policy whose rows are the bank's own, if several could be.")] = None,
     private: Private = None,
     overwrite: Overwrite = False,
     token_file: TokenFile = None,
     endpoint: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Push a bank: what is new, one commit and one tag per stage. Interrupted, it continues when run again."""
+    """Push what is new in a bank: one commit and one tag for each stage.
+
+    If it is interrupted, run the same command again to continue.
+    """
     from ..hub.banks import push_bank
     from ..scores import read_rows
 
@@ -69,7 +75,7 @@ def push_command(
 
 
 def draw_scores(rows: Sequence[EpisodeResult], path: Path) -> Path | None:
-    """The card's figure of the rows' policies, the first four; None without rows or matplotlib."""
+    """Draws the scores of the first four policies in the rows; None without rows or matplotlib."""
     from ..plots import save_score_figure
     from ..scores import summarize
 
@@ -81,15 +87,18 @@ def draw_scores(rows: Sequence[EpisodeResult], path: Path) -> Path | None:
 
 def pull_command(
     repo: Origin,
-    folder: Annotated[Path | None, typer.Argument(help="New folder for a copy to work in; default: the cache alone.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="New folder for a copy; default: keep it in the cache.")] = None,
     revision: Revision = None,
-    experts: Annotated[str | None, typer.Option(help="Only these experts: 3,7.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Only the experts that serve this task; may be repeated.")] = None,
+    experts: Annotated[str | None, typer.Option(help="Pull only these experts, like 3,7.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Pull only the expert of this task; may be repeated.")] = None,
     token_file: TokenFile = None,
     endpoint: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Pull a bank, all of it or some experts, every file verified. Interrupted, it continues when run again."""
+    """Pull a bank, or some of its experts, and verify every file.
+
+    If it is interrupted, run the same command again to continue.
+    """
     from ..hub.banks import pull_bank
 
     with quiet_stdout():
@@ -111,7 +120,7 @@ def data_push_command(
     names: TaskNames = None,
     task_set: TaskSet = None,
     set_seed: SetSeed = 0,
-    root: Root = Path("datasets"),
+    root: Root = DEFAULT_ROOT,
     source: Source = None,
     private: Private = None,
     overwrite: Overwrite = False,
@@ -119,14 +128,17 @@ def data_push_command(
     endpoint: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Push datasets, of all tasks or those named, into one repository. Interrupted, it continues when run again."""
+    """Push the datasets of all tasks, or of those named, into one repository.
+
+    If it is interrupted, run the same command again to continue.
+    """
     from ..hub.datasets import push_datasets
 
     with quiet_stdout():
         pushed = push_datasets(
             root,
             repo,
-            _some_tasks(names, task_set, set_seed),
+            named_tasks(names, task_set, set_seed) or None,
             source=source,
             private=private,
             overwrite=overwrite,
@@ -143,7 +155,7 @@ def data_pull_command(
     names: TaskNames = None,
     task_set: TaskSet = None,
     set_seed: SetSeed = 0,
-    root: Root = Path("datasets"),
+    root: Root = DEFAULT_ROOT,
     source: Source = None,
     revision: Revision = None,
     overwrite: Overwrite = False,
@@ -151,14 +163,17 @@ def data_pull_command(
     endpoint: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Pull datasets, of all tasks or those named, into a Minari root. Interrupted, it continues when run again."""
+    """Pull the datasets of all tasks, or of those named, into a Minari root.
+
+    If it is interrupted, run the same command again to continue.
+    """
     from ..hub.datasets import pull_datasets
 
     with quiet_stdout():
         pulled = pull_datasets(
             repo,
             root,
-            _some_tasks(names, task_set, set_seed),
+            named_tasks(names, task_set, set_seed) or None,
             source=source,
             revision=revision,
             overwrite=overwrite,
@@ -175,10 +190,10 @@ def data_pull_command(
 
 
 def read_token(file: Path | None) -> str | None:
-    """The token in `file`, if one is given.
+    """The token in `file`; None without a file.
 
     Raises:
-        ConfigError: it cannot be read, or holds something else than one token.
+        ConfigError: the file cannot be read, or does not hold exactly one token.
     """
     if file is None:
         return None
@@ -189,12 +204,6 @@ def read_token(file: Path | None) -> str | None:
     if not token or token.split() != [token]:
         raise ConfigError(f"the token file {file} must hold one token and nothing else")
     return token
-
-
-def _some_tasks(names: list[str] | None, task_set: str | None, seed: int) -> tuple[TaskSpec, ...] | None:
-    """The tasks named, or None where none are."""
-    chosen = (*resolve(names or (), seed=seed), *(published_set(task_set, seed) if task_set else ()))
-    return tuple(dict.fromkeys(chosen)) or None
 
 
 def _bytes(path: Path) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
 
 from ..config import STAGES
-from .options import AsJson
+from .options import AsJson, BankName
 from .output import emit, make_table, size
 
 if TYPE_CHECKING:
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def info_command(
-    bank: Annotated[str, typer.Argument(help="A bank: a folder, or builtin:NAME.")],
+    bank: BankName,
     as_json: AsJson = False,
 ) -> None:
-    """What a bank holds; every file of it is verified."""
+    """Show what a bank holds, and verify every file of it."""
     from ..bank.builtin import open_bank
 
     document = describe_bank(open_bank(bank))
@@ -44,7 +43,7 @@ def describe_bank(bank: ExpertBank) -> dict[str, Any]:
 
 
 def bank_table(document: dict[str, Any]) -> Table:
-    """The table of what `describe_bank` gives."""
+    """The table of a document that `describe_bank` returned."""
     model, groups = document["model"], document["groups"] or {}
     table = make_table(f"Bank {document['path']}", ("", ""), [], left=2)
     table.show_header = False

@@ -1,4 +1,8 @@
-"""What commands print: one line on stderr, a table or one JSON document on stdout."""
+"""What commands print.
+
+stdout   the result: a table or, with --json, one JSON document and nothing else
+stderr   everything else: progress, estimates, warnings of simulators, errors
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,12 @@ from rich.table import Table
 
 
 def say(message: str) -> None:
-    """One line for the person watching, on stderr."""
+    """Prints one line on stderr, for the person watching."""
     Console(stderr=True, highlight=False).print(message, soft_wrap=True, markup=False)
 
 
 def emit(document: Any, *, as_json: bool, table: RenderableType) -> None:
-    """The command's result on stdout: `document` as JSON, or `table`."""
+    """Prints the command's result on stdout: `document` as JSON, or `table`."""
     if as_json:
         print(json.dumps(document, indent=2, allow_nan=False))
     else:
@@ -27,7 +31,7 @@ def emit(document: Any, *, as_json: bool, table: RenderableType) -> None:
 
 
 def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> Table:
-    """A table whose first `left` columns are text and the rest numbers, right-aligned."""
+    """A table whose first `left` columns are aligned left and the others, numbers, right. None is shown as a dash."""
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < left else "right", overflow="fold", no_wrap=i == 0)
@@ -38,7 +42,7 @@ def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 @contextlib.contextmanager
 def quiet_stdout() -> Iterator[None]:
-    """Send what libraries and child processes print on stdout to stderr meanwhile, so that stdout holds the result only."""
+    """Sends what libraries and child processes print on stdout inside the block to stderr; stdout is for the result."""
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)
@@ -48,14 +52,6 @@ def quiet_stdout() -> Iterator[None]:
     finally:
         os.dup2(saved, 1)
         os.close(saved)
-
-
-def duration(seconds: float) -> str:
-    """`seconds` as a person says it: 45 s, 12 min, 3.5 h, 9.2 days."""
-    for size, unit in ((86_400, "days"), (3_600, "h")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def size(n_bytes: float) -> str:

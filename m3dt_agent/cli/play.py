@@ -1,4 +1,4 @@
-"""`m3dt play`: one episode of one task with a bank, that of the package unless another is named."""
+"""`m3dt play`: one episode of one task, with the bank of the package unless another is named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from ..config import EvalConfig
 from ..tasks import get
-from .acting import chosen_experts, load_agent
+from .acting import Acting
 from .options import ActingExperts, ActingPrecision, AsJson, Device, MaxExperts, ReturnToGoMode, RoutingMass, StopOnSuccess
 from .output import emit, make_table, quiet_stdout
 
@@ -21,7 +21,7 @@ DEFAULT_BANK = "builtin:mt160"
 
 
 def play_command(
-    task: Annotated[str, typer.Argument(help="The task, by name.")],
+    task: Annotated[str, typer.Argument(help="Name of the task.")],
     bank: Annotated[str, typer.Option(help="A bank: a folder, or builtin:NAME.")] = DEFAULT_BANK,
     seed: Annotated[int, typer.Option(help="Seed of the episode.")] = EvalConfig().seed,
     experts: ActingExperts = None,
@@ -30,17 +30,17 @@ def play_command(
     precision: ActingPrecision = "float32",
     stop_on_success: StopOnSuccess = False,
     rtg_mode: ReturnToGoMode = "rewards",
-    video: Annotated[Path | None, typer.Option(help="Draw it, too, into this .gif or .mp4; see MUJOCO_GL.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Also record it as .gif or .mp4; MUJOCO_GL chooses the renderer.")] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Play one episode: its return, score and success, and how fast the agent decides."""
+    """Play one episode and print its return, score and success, and how fast the agent decides."""
     from ..bank.builtin import open_bank
     from ..evaluation.one_episode import play
 
-    spec, chosen = get(task), chosen_experts(experts, routing_mass, max_experts)
+    spec, acting = get(task), Acting.from_options(experts, routing_mass, max_experts, precision, device)
     with quiet_stdout():
-        agent = load_agent(open_bank(bank, check="sizes"), chosen, device, precision)
+        agent = acting.load(open_bank(bank, check="sizes"))
         played = play(agent, spec, seed=seed, stop_on_success=stop_on_success, rtg_mode=rtg_mode, video=video)
     cells = list(_cells(played).items())
     emit(dataclasses.asdict(played), as_json=as_json, table=make_table(f"{spec.name}, seed {seed}", ("", ""), cells, left=2))

@@ -1,4 +1,4 @@
-"""`m3dt quickstart`: eight tasks from nothing to a trained agent."""
+"""`m3dt quickstart`: from nothing to an agent trained on eight tasks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from .output import emit, quiet_stdout, say
 def quickstart_command(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs", "quickstart"),
     steps: Annotated[
-        str | None, typer.Option(help="Steps of the three stages, 1500,300,200; default: what this machine does in time.")
+        str | None,
+        typer.Option(help="Steps of the three stages, like 1500,300,200; default: what this machine can do."),
     ] = None,
     precision: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the training; default: what is faster on this machine.")
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Precision of the training; default: whichever is faster here."),
     ] = None,
     seed: Seed = 0,
     workers: Workers = None,
@@ -28,7 +30,7 @@ def quickstart_command(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Eight tasks of all four domains: collect, train three stages, evaluate, draw. About ten minutes on two cores."""
+    """Collect data of eight tasks, train all three stages, evaluate and draw a figure. Takes about ten minutes on two cores."""
     from ..quickstart import QuickstartConfig, parse_steps, run
 
     config = QuickstartConfig(steps=parse_steps(steps), precision=precision, seed=seed, workers=workers)
@@ -38,7 +40,7 @@ def quickstart_command(
 
 
 def _quickstart_tables(summary: dict[str, Any]) -> Group:
-    """The scores of all four policies per task, and the held-out action errors per group of tasks."""
+    """Two tables: the scores of all four policies per task, and the held-out action errors per group of tasks."""
     scores = Table("task", title="Mean normalized scores", title_justify="left")
     for policy in summary["scores"]:
         scores.add_column(policy, justify="right")

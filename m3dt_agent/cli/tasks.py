@@ -1,23 +1,22 @@
-"""`m3dt tasks`: the tasks and the published sets."""
+"""`m3dt tasks`: lists the tasks and the published sets."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from ..tasks import TASKS, resolve, task_set
-from .options import AsJson, SetSeed, TaskNames, TaskSet
+from ..tasks import TASKS
+from .options import AsJson, SetSeed, TaskNames, TaskSet, named_tasks
 from .output import emit, make_table
 
 
 def tasks_command(
     names: TaskNames = None,
-    set_name: TaskSet = None,
+    task_set: TaskSet = None,
     set_seed: SetSeed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List tasks: all 160, or those of a set, a domain or by name."""
-    chosen = (*resolve(names or (), seed=set_seed), *(task_set(set_name, set_seed) if set_name else ()))
-    listed = chosen or TASKS
+    """List tasks: all 160, or those of a set or a domain, or those named."""
+    listed = named_tasks(names, task_set, set_seed) or TASKS
     columns = ("task", "domain", "observations", "actions", "steps", "target return", "custom")
     cells = (
         [t.name, t.domain, t.obs_dim, t.act_dim, t.max_episode_steps, t.target_return, "yes" if t.custom else ""]
