@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.cli import main
 from m3dt_agent.cli.bench import find_checkout
-from m3dt_agent.cli.data import collection_estimate, parse_mixture
-from m3dt_agent.cli.output import duration, quiet_stdout, size
+from m3dt_agent.cli.collect import collection_estimate, parse_mixture
+from m3dt_agent.cli.output import quiet_stdout, size
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.scores import read_rows
 from m3dt_agent.tasks import TASKS, get
@@ -126,35 +126,49 @@ def test_collecting_nothing_says_what_to_name(run: Run) -> None:
     assert "--all" in err
 
 
-def test_ctrl_c_is_130_says_how_to_continue_and_the_rest_is_collected(tmp_path: Path) -> None:
-    pytest.importorskip("dm_control")
-    command = [
-        sys.executable,
-        "-m",
-        "m3dt_agent.cli",
-        "collect",
-        "reacher-easy",
-        "--episodes",
-        "30",
-        "--workers",
-        "0",
-        "--json",
-    ]
-    command += ["--root", str(tmp_path)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+COLLECT = [sys.executable, "-m", "m3dt_agent.cli", "collect", "--workers", "0", "--json"]
+
+
+def shards_in(root: Path) -> list[Path]:
+    """The finished shards of a collection; a hidden file is being written."""
+    return list(root.glob(".collect/*/[!.]*.safetensors"))
+
+
+def interrupted(
+    command: list[str], begun: Callable[[], bool], on_sigint: signal.Handlers | Callable[..., object]
+) -> tuple[str, str, subprocess.Popen[str]]:
+    """Runs `command`, sends SIGINT once it has begun, and waits for its end. on_sigint: the handler of whoever starts it."""
+    before = signal.signal(signal.SIGINT, on_sigint)  # a child inherits SIG_IGN, and has the default for a function
+    try:
+        running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".collect/*/*.safetensors")) and time.monotonic() < deadline:
+    while not begun() and time.monotonic() < deadline:
         assert running.poll() is None, running.communicate()
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+    return *running.communicate(timeout=120), running
+
+
+def test_a_command_that_was_started_with_ctrl_c_ignored_keeps_ignoring_it(tmp_path: Path) -> None:
+    pytest.importorskip("dm_control")
+    command = [*COLLECT, "reacher-easy", "--episodes", "12", "--root", str(tmp_path)]
+    out, err, running = interrupted(command, lambda: bool(shards_in(tmp_path)), signal.SIG_IGN)
+    assert running.returncode == 0, err
+    assert json.loads(out)[0]["episodes"] == 12
+
+
+def test_ctrl_c_is_130_says_how_to_continue_and_the_rest_is_collected(tmp_path: Path) -> None:
+    pytest.importorskip("dm_control")
+    command = [*COLLECT, "reacher-easy", "--episodes", "30", "--root", str(tmp_path)]
+    out, err, running = interrupted(command, lambda: bool(shards_in(tmp_path)), signal.default_int_handler)
     assert running.returncode == 130, err
     assert out == ""
     assert "run the same command again" in err
     assert not list(tmp_path.glob("m3dt/*/*/data/main_data.hdf5"))
-    shards = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob(".collect/*/*.safetensors")}
+    assert shards_in(tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert shards
     assert json.loads(done.stdout)[0]["episodes"] == 30
 
 
@@ -362,7 +376,6 @@ def test_the_estimate_grows_with_the_work() -> None:
 
 
 def test_units() -> None:
-    assert [duration(s) for s in (5, 119, 120, 7200, 200_000)] == ["5 s", "119 s", "2 min", "2.0 h", "2.3 days"]
     assert [size(n) for n in (512, 3_400_000, 2e9)] == ["1 kB", "3.4 MB", "2.0 GB"]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from contracts import random_bank, random_datasets
 from hub_server import Hub
+from huggingface_hub import close_session
 
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.cli import main
@@ -29,6 +30,7 @@ TASKS = ["cheetah-vel-3", "reacher-easy"]
 def hub(tmp_path: Path) -> Iterator[Hub]:
     with Hub(tmp_path / "hub", tokens={"hf_alice": "alice"}) as hub:
         yield hub
+        close_session()
 
 
 @pytest.fixture

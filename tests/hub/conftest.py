@@ -13,10 +13,12 @@ import pytest
 from hub_server import Hub
 from huggingface_hub import _tree_cache
 from huggingface_hub.utils import _http, _xet
+from tqdm import tqdm
 
 from m3dt_agent.hub import failures
 
 TOKENS = {"hf_alice": "alice", "hf_bob": "bob"}
+tqdm.monitor_interval = 0  # no thread that watches progress bars
 
 
 @pytest.fixture
@@ -42,6 +44,7 @@ def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[fl
     _xet.XET_CONNECTION_INFO_CACHE.clear()
     yield
     _http.close_session()
+    _xet.abort_xet_session()  # ends hf_xet's threads
 
 
 @pytest.fixture

@@ -21,15 +21,20 @@ CHUNK = 1 << 20  # bytes read or written at once
 
 
 class Server(ThreadingHTTPServer):
-    """A thread per connection; open connections are known, so that stopping closes them too."""
+    """A thread per connection. Open connections are known, so that stopping closes them and waits for their threads."""
 
-    daemon_threads = True
+    daemon_threads = False  # so that `server_close` waits for them
     request_queue_size = 128
 
     def __init__(self, hub: Hub, port: int) -> None:
         self.hub = hub
         self.connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Notes the connection before its thread starts, so that none is missed by `close_connections`."""
+        self.connections.add(request)
+        super().process_request(request, client_address)
 
     def close_connections(self) -> None:
         for connection in list(self.connections):
@@ -61,7 +66,6 @@ class Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.hub = self.server.hub
-        self.server.connections.add(self.connection)
 
     def finish(self) -> None:
         self.server.connections.discard(self.connection)

@@ -43,18 +43,21 @@ class Hub:
         self.faults = Faults()
         self.lock = threading.RLock()
         self._server = Server(self, port)
+        serve = self._server.serve_forever
+        self._thread = threading.Thread(target=serve, kwargs={"poll_interval": 0.02}, name="hub", daemon=True)
         self.port: int = self._server.server_address[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.storage = f"http://{cdn_host or '127.0.0.1'}:{self.port}"
 
     def start(self) -> Hub:
         """Serve from a thread of its own."""
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self._thread.start()
         return self
 
     def stop(self) -> None:
-        """Stop serving and close every connection; raises the first error that was the server's own."""
+        """Stop serving, close every connection and wait for its thread; raises the first error that was the server's own."""
         self._server.shutdown()
+        self._thread.join()
         self._server.close_connections()
         self._server.server_close()
         if self.errors:
