@@ -1,4 +1,4 @@
-"""One episode of one task: python examples/act.py BANK TASK [SEED]."""
+"""Plays one episode of one task: python examples/act.py BANK TASK [SEED]."""
 
 import sys
 

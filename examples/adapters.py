@@ -1,6 +1,6 @@
-"""The same agent in three other loops: python examples/adapters.py BANK TASK META_WORLD_TASK.
+"""Runs one agent in three evaluation loops of other libraries: python examples/adapters.py BANK TASK META_WORLD_TASK.
 
-Stable-Baselines3's `evaluate_policy`, Meta-World's `evaluation`, and a Gymnasium vector environment in any autoreset mode.
+They are Stable-Baselines3's `evaluate_policy`, Meta-World's `evaluation`, and a Gymnasium vector environment.
 """
 
 import sys

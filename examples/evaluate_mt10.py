@@ -1,6 +1,6 @@
-"""An agent and the random policy on the ten tasks of mt10, on the same seeds: python examples/evaluate_mt10.py BANK [EPISODES].
+"""Compares an agent with the random policy on the ten tasks of mt10: python examples/evaluate_mt10.py BANK [EPISODES].
 
-Rows are kept, one JSON line per episode; scores and intervals are computed from them.
+Both play the same episodes. The rows, one JSON line per episode, are written to files; scores and intervals come from them.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Fit a bank to a few tasks of yours and publish it: python examples/fine_tune.py REPO DATASETS TASK… [--bank BANK].
+"""Fits a bank to a few of its tasks and publishes the result: python examples/fine_tune.py REPO DATASETS TASK… [--bank BANK].
 
-The backbone and the experts stay as they are; the router, which weighs the experts, goes on training on your demonstrations of
-these tasks alone. REPO is an id on the Hugging Face Hub, or a folder written ./so. DATASETS is a Minari root, as `m3dt collect`
-fills it; BANK is a bank with its experts, builtin:mt160 unless you say otherwise. Stopped half-way, it continues
-when run again.
+The backbone and the experts stay as they are. Only the router, which weighs the experts, is trained further, on your
+demonstrations of these tasks. REPO is an id on the Hugging Face Hub, or a folder written ./like/this. DATASETS is a Minari
+root, as `m3dt collect` makes it. BANK is a bank with experts, by default builtin:mt160. If it is interrupted, run it again to
+continue.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""Train a bank and publish it stage by stage: python examples/publish_a_bank.py REPO DATASETS TASK… [--token-file FILE].
+"""Trains a bank and publishes it stage by stage: python examples/publish_a_bank.py REPO DATASETS TASK… [--token-file FILE].
 
-REPO is an id on the Hugging Face Hub (namespace/name), or a folder written ./so. DATASETS is a Minari root, as `m3dt collect`
-fills it. Without a token file it takes your login (`hf auth login`). Stopped half-way, it continues when run again.
+REPO is an id on the Hugging Face Hub (namespace/name), or a folder written ./like/this. DATASETS is a Minari root, as
+`m3dt collect` makes it. Without a token file, your login is used (`hf auth login`). If it is interrupted, run it again to
+continue.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Go on training where somebody else has published: python examples/resume_from_hub.py REPO STAGE DATASETS BANK.
+"""Trains somebody else's published bank further: python examples/resume_from_hub.py REPO STAGE DATASETS BANK.
 
-STAGE is the last one to take over: backbone (the experts and the router are trained here) or experts (the router is). The
-datasets must be those that the bank was trained on. BANK is a new folder for the result.
+STAGE is the last stage to take over: backbone (experts and router are trained here) or experts (the router is trained here).
+The datasets must be those that the bank was trained on. BANK is a new folder for the result.
 """
 
 import sys
