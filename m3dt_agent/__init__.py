@@ -1,6 +1,6 @@
 """One agent for 160 continuous-control tasks: M3DT (arXiv 2505.24378), a Prompt Decision Transformer with a bank of experts.
 
-Importing this package registers the Gymnasium ids `M3DT/<task>-v0`. It loads no simulator, and torch only when a name that
+Importing this package registers the Gymnasium ids `M3DT/<task>-v0`. It loads no simulator; torch is loaded when a name that
 needs it is first used.
 """
 

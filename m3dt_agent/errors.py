@@ -1,25 +1,25 @@
 """Every error this package raises on purpose.
 
     M3DTError
-    ├── UnknownTaskError       (KeyError)      a task, set or policy name that does not exist
+    ├── UnknownTaskError       (KeyError)      a task, set, stage or policy name that does not exist
     ├── ConfigError            (ValueError)    a configuration that cannot work
     ├── ShapeError             (ValueError)    an array or batch of the wrong shape
     ├── InvalidValueError      (ValueError)    NaN, infinity, or a value out of its range
     ├── DatasetError           (ValueError)    a dataset that is damaged, incomplete or does not fit its task
     ├── BankError              (ValueError)    a bank file that is missing, damaged or foreign
     ├── StageError             (RuntimeError)  a training stage called before what it needs exists
-    ├── WorkerError            (RuntimeError)  another worker of a run that several train failed or was lost
+    ├── WorkerError            (RuntimeError)  another worker of a shared training run failed or was lost
     ├── HubError               (OSError)       the Hugging Face Hub refused, failed or cannot be reached
-    │   └── HubConflictError                   somebody else has pushed something that differs
+    │   └── HubConflictError                   the Hub holds something that differs from what is pushed
     ├── MissingDependencyError (ImportError)   an optional package that is not installed
     └── DiskSpaceError         (OSError)       not enough room for what is about to be written
 
-Catch `M3DTError` for all of them, or the builtin each inherits from.
+Catch `M3DTError` for all of them, or the built-in class that each also inherits from.
 """
 
 
 class M3DTError(Exception):
-    """Base class of every error raised on purpose by this package."""
+    """The base class of every error that this package raises on purpose."""
 
 
 class UnknownTaskError(M3DTError, KeyError):
@@ -53,15 +53,15 @@ class StageError(M3DTError, RuntimeError):
 
 
 class WorkerError(M3DTError, RuntimeError):
-    """Another of the workers that train a run together failed, was lost, or does not answer."""
+    """Another worker of a shared training run failed, was lost, or does not answer."""
 
 
 class HubError(M3DTError, OSError):
-    """Something asked of the Hugging Face Hub that it refused, that failed, or that is not there."""
+    """A request to the Hugging Face Hub was refused or failed, or what it asked for does not exist."""
 
 
 class HubConflictError(HubError):
-    """What is on the Hub differs from what was to be pushed, and both cannot be right."""
+    """The Hub already holds something that differs from what is pushed."""
 
 
 class MissingDependencyError(M3DTError, ImportError):

@@ -1,11 +1,11 @@
-"""`m3dt doctor`: what this machine has, measured where it can be measured.
+"""What this machine has: cores, terminals, and the diagnosis that `m3dt doctor` prints.
 
-versions      of this package and everything it can use; None where not installed
-simulators    for each of the three, ok or what is missing
-rendering     which of MuJoCo's GL backends draws a frame here (each tried in a process of its own)
-processor     cores this process may use, torch's threads
+versions      of this package and of every package it can use; None: not installed
+simulators    per group of domains, "ok" or what is missing
+rendering     per GL backend of MuJoCo, "ok" if it draws a frame here (each is tried in its own process), or the error
+cores         how many this process may use; threads: how many torch uses
 precision     seconds of one feed-forward product, forward and backward, in float32 and in bfloat16
-disk          free bytes where datasets and banks would go
+disk_free     free bytes where datasets and banks would go
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ with mujoco.Renderer(model, 32, 32) as renderer:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What `diagnose` found; `precision` holds seconds per product, `rendering` "ok" or the reason per backend."""
+    """What `diagnose` found; the module's docstring explains the fields."""
 
     python: str
     system: str
@@ -63,12 +63,12 @@ class Diagnosis:
 
     @property
     def bf16_speed(self) -> float:
-        """How many times as fast bfloat16 is as float32 here."""
+        """How many times faster bfloat16 is than float32 on this machine."""
         return self.precision["float32"] / self.precision["bfloat16"]
 
 
 def diagnose(folder: Path = Path(), *, rendering: bool = True) -> Diagnosis:
-    """Look at this machine; takes a few seconds, most of them for the rendering backends."""
+    """Examines this machine; takes a few seconds, most of them for the rendering backends. folder: whose disk is meant."""
     import torch
 
     return Diagnosis(
@@ -104,7 +104,7 @@ def duration(seconds: float) -> str:
 
 
 def try_rendering(backend: str) -> str:
-    """ "ok" if MuJoCo draws a frame with this GL backend, else the last line of what went wrong."""
+    """ "ok" if MuJoCo draws a frame with this GL backend, else what went wrong, in one line."""
     if importlib.util.find_spec("mujoco") is None:
         return "mujoco is not installed"
     environment = {**os.environ, "MUJOCO_GL": backend}
@@ -119,7 +119,7 @@ def try_rendering(backend: str) -> str:
 
 
 def measure_precision(width: int = 256, tokens: int = 1200, repeats: int = 7) -> dict[str, float]:
-    """Median seconds of a (tokens, width) · (width, 4·width) product with its backward pass, per precision.
+    """Per precision, the median seconds of a (tokens, width) · (width, 4·width) product with its backward pass.
 
     The defaults are one feed-forward layer of the paper preset on 16 windows of 25 steps.
     """
@@ -145,7 +145,7 @@ def _median_seconds(work: Callable[[], None], repeats: int) -> float:
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[2:])  # the first two also pay for allocation and kernel choice
+    return statistics.median(seconds[2:])  # the first two include allocation and the choice of kernels
 
 
 def _version(package: str) -> str | None:
@@ -161,6 +161,6 @@ def _missing(modules: tuple[str, ...]) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """`folder`, or the nearest parent that exists."""
+    """`folder`, or its nearest parent that exists."""
     folder = folder.resolve()
     return next(parent for parent in (folder, *folder.parents) if parent.exists())

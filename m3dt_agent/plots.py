@@ -1,12 +1,12 @@
-"""The figure of scores (`save_score_figure`), as high as there are tasks, and the style that all figures share:
+"""Draws the figure of scores (`save_score_figure`), and holds the style that all figures share.
 
     mean           ▇▇▇▇▇▇▇▇▇▇├─┤
     metaworld
     drawer-open    ▇▇▇▇▇▇▇▇▇▇▇▇▇├┤
     …
 
-Colours are Okabe and Ito's, distinguishable with any colour vision; the heat map is `cividis`, whose lightness is monotonic.
-Needs matplotlib (extra `plots`), imported when a figure is made.
+The figure is as high as its tasks need. Colours are Okabe and Ito's, which people with any colour vision can tell apart; the
+heat map is `cividis`, whose lightness is monotonic. Needs matplotlib (extra `plots`), which is imported when a figure is made.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GRID = {"color": "0.9", "linewidth": 0.8}
 
 
 def require_matplotlib() -> None:
-    """Fail now rather than after the training whose figure cannot be drawn.
+    """Checks that figures can be drawn, so that a command fails before a long training and not after it.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -40,10 +40,10 @@ def require_matplotlib() -> None:
 
 
 def save_score_figure(summaries: Sequence[Summary], path: Path) -> Path:
-    """Draw the normalized scores of 1 to 4 policies, a bar with its 95% interval per task, and write the figure to `path`.
+    """Draws the normalized scores of 1 to 4 policies, one bar with its 95% interval per task, and writes the figure to `path`.
 
-    Tasks stand by domain, in the published order, under the mean over tasks; a policy without a task has no bar there. The
-    suffix of `path` chooses the format; the file appears whole or not at all.
+    The mean over tasks comes first, then the tasks by domain in the published order. A policy has no bar for tasks that it did
+    not play. The suffix of `path` chooses the format. The file is written whole or not at all.
 
     Raises:
         ConfigError: no summaries, more than four, or two of one policy.
@@ -62,7 +62,7 @@ def save_score_figure(summaries: Sequence[Summary], path: Path) -> Path:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Writes `figure` to `path` whole, and returns `path`."""
+    """Writes `figure` to `path`, whole or not at all, and returns `path`."""
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=150)
     return path
@@ -76,7 +76,7 @@ def plain_axes(axes: Any, title: str) -> None:
 
 
 def _score_rows(summaries: Sequence[Summary]) -> dict[str, float]:
-    """The lines of the figure from top to bottom, with their heights in inches: "mean", then each domain and its tasks."""
+    """The lines of the figure from top to bottom, with their heights in inches: "mean", then every domain and its tasks."""
     found = {name for summary in summaries for name in summary.tasks}
     bars, text = 0.1 + 0.11 * len(summaries), 0.21
     rows = {"mean": bars}
@@ -87,7 +87,7 @@ def _score_rows(summaries: Sequence[Summary]) -> dict[str, float]:
 
 
 def _draw_score_bars(axes: Any, summaries: Sequence[Summary], rows: Mapping[str, float]) -> None:
-    """Horizontal bars, the first policy's uppermost in each line; whiskers are intervals. The y axis is in inches."""
+    """Draws horizontal bars, in each line the first policy's on top; whiskers are intervals. The y axis is in inches."""
     heights = np.array(list(rows.values()))
     y = dict(zip(rows, np.cumsum(heights) - heights / 2, strict=True))
     height = 0.84 * rows["mean"] / len(summaries)
@@ -98,7 +98,7 @@ def _draw_score_bars(axes: Any, summaries: Sequence[Summary], rows: Mapping[str,
         at = np.array([y[name] for name in scores]) + (i - (len(summaries) - 1) / 2) * height
         values = np.array([score for score, _ in scores.values()])
         low, high = np.array([interval for _, interval in scores.values()]).T
-        whiskers = np.maximum([values - low, high - values], 0.0)  # a bootstrap interval need not hold its mean
+        whiskers = np.maximum([values - low, high - values], 0.0)  # a bootstrap interval can lie beside the mean
         axes.barh(at, values, height * 0.9, color=colours[i], label=summary.policy)
         axes.errorbar(values, at, xerr=whiskers, fmt="none", ecolor="0.2", elinewidth=0.9, capsize=1.6)
         for position, value, end in zip(at, values, np.maximum(values, high), strict=True):
@@ -117,19 +117,19 @@ def _label_rows(axes: Any, y: Mapping[str, float], policies: int) -> None:
     axes.set_axisbelow(True)
     axes.grid(axis="x", **GRID)
     axes.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labeltop=True, labelsize=8)  # the bottom of 160 tasks is far from the first
+    axes.tick_params(axis="x", labeltop=True, labelsize=8)  # with 160 tasks, the bottom axis is far from the first lines
     axes.figure.legend(frameon=False, ncols=policies, loc="outside upper left", fontsize=9)
 
 
 def _policy_colours(policies: Sequence[str]) -> list[str]:
-    """One colour each: its own where a policy has one, else the next that is free."""
+    """One colour per policy: its own if it has one, else the next free colour."""
     own = [POLICY_COLOURS.get(_SAME_COLOUR.get(policy, policy)) for policy in policies]
     free = [colour for colour in reversed(POLICY_COLOURS.values()) if colour not in own]
     return [colour or free.pop(0) for colour in own]
 
 
 def _score_interval(task: TaskSummary, runs: int) -> Interval:
-    """Wilson's where a single run's score is a success rate: of nothing but successes the bootstrap would make a certainty."""
+    """Wilson's interval if the score is one run's success rate: after successes only, a bootstrap interval has no width."""
     if runs > 1 or task.success_interval is None:
         return task.score_interval
     low, high = task.success_interval

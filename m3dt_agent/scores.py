@@ -1,16 +1,16 @@
-"""Episode rows, and everything computed from them. Scoring never rolls out; rolling out (`evaluation.py`) never scores.
+"""Episode rows, and the scores and intervals computed from them. The folder `evaluation` plays the episodes.
 
-    rows  ──►  score matrix (R runs, M tasks): one cell is the mean normalized score of a run's episodes of a task
-               run: one trained model; rows of one policy name with different bank hashes are different training seeds
+    rows  ──►  score matrix (R runs, M tasks): a cell is the mean normalized score of one run's episodes of one task
+               run: one trained model; rows with the same policy name and different bank hashes are different training seeds
 
 Point estimates, after rliable (Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice"):
 
-    mean   of all R·M cells, which gives every task and every run the same weight
+    mean   mean of all R·M cells: every task and every run has the same weight
     IQM    interquartile mean: the mean of the cells without the lowest and the highest ⌊0.25·R·M⌋
 
-Intervals are percentile-bootstrap intervals. With several runs whole runs are resampled (one seed is one model over all
-tasks, so its cells are not independent); with one run the episodes of each task are, and the interval then says nothing about
-other training seeds. A success rate has a Wilson score interval (Wilson 1927):
+Intervals are percentile-bootstrap intervals. With several runs, whole runs are resampled: the cells of one run come from the
+same model, so they are not independent. With one run, the episodes of each task are resampled, and the interval says nothing
+about other training seeds. A success rate has a Wilson score interval (Wilson 1927):
 
     (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n),  z the normal quantile of the confidence
 """
@@ -46,9 +46,9 @@ EXPERT_POLICY = "m3dt-expert-{}"
 class EpisodeResult:
     """One evaluated episode.
 
-    seed: of the environment's reset. episode_return: undiscounted, summed in float64. success: None where the task has none.
-    bank_hash: content hash of the bank that acted ("" for other policies). reward_version: Meta-World's reward function (None
-    elsewhere). versions: package name → installed version.
+    seed: of the environment's reset. episode_return: undiscounted, summed in float64. success: None if the task has none.
+    bank_hash: content hash of the bank that acted; "" for other policies. reward_version: Meta-World's reward function;
+    None for other domains. versions: package name → installed version.
     """
 
     task: str
@@ -114,7 +114,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
 
 
 def interquartile_mean(scores: npt.ArrayLike, axis: int | None = None) -> Any:
-    """Mean without the lowest and the highest ⌊0.25·n⌋ of the n values along `axis` (None: all), rliable's `aggregate_iqm`.
+    """The mean of the n values along `axis` (None: all) without the lowest and the highest ⌊0.25·n⌋; rliable's `aggregate_iqm`.
 
     Raises:
         InvalidValueError: no values.
@@ -129,20 +129,8 @@ def interquartile_mean(scores: npt.ArrayLike, axis: int | None = None) -> Any:
     return np.take(values, range(cut, n - cut), axis=axis).mean(axis=axis)
 
 
-def bootstrap_interval(values: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> Interval:
-    """Percentile-bootstrap interval of the mean of (n,) values.
-
-    Raises:
-        InvalidValueError: no values, or a confidence outside (0, 1).
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0:
-        raise InvalidValueError(f"bootstrap needs a vector of at least one value; got shape {array.shape}")
-    return _percentiles(_resampled_means(array, resamples, np.random.default_rng(seed)), confidence)
-
-
 def summarize(rows: Iterable[EpisodeResult], *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> Summary:
-    """Per-task and overall scores of one policy, with intervals.
+    """Computes the scores of one policy, per task and overall, with intervals.
 
     Args:
         rows: episodes of one policy; rows of different banks are different training runs of it.
@@ -173,10 +161,10 @@ def summarize(rows: Iterable[EpisodeResult], *, confidence: float = 0.95, resamp
 
 
 def write_rows(path: str | Path, rows: Iterable[EpisodeResult]) -> Path:
-    """Writes one JSON object per line, atomically: `path` holds either what it held before or every row.
+    """Writes the rows to `path`, one JSON object per line, all or none.
 
     Raises:
-        DiskSpaceError: the disk is full; nothing is left behind.
+        DiskSpaceError: no room; `path` is as before.
     """
     path = Path(path)
     lines = "".join(json.dumps(_to_json(row), sort_keys=True, allow_nan=False) + "\n" for row in rows)
@@ -186,7 +174,7 @@ def write_rows(path: str | Path, rows: Iterable[EpisodeResult]) -> Path:
 
 
 def read_rows(path: str | Path) -> list[EpisodeResult]:
-    """The rows of a file that `write_rows` wrote.
+    """Reads a file that `write_rows` wrote.
 
     Raises:
         DatasetError: an unreadable line, missing or unknown fields, a wrong type or value; the message names the line.
@@ -237,9 +225,7 @@ def _from_json(values: Any) -> EpisodeResult:
     stored = values.pop("normalized_score")
     row = EpisodeResult(**values)
     if not math.isclose(row.normalized_score, stored, rel_tol=1e-9, abs_tol=1e-9):
-        raise DatasetError(
-            f"normalized_score is {stored!r}, but the episode's return and success give {row.normalized_score!r}"
-        )
+        raise DatasetError(f"normalized_score is {stored!r}, but the row's return and success give {row.normalized_score!r}")
     return row
 
 
@@ -283,7 +269,7 @@ def _summarize_task(
 
 
 def _interval_over_runs(runs: Sequence[Floats], confidence: float, resamples: int, rng: np.random.Generator) -> Interval:
-    """Interval of the mean over runs of each run's mean: resamples runs if there are several, else episodes."""
+    """The interval of the mean over runs of their means. Resamples runs if there are several, else episodes."""
     values = runs[0] if len(runs) == 1 else np.array([run.mean() for run in runs])
     return _percentiles(_resampled_means(values, resamples, rng), confidence)
 

@@ -1,7 +1,7 @@
 """The 160 tasks as data: 50 Meta-World, 30 DMControl (11 custom), 40 ant-dir, 40 cheetah-vel.
 
-Rows come from `assets/tasks160.json`, in the published order (M3DT, arXiv 2505.24378, appendix A); the sets mt10 … mt160 for
-seeds 0, 1, 2 from `assets/task_sets.json`. Nothing here imports a simulator.
+The table is `assets/tasks160.json`, in the published order (M3DT, arXiv 2505.24378, appendix A). The sets mt10 … mt160 for
+seeds 0, 1 and 2 are `assets/task_sets.json`. No simulator is imported.
 
     >>> from m3dt_agent import tasks
     >>> tasks.get("walker-run").obs_dim
@@ -26,19 +26,19 @@ Domain = Literal["metaworld", "dmcontrol", "ant-dir", "cheetah-vel"]
 DOMAINS: tuple[Domain, ...] = ("metaworld", "dmcontrol", "ant-dir", "cheetah-vel")
 
 MAX_OBS_DIM = 39
-"""Widest observation of the 160 tasks (Meta-World); states are zero-padded to it."""
+"""The widest observation of the 160 tasks (Meta-World); states are padded with zeros to this width."""
 MAX_ACT_DIM = 8
-"""Widest action of the 160 tasks (ant-dir); actions are zero-padded to it."""
+"""The widest action of the 160 tasks (ant-dir); actions are padded with zeros to this width."""
 
 _CHEETAH_VEL_RETURNS = (-100.0, -30.0)  # linear from 0 to 100 between these returns
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """One task: its widths, its length, and how its returns are scaled and scored.
+    """One task: the widths of its observations and actions, its length, and how its returns are scaled and scored.
 
-    `target_return` and `return_scale` are the published constants (the authors' code); `published_score` is the single-task
-    Prompt-DT score of appendix A.3. `goal_direction` is in radians (ant-dir only), `goal_velocity` in m/s (cheetah-vel only).
+    `target_return` and `return_scale` are constants of the authors' code. `published_score` is the score of a Prompt-DT trained
+    on this task alone (appendix A.3). `goal_direction` (ant-dir only) is in radians, `goal_velocity` (cheetah-vel only) in m/s.
     """
 
     name: str
@@ -61,7 +61,7 @@ class TaskSpec:
         return f"M3DT/{self.name}-v0"
 
     def normalized_score(self, episode_return: float, success: bool | None = None) -> float:
-        """Score of one episode on the common 0 to 100 scale.
+        """The score of one episode, from 0 to 100.
 
         Meta-World: 100 if `success` else 0. DMControl: return / 10. cheetah-vel: linear from [-100, -30] to [0, 100], clipped.
         ant-dir: return / 5, clipped. (M3DT, section 5 and appendix A.)
@@ -115,7 +115,11 @@ T = TypeVar("T")
 
 
 def lookup(table: dict[str, T], name: str, what: str) -> T:
-    """`table[name]`, or an `UnknownTaskError` that names the closest valid names."""
+    """Returns `table[name]`.
+
+    Raises:
+        UnknownTaskError: there is none; the message names the closest keys.
+    """
     try:
         return table[name]
     except (KeyError, TypeError):
@@ -154,7 +158,9 @@ def by_domain(domain: str) -> tuple[TaskSpec, ...]:
 
 
 def resolve(names: Iterable[str | TaskSpec], *, seed: int = 0) -> tuple[TaskSpec, ...]:
-    """Tasks from task names, set names, domain names or specs, mixed; each task once, in the order given.
+    """The tasks that `names` mean: task names, set names (drawn for `seed`), domain names or specs, in any mixture.
+
+    Every task is returned once, in the order of its first mention.
 
     Raises:
         UnknownTaskError: a name that is none of these.

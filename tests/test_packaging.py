@@ -43,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_every_module_and_asset(wheel: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     expected = {str(p.relative_to(ROOT)) for p in (ROOT / "m3dt_agent").rglob("*.py")}
-    expected |= {f"m3dt_agent/hub/{p.name}" for p in (ROOT / "hub").glob("*.py")}
+    expected |= {f"m3dt_agent/{p.relative_to(ROOT)}" for p in (ROOT / "hub").rglob("*.py")}
     expected |= {str(p.relative_to(ROOT)) for p in (ROOT / "m3dt_agent/assets").rglob("*") if p.is_file()}
     files = ("bank.json", "README.md", *(f"{part}.safetensors" for part in ("backbone", "router", "statistics", "prompts")))
     expected |= {f"{BANK}/{name}" for name in (*files, *(f"experts/{e:03d}.safetensors" for e in range(3)))}
@@ -81,9 +81,10 @@ for module in pkgutil.walk_packages(m3dt_agent.__path__, "m3dt_agent."):
 """
     printed = run_in(tmp_path, bare_python, code).splitlines()
     assert str(ROOT) not in printed[0]
-    modules = {str(p.relative_to(ROOT).with_suffix("")).replace("/", ".") for p in (ROOT / "m3dt_agent").rglob("*.py")}
-    modules |= {f"m3dt_agent.hub.{p.stem}" for p in (ROOT / "hub").glob("*.py") if p.stem != "__init__"}
-    assert {m.removesuffix(".__init__") for m in modules} - {"m3dt_agent"} <= set(printed[1:])
+    files = [p.relative_to(ROOT / "m3dt_agent") for p in (ROOT / "m3dt_agent").rglob("*.py")]
+    files += [p.relative_to(ROOT) for p in (ROOT / "hub").rglob("*.py")]
+    modules = {".".join(("m3dt_agent", *p.with_suffix("").parts)).removesuffix(".__init__") for p in files}
+    assert modules - {"m3dt_agent"} <= set(printed[1:])
 
 
 def test_the_command_lists_tasks_from_the_wheel(bare_python: Path, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from hypothesis.extra import numpy as arrays
 from m3dt_agent.errors import ConfigError, DatasetError, DiskSpaceError, InvalidValueError
 from m3dt_agent.scores import (
     EpisodeResult,
-    bootstrap_interval,
     interquartile_mean,
     read_rows,
     summarize,
@@ -74,14 +73,13 @@ def test_interquartile_mean_ignores_outliers_and_refuses_nothing() -> None:
         interquartile_mean([])
 
 
-def test_bootstrap_interval_is_scipys() -> None:
+def test_intervals_of_one_run_are_scipys_bootstrap_of_its_episodes() -> None:
     values = np.random.default_rng(0).gamma(2.0, size=40)
-    ours = bootstrap_interval(values, resamples=20_000)
+    rows = [row(seed=seed, episode_return=value) for seed, value in enumerate(values)]
+    ours = summarize(rows, resamples=20_000).tasks["walker-run"].return_interval
     theirs = scipy.stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
     np.testing.assert_allclose(ours, (theirs.low, theirs.high), atol=0.03 * values.std())
-    assert bootstrap_interval(values) == bootstrap_interval(values)
-    with pytest.raises(InvalidValueError):
-        bootstrap_interval([])
+    assert summarize(rows) == summarize(rows)
 
 
 def test_summary_of_one_run() -> None:

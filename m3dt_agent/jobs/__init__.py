@@ -1,6 +1,6 @@
 """Independent jobs, in processes of this machine or on a Ray cluster.
 
-engines.py says what a job and an engine are, run.py runs jobs, processes.py and ray_tasks.py are the two engines.
+engines.py defines jobs and engines, run.py runs jobs, and processes.py and ray_tasks.py do so on the two engines.
 """
 
 from .engines import RETRIES, Engine, Failure, Job, LocalProcesses, RayCluster, attempt, runs_here, shard_of

@@ -1,15 +1,15 @@
-"""Independent jobs, in processes of this machine or on a Ray cluster: one description of the work, two engines.
+"""Jobs and the two engines that run them: processes of this machine, and a Ray cluster.
 
-    run_jobs(jobs, engine) ─► worker: job() ─► (number of the job, its result), in the order they end
+    run_jobs(jobs, engine) ─► worker: job() ─► (number of the job, its result), in the order in which jobs end
 
-A job is picklable, and its result depends on its fields alone, so that it does not matter where it runs, how often it was begun
-and in what company. What goes wrong is of two kinds:
+A job is picklable, and its result depends only on its fields, so it may run anywhere, be retried, and run beside other jobs.
+What happens when a job fails depends on the error:
 
-    an error of this package's    would go wrong again: it ends the run at once, with the job's name
-    anything else, or a death     tried again, `retries` times, from wherever the job finds what it left; then it ends the run,
-                                  with the job's name and its traceback
+    an `M3DTError`                      it would occur again: the run ends at once with the job's name
+    another error, or a dead worker     the job is tried again up to `retries` times, and may continue from files it left; then
+                                        the run ends with the job's name and its traceback
 
-What ended before is kept by whoever takes the results.
+Results that were yielded before are the caller's to keep.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Protocol, TypeAlias, TypeVar
 from ..errors import ConfigError, M3DTError
 
 RETRIES = 3
-"""How often a job is tried again after it failed or its worker died; Ray's own default for tasks."""
+"""How often a job is tried again after an error or the death of its worker; the default of Ray's tasks."""
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
 class Job(Protocol[R_co]):
-    """Work that can be done anywhere. `name` says in errors what it was."""
+    """Work that can be done anywhere. Errors tell the job by its `name`."""
 
     @property
     def name(self) -> str: ...
@@ -38,7 +38,7 @@ class Job(Protocol[R_co]):
 
 @dataclass(frozen=True, slots=True)
 class LocalProcesses:
-    """Processes of this machine. workers: how many (None: one per core; 0: none, jobs run here and are not tried again)."""
+    """Processes of this machine. workers: how many. None: one per core. 0: none; jobs run in this process, without retries."""
 
     workers: int | None = None
     retries: int = RETRIES
@@ -51,8 +51,11 @@ class LocalProcesses:
 
 @dataclass(frozen=True, slots=True)
 class RayCluster:
-    """A Ray cluster. address: "local" starts one on this machine, "auto" takes RAY_ADDRESS or the one running here, else what
-    `ray.init` takes. cpus_per_job, gpus_per_job: what a job reserves; fractions of GPUs are allowed."""
+    """A Ray cluster. cpus_per_job, gpus_per_job: what each job reserves; fractions of GPUs are allowed.
+
+    address: "local" starts a cluster on this machine; "auto" uses RAY_ADDRESS, or the cluster that runs on this machine; others
+    are passed to `ray.init`.
+    """
 
     address: str = "auto"
     cpus_per_job: int = 1
@@ -62,7 +65,7 @@ class RayCluster:
     def __post_init__(self) -> None:
         if self.cpus_per_job < 1 or self.gpus_per_job < 0:
             raise ConfigError(
-                f"a job takes at least one CPU and no fewer than 0 GPUs; got {self.cpus_per_job}, {self.gpus_per_job}"
+                f"cpus_per_job must be >= 1 and gpus_per_job >= 0; got {self.cpus_per_job} and {self.gpus_per_job}"
             )
         _check_retries(self.retries)
 
@@ -71,25 +74,25 @@ Engine: TypeAlias = LocalProcesses | RayCluster
 
 
 def runs_here(engine: Engine) -> bool:
-    """Whether jobs run in this very process, one after the other, so that nothing is sent anywhere."""
+    """Whether jobs run in this process, one after the other."""
     return isinstance(engine, LocalProcesses) and engine.workers == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong in a worker. kind: of error; text: what follows the job's name; final: trying again is no use."""
+    """What went wrong in a worker. kind: the error's class. text: the message after the job's name. final: do not try again."""
 
     kind: type[M3DTError]
     text: str
     final: bool
 
     def error(self, name: str) -> M3DTError:
-        """What ends the run."""
+        """The error that ends the run."""
         return self.kind(f"{name}{self.text}")
 
 
 def attempt(job: Job[R]) -> R | Failure:
-    """The job's result, or what went wrong if that is an error of this package's; anything else is raised."""
+    """Runs the job and returns its result, or a `Failure` for an `M3DTError`. Other errors are raised."""
     try:
         return job()
     except M3DTError as error:
@@ -97,7 +100,7 @@ def attempt(job: Job[R]) -> R | Failure:
 
 
 def shard_of(items: Sequence[R], shard: tuple[int, int]) -> list[R]:
-    """Every N-th item from the I-th on, for `shard` (I, N) of a job array.
+    """Every N-th item, beginning with the I-th, for `shard` (I, N) of a job array; I counts from 1.
 
     Raises:
         ConfigError: not 1 <= I <= N.
@@ -111,6 +114,3 @@ def shard_of(items: Sequence[R], shard: tuple[int, int]) -> list[R]:
 def _check_retries(retries: int) -> None:
     if retries < 0:
         raise ConfigError(f"retries must be >= 0; got {retries}")
-
-
-# -- processes of this machine -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Jobs in processes of this machine: one spawned worker per core, each takes the next job when it has done one."""
+"""Runs jobs in processes of this machine: spawned workers, each of which gets the next job when it has finished one."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _PARENT_POLL_SECONDS = 1.0
 
 
 def run_in_processes(jobs: Sequence[Job[R]], engine: LocalProcesses) -> Generator[tuple[int, R]]:
+    """As `run_jobs`."""
     count = min(usable_cores() if engine.workers is None else engine.workers, len(jobs))
     waiting = deque((number, 0) for number in range(len(jobs)))
     with _workers() as processes:
@@ -57,7 +58,7 @@ def _give(
     waiting: deque[tuple[int, int]],
     running: dict[Connection, tuple[int, int]],
 ) -> None:
-    """The next job, to the worker at the other end; if it is dead, its end is what is received."""
+    """Sends the next job to the worker at the other end. If the worker is dead, `_receive` finds out."""
     number, _ = running[connection] = waiting.popleft()
     with contextlib.suppress(OSError):
         connection.send(jobs[number])
@@ -73,7 +74,7 @@ def _receive(connection: Connection, process: SpawnProcess) -> Any:
 
 @contextlib.contextmanager
 def _workers() -> Iterator[dict[Connection, SpawnProcess]]:
-    """All workers by connection; none is left at the end."""
+    """Gives the workers by connection, none at first, and ends all of them when the block ends."""
     processes: dict[Connection, SpawnProcess] = {}
     try:
         yield processes
@@ -86,7 +87,7 @@ def _workers() -> Iterator[dict[Connection, SpawnProcess]]:
 
 
 def _start(processes: dict[Connection, SpawnProcess]) -> Connection:
-    """A new worker, noted in `processes`."""
+    """Starts a worker and adds it to `processes`."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs,), daemon=True)
@@ -99,7 +100,7 @@ def _start(processes: dict[Connection, SpawnProcess]) -> Connection:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Processes started inside the block see one BLAS thread: their cores are taken by the other workers."""
+    """Processes started inside the block use one BLAS thread each: there is one worker per core."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:
@@ -110,7 +111,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _work(connection: Connection) -> None:
-    """A worker: jobs in, results or failures out, until the parent is gone. Ctrl-C is the parent's to handle."""
+    """The worker's loop: receives jobs and sends results or failures until the parent is gone. The parent handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):

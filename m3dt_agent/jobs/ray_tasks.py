@@ -1,9 +1,9 @@
-"""The same jobs as Ray tasks (extra `ray`): Ray places them, restarts them, and brings results and prints back.
+"""Runs jobs as tasks of a Ray cluster (extra `ray`), which places and restarts them and brings results and output back.
 
     driver ── job, by value ──► task on some node, `cpus_per_job` CPUs reserved, OMP_NUM_THREADS set by Ray from that
            ◄── result ────────
 
-Nodes need this package, the folders that a job reads from at the same path, and nothing else: banks are sent (`ShippedBank`).
+Every node needs this package, and the folders that jobs read at the same paths. Banks are sent (`ShippedBank`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .engines import Failure, Job, RayCluster, attempt
 R = TypeVar("R")
 
 _SUBMITTED = 1000
-"""Jobs that Ray knows of at once: more than any cluster runs, few enough that a driver's memory does not grow with the rest."""
+"""How many jobs are submitted at once: more than a cluster runs, and few enough to bound the driver's memory."""
 
 _ANSWER_SECONDS = 10.0
 
@@ -43,7 +43,7 @@ def require_ray() -> Any:
 
 @contextlib.contextmanager
 def connected(cluster: RayCluster) -> Iterator[Any]:
-    """The module `ray`, connected to the cluster; a connection that is there already is used and left open.
+    """Connects to the cluster and gives the module `ray`. If there already is a connection, it is used and left open.
 
     Raises:
         MissingDependencyError: no Ray. ConfigError: no cluster at that address.
@@ -72,10 +72,10 @@ def connected(cluster: RayCluster) -> Iterator[Any]:
 
 
 def _require_answer(address: str) -> None:
-    """Checks that something listens at host:port, of which Ray itself makes sure for ten minutes and more.
+    """Checks that something listens at host:port; Ray itself would keep trying for over ten minutes.
 
     Raises:
-        OSError: nothing does.
+        OSError: nothing listens there.
     """
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal() and "/" not in address:
@@ -83,8 +83,10 @@ def _require_answer(address: str) -> None:
 
 
 def _user_path() -> str:
-    """Folders on this process's import path that belong to no installation, such as the working directory: where a node sees
-    them too, jobs find the caller's own modules there."""
+    """The folders of this process's import path that do not belong to the Python installation, such as the working directory.
+
+    If a node sees the same folders, jobs find the caller's own modules in them.
+    """
     folders = [os.path.abspath(folder) for folder in sys.path]
     return os.pathsep.join(folder for folder in folders if not folder.startswith((sys.prefix, sys.base_prefix)))
 

@@ -7,19 +7,17 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import TypeVar
 
 from .engines import Engine, Job, RayCluster, runs_here
-from .processes import (
-    run_in_processes,
-)
+from .processes import run_in_processes
 
 R = TypeVar("R")
 
 
 def run_jobs(jobs: Sequence[Job[R]], engine: Engine) -> Generator[tuple[int, R]]:
-    """Yields the number and the result of every job as it ends; stops what still runs however it is left.
+    """Yields the number and the result of every job when it ends. When the generator is closed, running jobs are stopped.
 
     Raises:
-        M3DTError: a job failed; the message has its name and, if it was no error of this package's, the worker's traceback.
-        MissingDependencyError: Ray is asked for and not installed.
+        M3DTError: a job failed; the message has its name and, for errors of other packages, the worker's traceback.
+        MissingDependencyError: the engine is a RayCluster and Ray is not installed.
     """
     if isinstance(engine, RayCluster):
         from .ray_tasks import run_on_ray
@@ -34,10 +32,10 @@ def run_jobs(jobs: Sequence[Job[R]], engine: Engine) -> Generator[tuple[int, R]]
 
 @contextlib.contextmanager
 def opened(engine: Engine) -> Iterator[None]:
-    """Connected to the engine meanwhile, where there is something to connect to, so that data can be sent ahead of jobs.
+    """Stays connected to a Ray cluster inside the block, so that data can be sent before jobs; other engines need none.
 
     Raises:
-        MissingDependencyError: Ray is asked for and not installed. ConfigError: no such cluster.
+        MissingDependencyError: the engine is a RayCluster and Ray is not installed. ConfigError: there is no such cluster.
     """
     if not isinstance(engine, RayCluster):
         yield
