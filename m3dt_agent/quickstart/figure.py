@@ -1,4 +1,4 @@
-"""The quickstart's figure (`save_figure`): how it learned, who routes where, and what came out.
+"""The quickstart's figure (`save_figure`): learning curves, expert weights and scores.
 
 ┌───────────────────────┬───────────────────────┐
 │ learning curves of    │ expert weights,       │
@@ -31,10 +31,10 @@ STAGE_COLOURS = {"backbone": "#0072B2", "experts": "#E69F00", "router": "#009E73
 
 @dataclass(frozen=True, slots=True)
 class FigureData:
-    """Everything the figure shows.
+    """Everything that the figure shows.
 
-    curves: stage → (steps, loss), both (n,). weights: (tasks, experts) mean router weights, rows summing to 1. groups: task →
-    expert it was trained in. scores: policy → task → normalized score.
+    curves: stage → (steps, loss), both (n,). weights: (tasks, experts), mean router weights whose rows sum to 1. groups: task →
+    the expert that was trained on it. scores: policy → task → normalized score.
     """
 
     tasks: tuple[str, ...]
@@ -45,7 +45,7 @@ class FigureData:
 
 
 def save_figure(data: FigureData, path: Path) -> Path:
-    """Draw `data` and write it to `path` (its suffix chooses the format), whole or not at all.
+    """Draws `data` and writes it to `path`, completely or not at all; the suffix of `path` chooses the format.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -62,7 +62,7 @@ def save_figure(data: FigureData, path: Path) -> Path:
 
 
 def _smooth(values: Sequence[float], width: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """(n,) centred running mean over up to `width` points; the ends average what there is of the window."""
+    """(n,) centred running mean over up to `width` points, over fewer at both ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     i = np.arange(len(values))
     low, high = np.maximum(i - width // 2, 0), np.minimum(i + width // 2 + 1, len(values))
@@ -70,7 +70,7 @@ def _smooth(values: Sequence[float], width: int) -> np.ndarray[Any, np.dtype[np.
 
 
 def _draw_curves(axes: Any, data: FigureData) -> None:
-    """Loss over steps, the stages one after another."""
+    """Draws the loss over steps, one stage after the other."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     start = 0
@@ -101,7 +101,7 @@ def _draw_curves(axes: Any, data: FigureData) -> None:
 
 
 def _draw_weights(figure: Any, axes: Any, data: FigureData) -> None:
-    """Mean router weight per task and expert; a frame marks the expert that was trained on the task."""
+    """Draws the mean router weight of each expert on each task; a frame marks the expert that was trained on the task."""
     image = axes.imshow(data.weights, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for row, task in enumerate(data.tasks):
         for expert, weight in enumerate(data.weights[row]):
@@ -125,7 +125,7 @@ def _frame(expert: int, row: int) -> Any:
 
 
 def _draw_scores(axes: Any, data: FigureData) -> None:
-    """Grouped bars per task, the mean over tasks last, set apart."""
+    """Draws a group of bars per task, and the mean over tasks apart at the end."""
     x = np.append(np.arange(len(data.tasks)), len(data.tasks) + 0.3)
     width = 0.8 / len(data.scores)
     for i, (policy, by_task) in enumerate(data.scores.items()):

@@ -1,6 +1,6 @@
-"""A long command in parts, each done once: an interrupted one continues with the part it was in.
+"""A long command in parts, each done only once: after an interruption it continues with the part it was in.
 
-<folder>/parts/config.json     what was asked for; another request needs a fresh start
+<folder>/parts/config.json     the settings; a run with other settings needs a fresh start
 <folder>/parts/<part>.json     {"result": …, "seconds": …} of a part that is done, {"seconds": …} of an interrupted one
 """
 
@@ -20,11 +20,14 @@ Say = Callable[[str], None]
 
 
 class Parts:
-    """The parts of one run in `folder`. settings: JSON-able, what results depend on. fresh: delete an earlier run there.
+    """The parts of one run.
+
+    folder: where the run is, or will be. settings: what results depend on, JSON-able. say: called with one line at the start
+    and at the end of each part. fresh: delete an earlier run in the folder.
 
     Raises:
-        ConfigError: the folder holds a run with other settings (and not `fresh`), or files that no run made.
-        DiskSpaceError: no room.
+        ConfigError: the folder holds files that no run made, or a run with other settings and `fresh` is not set.
+        DiskSpaceError: the disk is full.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], say: Say, *, fresh: bool = False) -> None:
@@ -33,18 +36,18 @@ class Parts:
         if folder.is_dir() and any(folder.iterdir()):
             kept = self._read("config")
             if not kept:
-                raise ConfigError(f"{folder} holds something that is not such a run; choose another folder")
+                raise ConfigError(f"{folder} holds files that are not such a run; choose another folder")
             if fresh:
                 shutil.rmtree(folder)
             elif kept != ours:
                 changed = ", ".join(f"{name}={kept.get(name)}" for name in ours if kept.get(name) != ours[name])
-                raise ConfigError(f"{folder} holds a run with {changed}; continue it so, or start over with --fresh")
+                raise ConfigError(f"{folder} holds a run with {changed}; continue it with these, or start over with --fresh")
         with disk_space_errors(folder):
             (folder / "parts").mkdir(parents=True, exist_ok=True)
         self._write("config", ours)
 
     def do(self, name: str, work: Callable[[], Any]) -> Any:
-        """The result of the part `name`: as kept, or of `work`, whose JSON-able result is kept then."""
+        """The result of the part `name`: the kept one, or that of `work()`, which is JSON-able and kept from now on."""
         record = self._read(name)
         if "result" in record:
             self._say(f"{name}: done before in {record['seconds']:.0f} s, kept")
@@ -60,7 +63,7 @@ class Parts:
         return record["result"]
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of every part so far, in the order they ended, interrupted attempts included (but for those of a kill -9)."""
+        """Part → its seconds, in the order in which they ended, with interrupted attempts (unless the process was killed)."""
         paths = sorted((self.folder / "parts").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         return {path.stem: record["seconds"] for path in paths if "seconds" in (record := self._read(path.stem))}
 
