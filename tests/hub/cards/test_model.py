@@ -30,7 +30,6 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, StageError, UnknownTaskError
 from m3dt_agent.hub.cards import MARK, DatasetRow, dataset_card, model_card
 from m3dt_agent.hub.cards.datasets import size_category
-from m3dt_agent.hub.cards.markdown import escape
 from m3dt_agent.scores import EpisodeResult, summarize, wilson_interval
 from m3dt_agent.training.stage_inputs import data_fingerprint
 
@@ -443,23 +442,6 @@ def test_what_else_a_model_card_refuses(tmp_path: Path, bank: ExpertBank, data: 
     broken = dataclasses.replace(bank.manifest, grouping="random")  # type: ignore[arg-type]
     with pytest.raises(BankError, match="must hold the settings of the grouping; it holds 'random'"):
         model_card(ExpertBank(bank.path, broken), REPO)
-
-
-@pytest.mark.parametrize(
-    ("text", "markdown"),
-    [
-        ("walker-run", "walker-run"),
-        (3.5, "3.5"),
-        ("a|b", r"a\|b"),
-        ("<b>&", "&lt;b&gt;&amp;"),
-        ("a\n\n# b", r"a \# b"),
-        ("https://e.example", r"https\://e.example"),
-        ("www.e.example", r"www\.e.example"),
-        ("`x`\u202e", r"\`x\`"),
-    ],
-)
-def test_escape(text: object, markdown: str) -> None:
-    assert escape(text) == markdown
 
 
 # Dataset cards
