@@ -6,18 +6,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from scipy.spatial.transform import Rotation
 
 import m3dt_agent
 from m3dt_agent import tasks
 from m3dt_agent.data import behavior
 from m3dt_agent.data.behavior import behavior_policy, levels, measured_returns
-from m3dt_agent.data.behavior_policies import from_callable, from_sb3, goal_features
 from m3dt_agent.data.shards import episode_seed, rollout
-from m3dt_agent.errors import ConfigError, InvalidValueError, ShapeError
+from m3dt_agent.errors import ConfigError
 
 
 def observation_of(task, seed=0):
@@ -60,36 +56,6 @@ def test_a_trained_policy_is_the_network_in_the_file():
     np.testing.assert_allclose(behavior_policy(task, "medium")(observation_of(task)), x.numpy(), atol=1e-5)
 
 
-def ant_observation(rotation, velocity):
-    """A (27,) ant observation: height, torso quaternion (w first), 8 joints, 3 + 3 torso velocities, 8 joint velocities."""
-    observation = np.arange(27, dtype=np.float32)
-    observation[1:5] = rotation.as_quat()[[3, 0, 1, 2]]
-    observation[13:16] = velocity
-    return observation
-
-
-angles = st.floats(-3.0, 3.0)
-
-
-@given(roll=angles, pitch=angles, yaw=angles, velocity=st.tuples(angles, angles, angles), index=st.integers(0, 39))
-def test_ant_features_are_the_observation_turned_by_minus_the_goal(roll, pitch, yaw, velocity, index):
-    task = tasks.get(f"ant-dir-{index}")
-    turn = Rotation.from_euler("z", -task.goal_direction)
-    torso = Rotation.from_euler("xyz", [roll, pitch, yaw])
-    features = goal_features(task, ant_observation(torso, velocity))
-    expected = ant_observation(turn * torso, turn.apply(velocity))
-    sign = np.sign(np.dot(features[1:5], expected[1:5]))  # q and -q are one rotation
-    np.testing.assert_allclose(features[1:5], sign * expected[1:5], atol=1e-5)
-    np.testing.assert_allclose(np.delete(features, range(1, 5)), np.delete(expected, range(1, 5)), atol=1e-5)
-
-
-def test_cheetah_features_end_with_the_goal_velocity_and_others_are_untouched():
-    task = tasks.get("cheetah-vel-31")
-    observation = observation_of(task)
-    assert goal_features(task, observation).tolist() == [*observation.tolist(), pytest.approx(task.goal_velocity)]
-    assert goal_features(tasks.get("fish-swim"), observation) is observation
-
-
 def test_noise_has_its_deviation_its_seed_and_its_spelling_in_the_level():
     task = tasks.get("cheetah-run")
     observation = observation_of(task) * 0.01
@@ -125,37 +91,6 @@ def test_a_random_policy_shares_no_stream_with_an_environment_of_the_same_seed()
 def test_levels_and_noises_that_do_not_exist(level, noise, message):
     with pytest.raises(ConfigError, match=message.replace("+", r"\+")):
         behavior_policy(tasks.get("reach"), level, noise)
-
-
-def test_a_callable_is_clipped_checked_and_reset():
-    task = tasks.get("reach")
-    seeds = []
-    policy = from_callable(task, lambda observation: [2, -2, 0.5, 0], reset=seeds.append)
-    policy.reset(9)
-    assert seeds == [9]
-    assert policy(observation_of(task)).tolist() == [1, -1, 0.5, 0]
-    with pytest.raises(ShapeError, match=r"reach.*\(3,\).*\(4,\)"):
-        from_callable(task, lambda observation: np.zeros(3))(observation_of(task))
-    with pytest.raises(InvalidValueError, match="reach"):
-        from_callable(task, lambda observation: np.full(4, np.nan))(observation_of(task))
-
-
-def test_a_stable_baselines3_checkpoint_acts_as_its_model_and_only_when_trusted(tmp_path):
-    sb3 = pytest.importorskip("stable_baselines3")
-    task = tasks.get("cheetah-vel-3")
-    env = gym.make(task.env_id)
-    model = sb3.PPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu")
-    env.close()
-    model.save(tmp_path / "model.zip")
-    with pytest.raises(ConfigError, match="trust_pickle"):
-        from_sb3(task, tmp_path / "model.zip", algorithm="PPO")
-    with pytest.raises(ConfigError, match="A2C, DDPG, PPO"):
-        from_sb3(task, tmp_path / "model.zip", algorithm="DQN", trust_pickle=True)
-    with pytest.raises(ConfigError, match="walker-run"):
-        from_sb3(tasks.get("walker-run"), tmp_path / "model.zip", algorithm="PPO", trust_pickle=True)
-    policy = behavior.SB3Checkpoint(str(tmp_path / "model.zip"), "PPO", trust_pickle=True)(task)
-    observation = observation_of(task)
-    np.testing.assert_array_equal(policy(observation), np.clip(model.predict(observation, deterministic=True)[0], -1, 1))
 
 
 def test_the_table_lists_every_task():

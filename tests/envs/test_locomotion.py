@@ -1,4 +1,4 @@
-"""ant-dir and cheetah-vel against a second, plain implementation of DESIGN section 3's formulas."""
+"""ant-dir and cheetah-vel against a second, plain implementation of their formulas."""
 
 from __future__ import annotations
 

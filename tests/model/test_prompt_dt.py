@@ -13,7 +13,7 @@ from torch import Tensor
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.data.batches import Window
 from m3dt_agent.errors import ConfigError, ShapeError
-from m3dt_agent.model import M3DT, PromptCache
+from m3dt_agent.model import M3DT
 
 B, T, P = 6, 5, 3
 CHOICES = ("none", 1, [2, 0, 1], "mixture")
@@ -228,30 +228,6 @@ def test_act_batched_equals_one_by_one(choice):
     for i in range(B):
         alone = model.act(rows(window, slice(i, i + 1)), model.encode_prompt(rows(prompt, slice(i, i + 1)), choice), choice)
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-5)
-
-
-def test_cache_select_and_update():
-    model, window, prompt, other = make_model(), make_window(0, T), make_window(1, P), make_window(2, P)
-    cache = model.encode_prompt(prompt)
-    order = [3, 3, 0, 5, 1, 2]
-    expected = model.act(window, model.encode_prompt(rows(prompt, order)))
-    torch.testing.assert_close(model.act(window, cache.select(order)), expected, rtol=0, atol=1e-6)
-    mask = torch.tensor([True, False, False, True, False, False])
-    mixed = Window(
-        *(
-            torch.where(
-                mask.view(-1, *[1] * (getattr(prompt, f.name).ndim - 1)), getattr(other, f.name), getattr(prompt, f.name)
-            )
-            for f in dataclasses.fields(prompt)
-        )
-    )
-    updated = model.encode_prompt(prompt).update(mask, model.encode_prompt(rows(other, mask)))
-    assert isinstance(updated, PromptCache)
-    torch.testing.assert_close(model.act(window, updated), model(window, mixed)[:, -1], rtol=0, atol=1e-6)
-    by_index = model.encode_prompt(prompt).update([0, 3], model.encode_prompt(rows(other, [0, 3])))
-    assert torch.equal(by_index.keys, updated.keys)
-    with pytest.raises(ShapeError, match="needs 2 prompts of 3 steps"):
-        cache.update([0, 1], model.encode_prompt(other))
 
 
 def test_stacked_experts_equal_each_alone_forward_and_gradients():
