@@ -1,9 +1,9 @@
-"""What one worker holds of a step's batch: of each of its K equal groups the same rows.
+"""The share of a batch that one worker holds: the same rows of each of the batch's K equal groups.
 
     group of expert 0          group of expert 1
-    [ · · h h · · · ]          [ · · h h · · · ]          h: windows first … last - 1 of `total`, held here
+    [ · · h h · · · ]          [ · · h h · · · ]          h: windows that this worker holds, of `total` in a group
 
-Losses are means over the errors of the whole batch, which every worker can count, since it samples all of it.
+Losses are means over the errors of the whole batch. Every worker can count these, since it samples the whole batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Sampler(Protocol):
 
 
 class Share(NamedTuple):
-    """The windows held here. counts (K,): how many errors each group of the whole batch has."""
+    """The windows of one worker. counts: (K,) number of errors in each group of the whole batch."""
 
     batch: Batch
     rows: range
@@ -35,7 +35,7 @@ class Share(NamedTuple):
 
     @property
     def weight(self) -> float:
-        """What a mean over the windows held here counts in the mean over all."""
+        """The weight of a mean over this worker's windows in the mean over all windows."""
         return len(self.rows) / self.total
 
 
@@ -49,12 +49,12 @@ def share_of(samplers: Sequence[Sampler], step: int, world: World, device: torch
     total = len(whole[0].tasks)
     rows = world.rows(total)
     counts = torch.cat([real_actions(batch.action_mask, 1) for batch in whole])
-    batch = _stack([of_expert.rows(rows) for of_expert in whole])
+    batch = _stack([of_expert.part(rows) for of_expert in whole])
     return Share(batch.to(device, dtype), rows, total, counts.to(device))
 
 
 def _stack(batches: Sequence[Batch]) -> Batch:
-    """One batch of K equal groups. It always copies, into memory aligned for the CPU's vector units whatever numpy gave."""
+    """One batch of K equal groups; always a copy, since numpy's memory may not be aligned for the CPU's vector units."""
     return Batch(
         torch.cat([batch.tasks for batch in batches]),
         _stack_windows([batch.window for batch in batches]),
