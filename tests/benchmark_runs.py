@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import Cell, Facts, write_cell, write_cell_rows
-from benchmarks.report.records import Plan
+from benchmarks.records import Cell, Facts, write_cell, write_cell_episodes
+from benchmarks.report.comparison import build_report
+from benchmarks.report.records import Plan, Row, Table
 from m3dt_agent import tasks
 from m3dt_agent.scores import EpisodeResult
 
@@ -71,9 +72,9 @@ def facts(**changes: Any) -> Facts:
 def write(run: Path, made: Cell, found: Facts | None, final: Scores, before: Scores | None = None) -> Path:
     """A cell with its episodes; before: those after 75% of its training."""
     folder = write_cell(run, made, found)
-    write_cell_rows(run, made, "1.00", episodes(final))
+    write_cell_episodes(run, made, "1.00", episodes(final))
     if before is not None:
-        write_cell_rows(run, made, "0.75", episodes(before))
+        write_cell_episodes(run, made, "0.75", episodes(before))
     return folder
 
 
@@ -101,3 +102,28 @@ def hand_made_run(run: Path) -> Path:
 def _four(drawer: list[float], walker: float, ant: float, cheetah: float) -> Scores:
     """Two episodes per task, two points apart where that is possible."""
     return dict(zip(TASKS, (drawer, *([value - 1, value + 1] for value in (walker, ant, cheetah))), strict=True))
+
+
+NAMED = Plan(contrast=("m3dt-gradient", "prompt-dt"))
+
+
+def score(value: float) -> dict[str, list[float]]:
+    """The same score in every episode of every task but Meta-World's, where one of two succeeds."""
+    return {task: [100.0, 0.0] if task == "drawer-open" else [value, value] for task in TASKS}
+
+
+def only_table(run: Path, plan: Plan | None = None, experiment: str = "claim", scale: str = "small") -> Table:
+    [table] = build_report([run], {(experiment, scale): plan or Plan()}).tables
+    return table
+
+
+def row_of(table: Table, label: str) -> Row:
+    return next(row for row in table.rows if row.label == label)
+
+
+def run_of(run: Path, ours: Sequence[float], theirs: Sequence[float], before: float | None = None, **changes: Any) -> Path:
+    """m3dt-gradient and prompt-dt with these scores, one per training seed; before: of prompt-dt after 75%."""
+    for seed, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        write(run, cell("m3dt-gradient", seed, **changes), facts(), score(a))
+        write(run, cell("prompt-dt", seed, **changes), facts(), score(b), None if before is None else score(before))
+    return run

@@ -1,0 +1,24 @@
+"""The report of the run made by hand, written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmark_runs import PLANS, hand_made_run
+from PIL import Image
+
+from benchmarks.report import write_report
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    pytest.importorskip("matplotlib")
+    """The hand-made run, with a video, and its report."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    run = hand_made_run(folder / "run")
+    (run / "videos").mkdir()
+    frames = [Image.new("RGB", (32, 24), colour) for colour in ("#0072B2", "#D55E00")]
+    frames[0].save(run / "videos" / "walker & run.gif", save_all=True, append_images=frames[1:], duration=100, loop=0)
+    write_report([run], folder / "report", PLANS)
+    return run, folder / "report"
