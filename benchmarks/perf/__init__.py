@@ -1,1 +1,1 @@
-"""How fast the hot paths are, each against a plain baseline of the same work in the same run."""
+"""Performance programs. Each measures one hot path against a plain baseline that does the same work in the same run."""

@@ -1,10 +1,10 @@
-"""The performance programs, one after the other: `python -m benchmarks.perf`, `m3dt bench` or `make perf`.
+"""Runs the performance programs one after another: `python -m benchmarks.perf`, `m3dt bench` or `make perf`.
 
     python -m benchmarks.perf [PROGRAM…] [--quick] [--json [FILE]]
 
-Without PROGRAM all of them: about half an hour on two cores; `--quick` shows within minutes whether they run, and measures
-nothing worth keeping. Each is a process of its own and prints its table. With `--json` their records are gathered as
-{"records": […]}, in FILE, or on standard output while the tables go to standard error.
+Without PROGRAM, all of them run, which takes about half an hour on two cores. `--quick` shows within minutes whether they run;
+its numbers mean nothing. Each program is a process of its own and prints a table. `--json FILE` writes all records to FILE as
+{"records": […]}; `--json` alone prints them on standard output and moves the tables to standard error.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any
 from .frame import STANDARD_OUTPUT, add_options, write_json
 
 PROGRAMS = ("model", "acting", "sampler", "startup", "bank", "transfer", "evaluation", "cluster")
-"""One module of this folder each; they take --quick and --json FILE."""
+"""The programs. Each is a module of this folder that takes --quick and --json FILE."""
 
 
 def run_program(name: str, *, quick: bool, json_file: Path | None, tables_aside: bool) -> dict[str, Any] | None:
-    """Runs one program; its record if `json_file` was given, in which it writes it.
+    """Runs one program. Returns its record if it is to write one to `json_file`, else None.
 
     Raises:
-        subprocess.CalledProcessError: it failed.
+        subprocess.CalledProcessError: the program failed.
     """
     command = [sys.executable, "-m", f"benchmarks.perf.{name}", *(["--quick"] if quick else [])]
     if json_file is not None:
@@ -53,7 +53,7 @@ def run_all(names: list[str], *, quick: bool, json_path: str | None) -> list[str
 
 
 def main() -> int:
-    """Parses the command line; 1 if a program failed."""
+    """Parses the command line and runs the programs; returns 1 if one failed."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.perf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,7 +61,7 @@ def main() -> int:
     add_options(parser)
     args = parser.parse_args()
     if unknown := sorted(set(args.programs) - set(PROGRAMS)):
-        parser.error(f"there is no program {', '.join(unknown)}; there are {', '.join(PROGRAMS)}")
+        parser.error(f"unknown program {', '.join(unknown)}; valid: {', '.join(PROGRAMS)}")
     failed = run_all(args.programs or list(PROGRAMS), quick=args.quick, json_path=args.json)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -1,10 +1,11 @@
-"""Latency of `act`: dense in both precisions, and routed with k experts per block, against `baseline.py`, in one process.
+"""Measures the latency of `act`, dense and with k experts per block, against `baseline.py` in the same process.
 
     python -m benchmarks.perf.acting [--json [FILE]] [--quick] [--slots 1 32 160] [--experts 8 48] [--kept 1 2 4 8 16 48]
 
-One decision for every slot at the paper preset, windows full. The baseline recomputes prompt and window with plain modules and
-a loop over experts; ours has encoded the prompts before. Routed rows use `Routing(max_experts=k)` for one slot: the cost of k
-experts, whatever they are good for with these random weights. Columns as in `benchmarks.perf.model`.
+A run decides once for every slot, at the paper preset with full windows, in both precisions. The baseline recomputes prompt and
+window with plain modules and a loop over experts; ours has encoded the prompts before. Routed rows use `Routing(max_experts=k)`
+for one slot. They show what k experts cost; with random weights, their actions mean nothing. Columns are as in
+`benchmarks.perf.model`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .setting import PRECISIONS, Row, Setting, compare, lowered, report, setting
 
 
 def ours(at: Setting, model: M3DT, experts: ExpertChoice, n_slots: int) -> Run:
-    """One decision of ours, prompts encoded before."""
+    """A run of one decision with our model, whose prompts are encoded before."""
     window, prompt = at.batch(n_slots)
     with torch.inference_mode(), model.autocast():
         cache = model.encode_prompt(prompt, "mixture")
@@ -36,7 +37,7 @@ def ours(at: Setting, model: M3DT, experts: ExpertChoice, n_slots: int) -> Run:
 
 
 def theirs(at: Setting, baseline: BaselineM3DT, precision: str, n_slots: int) -> Run:
-    """One decision of the baseline's."""
+    """A run of one decision with the baseline."""
     window, prompt = at.batch(n_slots)
 
     def decide() -> None:
@@ -47,7 +48,7 @@ def theirs(at: Setting, baseline: BaselineM3DT, precision: str, n_slots: int) ->
 
 
 def rows(at: Setting, slots: list[int], expert_counts: list[int], kept: list[int]) -> Iterator[Row]:
-    """All measurements asked for."""
+    """Measures everything that the command line asks for."""
     for n_experts in expert_counts:
         model = at.model(n_experts)
         baseline = at.baseline(model).eval()
@@ -64,12 +65,12 @@ def rows(at: Setting, slots: list[int], expert_counts: list[int], kept: list[int
 
 
 def _apart(model: M3DT) -> M3DT:
-    """The same parameters in modules of their own, which remember the experts that only they used."""
+    """A model with the same parameters in new modules. Modules remember which experts they used, so each run needs its own."""
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
 def main() -> None:
-    """Parses the command line, measures, prints."""
+    """Parses the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 32, 160])

@@ -1,12 +1,12 @@
-"""Seconds and memory that loading a bank takes, beside reading its files: `python -m benchmarks.perf.bank`.
+"""Measures seconds and memory of loading a bank, compared with reading its files.
 
     python -m benchmarks.perf.bank [--bank DIR] [--experts 48] [--folder DIR] [--json [FILE]] [--quick]
 
-Without `--bank` one of random weights is made at the paper preset (48 experts: 174M parameters, 697 MB) and removed again. All
-of its files are in the page cache. The yardstick is plain reading, file after file, what is read being kept as a loaded model
-is. Beside it: the same and the sha256 of every file, the verification a bank cannot do without; and reading into one array that
-was asked for in a piece, in huge pages, which the kernel gives at once or slowly as its memory happens to be. Peak memory is
-what the process grows by.
+Without `--bank`, a bank of random weights at the paper preset (48 experts: 174M parameters, 697 MB) is made and removed again.
+All files are in the page cache. The yardstick is plain reading, file by file, where everything read is kept, as a loaded model
+is. Two more rows compare: reading and taking the sha256 of every file, which is the least that a verified load must do; and
+reading into one large array. The kernel gives such an array huge pages, quickly or slowly depending on the state of its memory.
+Peak memory is how much the process grows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ QUICK = ModelConfig(64, 2, 4, 8, context_length=20, prompt_length=5)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way to get at the bytes: median seconds, the same in units of plain reading, and peak memory."""
+    """One way to load the bytes: median seconds, the same as a multiple of plain reading, and peak memory."""
 
     what: str
     megabytes: float  # of all files
@@ -44,7 +44,7 @@ class Row:
 
 
 def make_bank(folder: Path, config: ModelConfig) -> Path:
-    """A bank of random weights with every stage done, as the tests make it."""
+    """A bank of random weights with every stage done, made with the helpers of the tests."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
     from contracts import random_bank, random_datasets
 
@@ -60,7 +60,7 @@ def read_and_hash(files: list[Path]) -> list[tuple[bytes, str]]:
 
 
 def read_into_one(files: list[Path]) -> np.ndarray:
-    """All files in one array."""
+    """Reads all files into one array."""
     sizes = [file.stat().st_size for file in files]
     whole, begin_at = np.empty(sum(sizes), np.uint8), 0
     for file, size in zip(files, sizes, strict=True):
@@ -71,7 +71,7 @@ def read_into_one(files: list[Path]) -> np.ndarray:
 
 
 def measure(bank: Path, rounds: int) -> list[Row]:
-    """Plain reading first, then everything else, timed in turns."""
+    """Times all ways in turns; plain reading is the first row."""
     files = sorted(bank.rglob("*.safetensors"))
     runs: dict[str, Run] = {
         "plain reading, kept": lambda: read_all(files),
@@ -96,7 +96,7 @@ def table_line(row: Row) -> str:
 
 
 def main() -> None:
-    """Parses the command line, measures, prints."""
+    """Parses the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--bank", type=Path, help="measure this one instead of making one")

@@ -1,8 +1,8 @@
-"""The same mathematics, written the way one would first write it: the yardstick of `benchmarks.perf.model`.
+"""The model written in the most straightforward way: the yardstick of `benchmarks.perf.model` and `acting`.
 
-Experts are modules in a list and a Python loop calls them one by one; every token passes through every layer; attention is the
-softmax of a matrix; `act` recomputes prompt and window. Frozen parts need no gradients and get none. Weights are those of our
-model, so the outputs are equal, which `benchmarks.perf.model` checks before it measures anything.
+Experts are modules in a list, and a Python loop calls them one by one. Every token passes through every layer, attention is the
+softmax of a matrix, and `act` recomputes prompt and window. Frozen parts get no gradients. The weights are those of our model,
+so the outputs must be equal; `setting.Setting.baseline` checks this before anything is measured.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class BaselineM3DT(nn.Module):
         return self.predict_action(self.final_norm(states)).tanh()
 
     def act(self, window: Window, prompt: Window, experts: str | int = "none") -> Tensor:
-        """The last step's action (B, act_dim), everything recomputed."""
+        """The last step's action (B, act_dim); everything is recomputed."""
         return self(window, prompt, experts)[:, -1]
 
 

@@ -1,9 +1,9 @@
-"""What it costs to send work to a Ray cluster: seconds per job, bytes per expert, and what the driver burns while it waits.
+"""Measures what a Ray cluster costs: seconds per job, bytes per expert, and the CPU time of the waiting driver.
 
     python -m benchmarks.perf.cluster [--experts 48] [--address local] [--json [FILE]] [--quick]
 
-Beside Ray, in the same run: the same jobs in local processes. The cluster is one on this machine unless `--address` names
-another. Workers are started, and have imported what they need, before anything is timed.
+The same jobs run in local processes for comparison. The cluster is on this machine unless `--address` names another. Workers
+have started and imported what they need before anything is timed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Nap:
 
 @dataclass(frozen=True)
 class OpenBank:
-    """A job that opens the bank it was sent, and says how long that took."""
+    """A job that opens the bank it was sent, and returns the seconds that took."""
 
     bank: ShippedBank
     name: str = "opening a bank"
@@ -54,8 +54,11 @@ class OpenBank:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one engine costs. dispatch_ms: wall-clock milliseconds per empty job. driver_cpu: CPU seconds of the driver, per
-    second, while `NAP_JOBS` jobs of NAP_SECONDS run."""
+    """What one engine costs.
+
+    dispatch_ms: wall-clock milliseconds per empty job. driver_cpu: CPU seconds per second that the driver uses while NAP_JOBS
+    jobs of NAP_SECONDS run.
+    """
 
     engine: str
     dispatch_ms: float
@@ -64,7 +67,7 @@ class Row:
 
 
 def dispatch(engine: Engine, count: int) -> float:
-    """Seconds from one empty job's end to the next's, once workers run."""
+    """Wall-clock seconds per empty job, measured after 50 others."""
     results = run_jobs([Nap(0.0)] * (count + 50), engine)
     for _ in range(50):
         next(results)
@@ -75,7 +78,7 @@ def dispatch(engine: Engine, count: int) -> float:
 
 
 def driver_cpu(engine: Engine, count: int) -> float:
-    """CPU seconds of this process, all threads, per second while naps run."""
+    """CPU seconds per second that all threads of this process use while naps run."""
     began, before = time.perf_counter(), _cpu_seconds()
     list(run_jobs([Nap(NAP_SECONDS)] * count, engine))
     return (_cpu_seconds() - before) / (time.perf_counter() - began)
@@ -87,13 +90,13 @@ def _cpu_seconds() -> float:
 
 
 def measure(engine: Engine, quick: bool) -> Row:
-    """One row, the engine being open."""
+    """Measures an open engine."""
     jobs = 50 if quick else 1000
     return Row(type(engine).__name__, 1e3 * dispatch(engine, jobs), jobs, driver_cpu(engine, 4 if quick else NAP_JOBS))
 
 
-def shipping(engine: RayCluster, folder: Path, config: ModelConfig) -> dict[str, Any]:
-    """Bytes to a node and back for one expert of the paper's model, and the seconds that a bank takes to a node."""
+def bank_transfer(engine: RayCluster, folder: Path, config: ModelConfig) -> dict[str, Any]:
+    """Bytes that one expert's training sends to a node and back, and the seconds that a bank takes to get to a node."""
     bank = ExpertBank.open(make_bank(folder, config))
     base = bank.manifest.with_experts(())
     began = time.perf_counter()
@@ -112,7 +115,7 @@ def shipping(engine: RayCluster, folder: Path, config: ModelConfig) -> dict[str,
 
 
 def show(rows: list[Row], sent: dict[str, Any]) -> None:
-    """The tables."""
+    """Prints the tables."""
     for row in rows:
         print(
             f"{row.engine:16s} {row.dispatch_ms:7.2f} ms per job ({row.jobs} empty jobs)   "
@@ -123,9 +126,9 @@ def show(rows: list[Row], sent: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Parses the command line, measures, prints."""
+    """Parses the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", default="local", help="of the cluster, as m3dt's --ray takes it")
+    parser.add_argument("--address", default="local", help="address of the cluster, as for m3dt's --ray")
     parser.add_argument("--experts", type=int, default=48)
     add_options(parser)
     arguments = parser.parse_args()
@@ -134,7 +137,7 @@ def main() -> None:
     engine = RayCluster(arguments.address)
     with opened(engine), tempfile.TemporaryDirectory() as folder:
         rows = [measure(engine, arguments.quick), measure(LocalProcesses(2), arguments.quick)]
-        sent = shipping(engine, Path(folder), config)
+        sent = bank_transfer(engine, Path(folder), config)
     if table_wanted(arguments.json):
         show(rows, sent)
     finish(record, [*rows, sent], json_path=arguments.json)

@@ -1,21 +1,21 @@
-"""Evaluating ten tasks of all four domains, against one environment at a time, in one process, in turns.
+"""Measures `evaluate` on ten tasks of all four domains, compared with playing one environment at a time in one process.
 
     python -m benchmarks.perf.evaluation [--json [FILE]] [--quick] [--preset small] [--episodes 10] [--plain-episodes 1]
                                          [--slots 32] [--deterministic]
 
-The plain loop makes each task's environment in this process and plays its episodes one after the other: `agent.reset(task)`,
-then `agent.act(obs, reward=...)` and `env.step` in turn, with all of torch's threads. Ours is `evaluate`. Both play the same
-full episodes (nothing stops at success): of the expert behavior policies, which cost next to nothing beside the simulators, and
-of an agent with random weights whose routed mixture acts.
+The plain loop makes each task's environment in this process and plays its episodes one after another, with all of torch's
+threads: `agent.reset(task)`, then `agent.act(obs, reward=...)` and `env.step` in turn. Ours is `evaluate`. Both play the same
+full episodes (none stops at success), once with the expert behavior policies, which cost almost nothing compared with the
+simulators, and once with an agent of random weights whose routed mixture acts.
 
-Of the plain loop `--plain-episodes` per task are played, once before and once after ours, and their time is multiplied up to
-`--episodes`; that of making the environments, which it does once per task, is not. `--plain-episodes 10` multiplies nothing.
+The plain loop plays `--plain-episodes` per task, once before and once after ours. Its time is scaled up to `--episodes`, except
+the time to make the environments, which it makes once per task. `--plain-episodes 10` scales nothing.
 
     core use      CPU seconds of this process and the workers / wall-clock seconds
-    acting s      in the policy
-    sim s         of the plain loop in the simulators, on one core
-    bound         (ours' acting s + sim s / cores) / ours' s: the part of our time that is left if nothing waits and nothing
-                  is made or started
+    acting s      seconds in the policy
+    sim s         seconds of the plain loop in the simulators, on one core
+    bound         (our acting s + sim s / cores) / our s: the share of our time that would remain if nothing had to wait, to be
+                  made or to be started
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SEED = EvalConfig().seed
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One policy's seconds for all episodes, plain and ours."""
+    """One policy, all episodes: the plain loop's times and ours."""
 
     policy: str
     episodes: int
@@ -80,7 +80,7 @@ class Row:
 
 @dataclass(slots=True)
 class Clock:
-    """What a run took. acting, making: seconds of `wall` in the policy, and in making environments."""
+    """Times of a run in seconds. acting, making: the parts of `wall` in the policy and in making environments."""
 
     wall: float = 0.0
     cpu: float = 0.0
@@ -90,7 +90,7 @@ class Clock:
 
 
 class Timed:
-    """A policy whose seconds in `act` are counted."""
+    """A policy that counts its seconds in `act`."""
 
     def __init__(self, policy: VectorPolicy) -> None:
         self._policy, self.name, self.bank_hash = policy, policy.name, policy.bank_hash
@@ -107,13 +107,13 @@ class Timed:
 
 
 Actor = Callable[[Any, float | None], Any]
-"""(observation, reward of the step before) → action."""
+"""(observation, reward of the previous step) → action."""
 Begin = Callable[[TaskSpec, int], Actor]
-"""(task, seed of the episode) → who acts in it."""
+"""(task, seed of the episode) → the actor that plays it."""
 
 
 def one_at_a_time(begin_episode: Begin, tasks: Sequence[TaskSpec], episodes: int) -> Clock:
-    """The plain loop."""
+    """Plays all episodes with the plain loop."""
     clock = Clock()
     start, cpu = time.perf_counter(), cpu_seconds()
     for task in tasks:
@@ -142,7 +142,7 @@ def _play(env: gym.Env[Any, Any], act: Actor, seed: int, clock: Clock) -> tuple[
 
 
 def together(policy: VectorPolicy, tasks: Sequence[TaskSpec], config: EvalConfig) -> Clock:
-    """Ours."""
+    """Plays all episodes with `evaluate`."""
     timed = Timed(policy)
     start, cpu = time.perf_counter(), cpu_seconds()
     rows: list[EpisodeResult] = evaluate(timed, tasks, config, progress=False)
@@ -156,18 +156,18 @@ def together(policy: VectorPolicy, tasks: Sequence[TaskSpec], config: EvalConfig
 
 
 def cpu_seconds() -> float:
-    """Of this process, and of its children that ended."""
+    """CPU seconds of this process and of its children that have ended."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def random_agent(tasks: Sequence[TaskSpec], preset: str) -> M3DTAgent:
-    """Random weights, prompts and statistics; the routed mixture acts."""
+    """An agent with random weights, prompts and statistics whose routed mixture acts."""
     config, rng = ModelConfig.preset(preset), np.random.default_rng(0)
     torch.manual_seed(0)
     model = M3DT(config)
     with torch.no_grad():
-        for parameter in model.expert_tensors().values():  # a new expert would add nothing
+        for parameter in model.expert_tensors().values():  # untrained experts add nothing
             parameter.normal_(std=0.02)
     P, prompts, stats = config.prompt_length, {}, {}
     for task in tasks:
@@ -180,7 +180,7 @@ def random_agent(tasks: Sequence[TaskSpec], preset: str) -> M3DTAgent:
 
 
 def agents_episodes(agent: M3DTAgent) -> Begin:
-    """An agent, reset to the task before every episode."""
+    """Episodes of an agent, which is reset to the task before each."""
 
     def begin_episode(task: TaskSpec, seed: int) -> Actor:
         agent.reset(task=task)
@@ -190,7 +190,7 @@ def agents_episodes(agent: M3DTAgent) -> Begin:
 
 
 def behavior_episodes(level: str) -> Begin:
-    """A behavior policy, which sees no rewards."""
+    """Episodes of a behavior policy, which ignores rewards."""
 
     def begin_episode(task: TaskSpec, seed: int) -> Actor:
         policy = behavior_policy(task, level)
@@ -203,13 +203,15 @@ def behavior_episodes(level: str) -> Begin:
 def compare(
     policy: VectorPolicy, begin_episode: Begin, tasks: Sequence[TaskSpec], config: EvalConfig, plain_episodes: int
 ) -> Row:
-    """The plain loop, ours, and the plain loop again; refuses what is not the same work."""
+    """Times the plain loop, ours, and the plain loop again. Exits if the two did not play the same episodes."""
     before = one_at_a_time(begin_episode, tasks, plain_episodes)
     ours = together(policy, tasks, config)
     after = one_at_a_time(begin_episode, tasks, plain_episodes)
     for key, (_, length) in before.results.items():
         if length != ours.results[key][1]:
-            raise SystemExit(f"{key}: {length} steps alone, {ours.results[key][1]} in evaluate: not the same work")
+            raise SystemExit(
+                f"{key} has {length} steps in the plain loop, but {ours.results[key][1]} in evaluate; they must be equal"
+            )
     times = config.episodes / plain_episodes
 
     def whole(seconds: Callable[[Clock], float]) -> float:
@@ -258,12 +260,12 @@ def table_line(row: Row) -> str:
 
 
 def main() -> None:
-    """Parses the command line, measures, prints."""
+    """Parses the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--preset", default="small", choices=["tiny", "small", "paper"])
-    parser.add_argument("--episodes", type=int, default=10, help="of each task, of ours")
-    parser.add_argument("--plain-episodes", type=int, default=1, help="of each task, of the plain loop")
+    parser.add_argument("--episodes", type=int, default=10, help="episodes per task of ours")
+    parser.add_argument("--plain-episodes", type=int, default=1, help="episodes per task of the plain loop")
     parser.add_argument("--slots", type=int, default=EvalConfig().slots)
     parser.add_argument("--deterministic", action="store_true")
     args = parser.parse_args()
@@ -273,7 +275,7 @@ def main() -> None:
     config = EvalConfig(episodes=episodes, slots=args.slots, deterministic=args.deterministic)
     record = begin("evaluation", preset=preset, slots=args.slots, deterministic=args.deterministic, quick=args.quick)
     agent, rows = random_agent(tasks, preset), []
-    policies: list[tuple[VectorPolicy, Begin, bool]] = [  # overlapped as `evaluate` does it when it is not told
+    policies: list[tuple[VectorPolicy, Begin, bool]] = [  # the last value: overlap, as `evaluate` chooses it by default
         (BehaviorPolicies("expert"), behavior_episodes("expert"), True),
         (AgentPolicy(agent), agents_episodes(agent), False),
     ]

@@ -1,14 +1,14 @@
-"""What all performance programs share: timing in turns, peak memory, the ceiling of matrix products, and one JSON record.
+"""What all performance programs share: timing in turns, peak memory, the speed of matrix products, and the JSON record.
 
     add_options(parser)                          --json [FILE] and --quick, which every program takes
-    begin(program, **settings)                   date, machine and its load, before anything is measured
+    begin(program, **settings)                   a record with date, machine and load, made before anything is measured
     alternate([ours, baseline])                  medians of two or more callables, timed in turns
-    peak_mb(run)                                 what the process (or the GPU) grows by while it runs
+    peak_mb(run)                                 how much memory of the process (or the GPU) a run needs
     matmul_ceilings(shapes)                      the best GFLOP/s of single products, float32 and bfloat16
-    finish(record, rows, json_path=args.json)    writes the record; tables are the programs' own
+    finish(record, rows, json_path=args.json)    writes the record; each program prints its own table
 
-A record is {"program", "date", "machine", "settings", "rows": [...]}. With `--json` alone it goes to standard output, where
-nothing else may then be printed; with `--json FILE` to the file, and the table is printed as well.
+A record is {"program", "date", "machine", "settings", "rows": [...]}. `--json` alone prints it on standard output, where
+nothing else may then be printed. `--json FILE` writes it to the file, and the table is printed as well.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ Shape = tuple[int, int, int]
 
 SQUARE: Shape = (2048, 2048, 2048)
 PAPER_SHAPES: tuple[Shape, ...] = (SQUARE, (1200, 256, 1024), (1200, 1024, 256))
-"""Products n x k by k x m: a large one, and the two of a feed-forward layer on 16 windows of the paper preset."""
+"""(n, k, m) of products n x k by k x m: a large one, and two of a feed-forward layer on 16 windows of the paper preset."""
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "sha_ni")
 STANDARD_OUTPUT = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where a measurement was made."""
+    """The machine that a measurement was made on."""
 
     cpu: str
     flags: list[str]  # those of FLAGS that the CPU has
@@ -63,7 +63,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a program found, as it is written."""
+    """What a program measured, as it is written to JSON."""
 
     program: str
     date: str
@@ -74,7 +74,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Median seconds of every callable, in their order, over `rounds` rounds."""
+    """Median seconds of each callable over `rounds` rounds, in the order of the callables."""
 
     medians: tuple[float, ...]
     rounds: int
@@ -90,14 +90,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the record to FILE; without FILE print it instead of the table",
     )
-    parser.add_argument("--quick", action="store_true", help="small and few repetitions: does it run?")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few repetitions, to see whether it runs")
 
 
 def _writable(json_path: str) -> str:
-    """Refuses a file that could not be written after half an hour of measuring."""
+    """Refuses a file that cannot be written, before half an hour of measuring."""
     if not Path(json_path).parent.is_dir() or Path(json_path).is_dir():
         raise argparse.ArgumentTypeError(
-            f"{json_path} cannot be written: there is no folder {Path(json_path).parent}, or it is one"
+            f"cannot write {json_path}: it is a folder, or there is no folder {Path(json_path).parent}"
         )
     return json_path
 
@@ -108,12 +108,12 @@ def table_wanted(json_path: str | None) -> bool:
 
 
 def begin(program: str, **settings: Any) -> Record:
-    """A record without rows yet; call it first, so that the load average is not the program's own."""
+    """A record without rows. Call it first, so that the load average is not caused by the program itself."""
     return Record(program, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), describe_machine(), settings)
 
 
 def finish(record: Record, rows: Iterable[Any], *, json_path: str | None) -> None:
-    """Writes the record with its rows (dataclasses or dicts) where `--json` said, if it was given."""
+    """Writes the record with its rows (dataclasses or dicts) to `json_path`, the value of `--json`; None writes nothing."""
     if json_path is None:
         return
     found = [row if isinstance(row, dict) else dataclasses.asdict(row) for row in rows]
@@ -130,7 +130,7 @@ def write_json(content: dict[str, Any], json_path: str) -> None:
 
 
 def alternate(runs: Sequence[Run], *, rounds: int = 15, limit_seconds: float = 60.0, device: str = "cpu") -> Timing:
-    """Times all of `runs` in turns until `rounds` or the time limit (not before the third); warm them up before."""
+    """Times all of `runs` in turns, for `rounds` rounds or until the time limit, but at least three. Warm them up before."""
     taken: list[list[float]] = [[] for _ in runs]
     deadline = time.perf_counter() + limit_seconds
     while len(taken[0]) < min(rounds, 3) or (len(taken[0]) < rounds and time.perf_counter() < deadline):
@@ -140,7 +140,7 @@ def alternate(runs: Sequence[Run], *, rounds: int = 15, limit_seconds: float = 6
 
 
 def seconds(run: Run, device: str = "cpu") -> float:
-    """Wall-clock seconds of one run, work it left on the GPU included, freeing what it returns left out."""
+    """Wall-clock seconds of one run, with the work it left on the GPU, but without freeing what it returns."""
     start = time.perf_counter()
     kept = run()
     if device == "cuda":
@@ -151,14 +151,14 @@ def seconds(run: Run, device: str = "cpu") -> float:
 
 
 def peak_mb(run: Run, device: str = "cpu") -> float | None:
-    """Megabytes that memory (the GPU's for "cuda") grows by at the run's peak; None where the system does not tell."""
+    """By how many megabytes memory (the GPU's for "cuda") grows at the run's peak; None if the system does not tell."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed would hide what this one needs
+        ctypes.CDLL(None).malloc_trim(0)  # memory that earlier runs freed would hide what this one needs
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size (proc(5))
     except (OSError, AttributeError):
         return None
@@ -179,7 +179,7 @@ def matmul_ceilings(
     device: str = "cpu",
     budget_seconds: float = 0.5,
 ) -> dict[str, dict[str, float]]:
-    """The best GFLOP/s of a single product, precision → "n x k x m" → GFLOP/s, each for about `budget_seconds`."""
+    """Precision → "n x k x m" → the best GFLOP/s of a single product; each is tried for about `budget_seconds`."""
     return {
         precision: {" x ".join(map(str, shape)): _best_gflops(shape, precision, device, budget_seconds) for shape in shapes}
         for precision in precisions
@@ -199,7 +199,7 @@ def _best_gflops(shape: Shape, precision: str, device: str, budget_seconds: floa
 
 
 def describe_machine() -> Machine:
-    """This machine and what runs on it."""
+    """Describes this machine and its load."""
     info = _cpu_info()
     has = set(info.get("flags", "").split())
     return Machine(
@@ -218,7 +218,7 @@ def describe_machine() -> Machine:
 
 
 def _cpu_info() -> dict[str, str]:
-    """/proc/cpuinfo of the first core; empty where there is none."""
+    """The fields of /proc/cpuinfo for the first core; empty if the file does not exist."""
     with contextlib.suppress(OSError):
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
         return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}

@@ -1,14 +1,14 @@
-"""Training steps of each stage, ours in float32 and bfloat16 against `baseline.py` in both, alternating in one process.
+"""Measures training steps of each stage, ours against `baseline.py`, both in float32 and bfloat16, in turns in one process.
 
     python -m benchmarks.perf.model [--json [FILE]] [--quick] [--stage backbone experts router] [--experts 8 48] [--device cuda]
 
-A step is one of the training loop's own (`training.loop.Trainer`: batch to device, forward, backward, clipping, AdamW) on a
+A step is one of the training loop's own (`training.trainer.Trainer`: batch to device, forward, backward, clipping, AdamW) on a
 synthetic batch at the paper preset (16 windows of 20 steps and prompts of 5 = 75 tokens, D 256, 6 layers). The baseline does
-the same with plain modules: a loop over experts, softmax attention, torch's dropout, frozen parts without gradients; in
-bfloat16 under autocast. In stage 2 a step is one of every expert, 16 windows each: ours in the stacks that training makes of
-them on this device, the baseline one after the other. Rows hold medians, the ratio of the float32 baseline's time to each,
-GFLOP/s from counted matrix products beside the ceiling (the fastest of three products, measured right before), and peak memory:
-what the process grew by during a step.
+the same with plain modules: a loop over experts, softmax attention, torch's dropout, frozen parts without gradients, and
+autocast for bfloat16. In stage 2, a step trains every expert on 16 windows of its own: ours in stacks of experts as training
+makes them on this device, the baseline one expert after another. A row has the median time, the ratio of the float32
+baseline's time to it, the GFLOP/s of its matrix products with the ceiling (the fastest of three products, measured right
+before), and peak memory, which is how much the process grew during a step.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch import nn
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, Stage, TrainConfig
 from m3dt_agent.data.batches import Batch, Window
 from m3dt_agent.model import M3DT, ExpertChoice
-from m3dt_agent.training.loop import Trainer
 from m3dt_agent.training.run import Run as TrainingRun
 from m3dt_agent.training.settling import with_stacking
+from m3dt_agent.training.trainer import Trainer
 
 from .baseline import BaselineM3DT
 from .frame import Run, add_options, begin
@@ -45,7 +45,7 @@ class _SameBatch:
 def our_step(
     at: Setting, stage: Stage, precision: str, model: M3DT, choice: ExpertChoice, experts: tuple[int, ...] = ()
 ) -> Run:
-    """A step of the training loop on `model`, all of whose `stage` parameters are trained."""
+    """A step of the training loop that trains all parameters of `stage` in `model`."""
     parameters = {
         "backbone": model.backbone_tensors,
         "experts": model.expert_tensors,
@@ -69,7 +69,7 @@ def our_step(
 
 
 def our_expert_steps(at: Setting, precision: str, n_experts: int) -> Run:
-    """A step of every expert, in the stacks that training makes of them here."""
+    """A step of every expert, in stacks as training makes them on this device."""
     config = at.model(n_experts).config
     size = with_stacking(ExpertsConfig(steps=1, batch_size=at.windows), config, at.device).experts_at_once or n_experts
     sizes = [min(size, n_experts - first) for first in range(0, n_experts, size)]
@@ -83,7 +83,7 @@ def our_expert_steps(at: Setting, precision: str, n_experts: int) -> Run:
 
 
 def baseline_step(at: Setting, precision: str, model: BaselineM3DT, parameters: list[nn.Parameter], choice: str | int) -> Run:
-    """A step on `parameters`, the only ones that have gradients meanwhile."""
+    """A step of the baseline that trains `parameters` and nothing else."""
     batch: tuple[Window, Window] = at.batch(at.windows)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4, fused=True)
 
@@ -102,7 +102,7 @@ def baseline_step(at: Setting, precision: str, model: BaselineM3DT, parameters: 
 
 
 def baseline_steps(at: Setting, stage: Stage, precision: str, model: BaselineM3DT, n_experts: int) -> Run:
-    """The baseline's step of `stage`; of all experts, one after the other, in stage 2."""
+    """The baseline's step of `stage`; in stage 2, a step of every expert, one after another."""
     if stage == "backbone":
         return baseline_step(at, precision, model, list(model.parameters()), "none")
     if stage == "router":
@@ -118,7 +118,7 @@ def baseline_steps(at: Setting, stage: Stage, precision: str, model: BaselineM3D
 
 
 def stage_rows(at: Setting, stage: Stage, n_experts: int) -> list[Row]:
-    """The four ways of one stage's step."""
+    """Measures a stage's step, ours and the baseline's, in both precisions."""
     baseline = at.baseline(at.model(n_experts))
     ways = {f"baseline {p}": (p, baseline_steps(at, stage, p, baseline, n_experts)) for p in PRECISIONS}
     for precision in PRECISIONS:
@@ -131,7 +131,7 @@ def stage_rows(at: Setting, stage: Stage, n_experts: int) -> list[Row]:
 
 
 def rows(at: Setting, stages: list[Stage], expert_counts: list[int]) -> Iterator[Row]:
-    """All measurements asked for."""
+    """Measures everything that the command line asks for."""
     if "backbone" in stages:
         yield from stage_rows(at, "backbone", 0)
     for n_experts in expert_counts:
@@ -141,7 +141,7 @@ def rows(at: Setting, stages: list[Stage], expert_counts: list[int]) -> Iterator
 
 
 def main() -> None:
-    """Parses the command line, measures, prints."""
+    """Parses the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--stage", nargs="+", choices=list(_CONFIGS), default=list(_CONFIGS))

@@ -1,16 +1,16 @@
-"""Windows per second of the batch sampler and of plain Minari iteration, in one run, and what a large pack adds to memory.
+"""Measures windows per second of the batch sampler and of plain Minari iteration, and the memory that a large pack needs.
 
     python -m benchmarks.perf.sampler [--gigabytes 5] [--seconds 10] [--folder DIR] [--json [FILE]] [--quick]
 
-Eight tasks of all four domains share packs of synthetic steps of the given size; windows and prompts are the paper preset's,
-whose batch is 16 windows of one task. "cold" draws batches that were never drawn, from packs that the page cache does not hold;
-"warm" draws the same 20,000 windows (160 MB of pages) again and again, so that it does not depend on how much of the pack fits
-into memory. The warm ones take turns with the baseline; their figures are medians over the turns. The baseline is what one
-writes with Minari alone: sample an episode, add up its returns-to-go, cut a window, pad and clip it; it reads a dataset of 200
-episodes of one task, all cached.
+Eight tasks of all four domains have packs of synthetic steps, together of the given size. Windows and prompts are those of the
+paper preset, whose batch is 16 windows of one task. "cold" draws batches that were not drawn before, from packs that are not in
+the page cache. "warm" draws the same 20,000 windows (160 MB of pages) again and again, so that it does not depend on how much
+of the pack fits into memory. The warm draws take turns with the baseline, and their figures are medians over the turns. The
+baseline uses Minari alone: it samples an episode, sums its returns-to-go, cuts a window, pads and clips it. It reads a cached
+dataset of 200 episodes of one task.
 
-Resident memory is anonymous and mapped (RssAnon + RssFile), before the sampler is made and after all cold draws. Choose a pack
-larger than the memory available, and more seconds, to see that it stays what it is: `--gigabytes 30 --seconds 60`.
+Resident memory is RssAnon + RssFile (anonymous and mapped), taken before the sampler is made and after all cold draws. With a
+pack larger than the available memory it must stay constant; try `--gigabytes 30 --seconds 60`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ BASELINE_EPISODES, BASELINE_WINDOWS, BASELINE_BATCHES = 200, 16, 10
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How fast one kind of batch is drawn."""
+    """The speed of drawing one kind of batch."""
 
     what: str
     windows: int  # per batch
@@ -61,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What drawing `windows` windows of a pack did to resident memory (anonymous and mapped)."""
+    """Resident memory (anonymous and mapped) before and after drawing `windows` windows of a pack."""
 
     pack_mb: float
     available_mb: float  # MemAvailable, before the first draw
@@ -72,7 +72,7 @@ class Memory:
 
 
 def write_steps(path: Path, task: TaskSpec, n_bytes: int) -> int:
-    """Whole synthetic episodes in packed rows, about `n_bytes` of them; returns how many episodes."""
+    """Writes about `n_bytes` of synthetic episodes as packed steps; returns the number of episodes."""
     width = task.obs_dim + task.act_dim + 1
     block = np.random.default_rng(0).uniform(-1, 1, (task.max_episode_steps, width)).astype(np.float32)
     episodes = max(4, n_bytes // block.nbytes)
@@ -86,7 +86,7 @@ def write_steps(path: Path, task: TaskSpec, n_bytes: int) -> int:
 
 
 def synthetic_datasets(folder: Path, n_bytes: int) -> TaskDatasets:
-    """The eight tasks' packs, freshly written and opened; none of their pages is in memory."""
+    """Writes and opens the packs of the eight tasks, with none of their pages in memory."""
     specs = tasks.resolve(TASKS)
     packed = []
     for task in specs:
@@ -112,7 +112,7 @@ def synthetic_datasets(folder: Path, n_bytes: int) -> TaskDatasets:
 
 
 def minari_draw(folder: Path, config: ModelConfig) -> Callable[[], object]:
-    """The baseline: draws one batch."""
+    """The baseline: a function that draws one batch."""
     import minari
 
     task = tasks.get("reach")
@@ -144,7 +144,7 @@ def minari_draw(folder: Path, config: ModelConfig) -> Callable[[], object]:
 
 
 def several(draw: Callable[[], object], times: int) -> Run:
-    """Draws `times` batches; one alone is too short to be timed."""
+    """A run that draws `times` batches, because one alone is too short to be timed."""
 
     def run() -> None:
         for _ in range(times):
@@ -154,7 +154,7 @@ def several(draw: Callable[[], object], times: int) -> Run:
 
 
 def warm_draw(sampler: BatchSampler) -> Callable[[], object]:
-    """Draws the next of the sampler's first batches, WARM_WINDOWS windows, round and round; all of them are drawn once here."""
+    """A function that draws the sampler's first batches, WARM_WINDOWS windows, in an endless cycle; all are drawn once here."""
     steps = range(-(-WARM_WINDOWS // sampler.batch_size))
     for step in steps:
         sampler.sample(step)
@@ -163,7 +163,7 @@ def warm_draw(sampler: BatchSampler) -> Callable[[], object]:
 
 
 def measure_cold(sampler: BatchSampler, seconds: float) -> Row:
-    """Batches that nothing else draws, for `seconds`."""
+    """Draws batches that nothing else draws, for `seconds`."""
     start, drawn = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - start) < seconds:
         sampler.sample(10_000_000 + drawn)
@@ -173,7 +173,7 @@ def measure_cold(sampler: BatchSampler, seconds: float) -> Row:
 
 
 def measure_warm(samplers: dict[str, BatchSampler], baseline: Callable[[], object], seconds: float) -> list[Row]:
-    """The baseline and all samplers, in turns."""
+    """Times the baseline and all samplers in turns."""
     sizes = [BASELINE_WINDOWS, *(sampler.batch_size for sampler in samplers.values())]
     batches = [BASELINE_BATCHES, *(TURN_WINDOWS // sampler.batch_size for sampler in samplers.values())]
     draws = [baseline, *map(warm_draw, samplers.values())]
@@ -187,7 +187,7 @@ def measure_warm(samplers: dict[str, BatchSampler], baseline: Callable[[], objec
 
 
 def available_mb() -> float:
-    """What could be allocated without swapping (MemAvailable)."""
+    """How much can be allocated without swapping (MemAvailable)."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024 / 1e6
 
@@ -197,7 +197,7 @@ def resident_mb() -> float:
 
 
 def measure(folder: Path, gigabytes: float, seconds: float) -> tuple[list[Row], Memory]:
-    """All figures of one run."""
+    """Measures everything."""
     config = ModelConfig.preset("paper")
     data = synthetic_datasets(folder, int(gigabytes * 1e9))
     available, before = available_mb(), resident_mb()
@@ -214,7 +214,7 @@ def measure(folder: Path, gigabytes: float, seconds: float) -> tuple[list[Row], 
 
 
 def table(rows: list[Row], memory: Memory) -> str:
-    """What is printed."""
+    """The table as text."""
     lines = [
         f"{row.what:24s} {row.windows_per_second:10,.0f} windows/s {row.milliseconds:8.3f} ms a batch"
         + ("" if row.over_baseline is None else f" {row.over_baseline:8.1f} x Minari")
@@ -226,11 +226,11 @@ def table(rows: list[Row], memory: Memory) -> str:
 
 
 def main() -> None:
-    """Parses the command line, measures, prints."""
+    """Parses the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--gigabytes", type=float, default=5.0)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of the cold draws, and at most of the warm ones")
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds of the cold draws, and at most of the warm ones")
     parser.add_argument("--folder", type=Path, help="where the packs are written and deleted again; default: the system's")
     args = parser.parse_args()
     gigabytes, seconds = (0.2, 1.0) if args.quick else (args.gigabytes, args.seconds)

@@ -1,4 +1,4 @@
-"""What the programs that measure the model share: sizes, our model and the baseline with equal weights, one synthetic batch."""
+"""What the programs that measure the model share: sizes, our model, the baseline with equal weights, a synthetic batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Setting:
-    """What all measurements of a program share. windows: per training step; rounds, limit_seconds: of `alternate`."""
+    """What all measurements of a program share. windows: per training step. rounds, limit_seconds: for `frame.alternate`."""
 
     config: ModelConfig
     windows: int
@@ -32,7 +32,7 @@ class Setting:
     device: str
 
     def model(self, n_experts: int) -> M3DT:
-        """Ours, with random weights everywhere: a new expert would add nothing."""
+        """Our model with random weights, also in the experts, because untrained experts add nothing."""
         torch.manual_seed(0)
         model = M3DT(dataclasses.replace(self.config, n_experts=n_experts)).to(self.device)
         with torch.no_grad():
@@ -41,7 +41,11 @@ class Setting:
         return model
 
     def baseline(self, model: M3DT) -> BaselineM3DT:
-        """The baseline with the model's weights; refuses to go on if they don't compute the same."""
+        """The baseline with the model's weights.
+
+        Raises:
+            AssertionError: the two do not compute the same.
+        """
         baseline = BaselineM3DT(model).to(self.device)
         window, prompt = self.batch(2)
         for choice in ("none", *((0, "mixture") if model.config.n_experts else ())):
@@ -68,11 +72,11 @@ class Setting:
         return window(self.config.context_length), window(self.config.prompt_length)
 
     def autocast(self, precision: str) -> contextlib.AbstractContextManager[object]:
-        """The baseline's way to bfloat16."""
+        """The context in which the baseline computes in `precision`."""
         return torch.autocast(self.device, torch.bfloat16, enabled=precision == "bfloat16")
 
     def ceilings(self) -> dict[str, float]:
-        """The best GFLOP/s of a product here and now, by precision."""
+        """Precision → the best GFLOP/s of a matrix product, measured now."""
         return {name: max(found.values()) for name, found in matmul_ceilings(device=self.device).items()}
 
 
@@ -83,13 +87,13 @@ SETTINGS = {
 
 
 def setting(quick: bool, device: str) -> Setting:
-    """The paper preset, or a small model."""
+    """The paper preset, or a small model for `--quick`."""
     return Setting(*SETTINGS["quick" if quick else "paper"], device)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way of doing `what`. ratio: the first way's time over this one's; gflops counts this way's own matrix products."""
+    """One way of doing `what`. ratio: the first way's time over this one's. gflops: GFLOP/s of its matrix products."""
 
     what: str
     way: str
@@ -102,7 +106,7 @@ class Row:
 
 
 def compare(setting: Setting, what: str, ways: dict[str, tuple[str, Run]]) -> list[Row]:
-    """Times all ways, name → (precision, run), in turns; the first is what the others are compared with."""
+    """Times all ways, name → (precision, run), in turns. The others are compared with the first."""
     runs = [run for _, run in ways.values()]
     flops = [_count_flops(run) for run in runs]
     peaks = [peak_mb(run, setting.device) for run in runs]
@@ -115,7 +119,7 @@ def compare(setting: Setting, what: str, ways: dict[str, tuple[str, Run]]) -> li
 
 
 def table_line(row: Row) -> str:
-    """A row for reading."""
+    """A row as a line of the table."""
     peak = "    ?" if row.peak_mb is None else f"{row.peak_mb:5.0f}"
     return (
         f"{row.what:24s} {row.way:24s} {1e3 * row.seconds:9.1f} ms  ratio {row.ratio:6.2f}  "
@@ -125,7 +129,7 @@ def table_line(row: Row) -> str:
 
 
 def report(record: Record, rows: Iterable[Row], json_path: str | None) -> None:
-    """Prints rows as they come, and writes them all where `--json` said."""
+    """Prints rows as they come and writes them all to `json_path`, the value of `--json`."""
     found = []
     for row in rows:
         found.append(row)
@@ -135,7 +139,7 @@ def report(record: Record, rows: Iterable[Row], json_path: str | None) -> None:
 
 
 def lowered(model: M3DT, precision: str) -> M3DT:
-    """A copy for acting, its blocks stored in `precision`."""
+    """A copy of the model for acting, with its blocks stored in `precision`."""
     acting = copy.deepcopy(model).eval().requires_grad_(False)
     if precision == "bfloat16":
         acting.lower_frozen(torch.bfloat16)

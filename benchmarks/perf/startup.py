@@ -1,8 +1,8 @@
-"""Seconds from nothing to an imported package and to the command line's help, beside torch's own: fresh interpreters each.
+"""Measures the seconds of importing the package and of `m3dt --help` in fresh interpreters, compared with importing torch.
 
     python -m benchmarks.perf.startup [--rounds 11] [--json [FILE]] [--quick]
 
-Files are in the page cache. `M3DTAgent` is what an agent needs and brings torch with it; importing the package alone does not.
+Files are in the page cache. Importing `M3DTAgent` imports torch; importing the package alone does not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .frame import add_options, alternate, begin, finish, table_wanted
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One start: median seconds, and the same in units of `import torch`."""
+    """One start: median seconds, and the same as a multiple of `import torch`."""
 
     what: str
     seconds: float
@@ -28,7 +28,7 @@ class Row:
 
 
 def commands() -> dict[str, list[str]]:
-    """What is started; `import torch` first."""
+    """Name → command to start; `import torch` comes first."""
     statements = ("import torch", "import m3dt_agent", "from m3dt_agent import M3DTAgent", "pass")
     script = Path(sys.executable).with_name("m3dt")
     program = [str(script)] if script.exists() else [sys.executable, "-m", "m3dt_agent.cli"]
@@ -40,7 +40,7 @@ def start(command: list[str]) -> None:
 
 
 def measure(rounds: int) -> list[Row]:
-    """Every command, in turns."""
+    """Times all commands in turns."""
     starts = {what: functools.partial(start, command) for what, command in commands().items()}
     for run in starts.values():
         run()
@@ -50,7 +50,7 @@ def measure(rounds: int) -> list[Row]:
 
 
 def main() -> None:
-    """Parses the command line, measures, prints."""
+    """Parses the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--rounds", type=int, default=11)

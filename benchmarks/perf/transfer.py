@@ -1,9 +1,9 @@
-"""Requests and bytes that banks and datasets cost on the Hub, counted by a Hub on loopback that the real client talks to.
+"""Counts the requests and bytes that banks and datasets cost on the Hub, with the real client and a Hub server on loopback.
 
     python -m benchmarks.perf.transfer [--experts 48] [--embed-dim 32] [--datasets 160] [--folder DIR] [--json [FILE]] [--quick]
 
-Beside ours, in the same run: the same folders sent with `HfApi.upload_folder` and fetched with `snapshot_download`, as one
-would at first. Nothing is timed: a loopback's seconds say nothing about anybody's network.
+For comparison, the same folders are sent with `HfApi.upload_folder` and fetched with `snapshot_download`, the obvious way.
+Nothing is timed, because seconds on loopback say nothing about a network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hub_server import Hub
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from m3dt_agent import tasks
-from m3dt_agent.bank.expert_bank import expert_file
+from m3dt_agent.bank.manifest import expert_file
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.data.episodes import Episode, write_dataset
 from m3dt_agent.data.task_datasets import TaskDatasets
@@ -40,7 +40,7 @@ BANK, DATA = "user/bank", "user/demonstrations"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one thing cost: requests, of them commits that came about, and bytes of bodies."""
+    """What one action cost: requests, successful commits among them, and bytes of request and response bodies."""
 
     what: str
     requests: int
@@ -112,7 +112,7 @@ def dataset_costs(hub: Hub, folder: Path, root: Path) -> list[Cost]:
 
 
 def plain_costs(hub: Hub, folder: Path, kind: str, source: Path, what: str) -> list[Cost]:
-    """`upload_folder` and `snapshot_download`, with nothing of ours."""
+    """Counts `upload_folder` and `snapshot_download` without any of our code."""
     api, repo = HfApi(endpoint=hub.endpoint, token=TOKEN), f"user/plain-{what}"
     api.create_repo(repo, repo_type=kind)
 
@@ -161,7 +161,7 @@ def main() -> None:
 
 
 def use_endpoint(endpoint: str) -> None:
-    """huggingface_hub read its endpoint when it was imported, before there was a Hub."""
+    """Points huggingface_hub at the server; it read its endpoint when it was imported, before there was one."""
     constants.ENDPOINT = endpoint
     constants.HUGGINGFACE_CO_URL_TEMPLATE = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
 

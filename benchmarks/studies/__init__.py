@@ -1,1 +1,1 @@
-"""Studies outside the experiments' frame; each is a program: `python -m benchmarks.studies.routing`."""
+"""Studies that do not fit the form of an experiment. Each is a program, such as `python -m benchmarks.studies.routing`."""

@@ -1,11 +1,11 @@
-"""Score against training FLOP of backbones of several sizes, contexts and data, before a long training chooses among them.
+"""Measures score against training FLOP for backbones of several sizes, contexts and data, to choose one for a long training.
 
     python -m benchmarks.studies.learning_curves OUT --datasets ROOT [--arms NAME…] [--json FILE] [--workers N]
 
-20 tasks in the proportions of the 160 (six Meta-World, four DMControl, five ant-dir, five cheetah-vel). Every arm is one
-backbone, trained to the first of STEPS, evaluated, trained on to the next, and so on; the episodes are the same for all. An arm
-differs from the first one in what its name says. Everything is kept under OUT and, killed at any moment, continued; several
-processes with different `--arms` may share OUT.
+There are 20 tasks in the proportions of the 160: six Meta-World, four DMControl, five ant-dir, five cheetah-vel. Every arm is
+one backbone. It is trained to the first of STEPS, evaluated, trained on to the next, and so on; all arms play the same
+episodes. An arm differs from the first one in what its name says. Results are kept under OUT, and a killed study continues when
+called again. Several processes with different `--arms` may share OUT.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ EPISODES, EVAL_SEED = 10, 10_000
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One backbone. condition, demonstrations: of `data.prepare`. batch_size: windows of all tasks mixed."""
+    """One backbone and its training.
+
+    condition, demonstrations: of the data, see `runs.data.prepare`. batch_size: windows per step, from all tasks.
+    """
 
     embed_dim: int = 128
     n_layers: int = 3
@@ -58,7 +61,7 @@ class Arm:
 
     @property
     def model(self) -> ModelConfig:
-        """Its shape; it has no experts."""
+        """The shape of the model, which has no experts."""
         return ModelConfig(self.embed_dim, self.n_layers, 4, 0, self.context_length, self.prompt_length)
 
 
@@ -77,7 +80,7 @@ ARMS: Mapping[str, Arm] = {
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """An arm after so many steps. score: mean normalized score, and per domain; interval: 95%, over episodes."""
+    """An arm after `steps` steps. score: mean normalized score. interval: 95%, over episodes. domains: domain → score."""
 
     arm: str
     steps: int
@@ -89,7 +92,7 @@ class Point:
 
 
 def run_arm(name: str, out: Path, datasets: Path, workers: int | None) -> list[Point]:
-    """The points of one arm, those that are there read back."""
+    """The points of one arm. Those that were measured before are read from `out`."""
     arm = ARMS[name]
     folder = out / name.replace(" ", "-").replace(",", "")
     require_disjoint(TASKS, arm.demonstrations, 0, EVAL_SEED, EPISODES)
@@ -132,7 +135,7 @@ def _point(arm_name: str, arm: Arm, steps: int, rows: Sequence[EpisodeResult]) -
 
 
 def show(points: Sequence[Point]) -> None:
-    """The points for reading."""
+    """Prints the points as a table."""
     for p in points:
         domains = "  ".join(f"{domain} {score:5.1f}" for domain, score in p.domains.items())
         low, high = p.interval
@@ -140,7 +143,7 @@ def show(points: Sequence[Point]) -> None:
 
 
 def main() -> None:
-    """Parses the command line, runs, prints."""
+    """Parses the command line, runs the study and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--datasets", type=Path, required=True)

@@ -1,18 +1,18 @@
-"""What routing saves on a router that was really trained, and what it costs in score.
+"""Measures what routing saves on a trained router, and what it costs in score.
 
     python -m benchmarks.studies.routing OUT --datasets ROOT [--json FILE] [--workers N]
 
-24 tasks, six of each domain, 16 experts, the sizes and steps of the benchmark's scale "laptop". One backbone and one set of
-experts, and four third stages on them:
+There are 24 tasks, six of each domain, and 16 experts, with the sizes and steps of the benchmark's scale "laptop". One backbone
+with one set of experts gets four third stages:
 
     dense         as published
-    skip          experts whose weight is below SKIP_BELOW at every token of a window are skipped in that step
-    concentrated  the entropy of a window's mean weights is added to the loss in the second half
-    both          the two together
+    skip          a step skips experts whose weight is below SKIP_BELOW at every token of a window
+    concentrated  in the second half, the entropy of a window's mean weights is added to the loss
+    both          skip and concentrated together
 
-Each acts with the dense mixture; dense and concentrated act routed too, and the backbone acts alone. All play the same 25
-episodes of every task. `a` is not inferior to `b` if the one-sided 95% bound of the mean paired difference in normalized
-score lies above -MARGIN. Everything is kept under OUT and, killed at any moment, continued.
+All four act with the dense mixture. All but skip also act routed, and the backbone acts alone. All actors play the same 25
+episodes of every task. `a` is not inferior to `b` if the one-sided 95% bound of the mean paired difference in normalized score
+lies above -MARGIN. Results are kept under OUT, and a killed study continues when called again.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, best_prompt_sampler, evaluate, read_rows, write_rows
 from m3dt_agent.model import Routing
 from m3dt_agent.model.determinism import cpu_threads
+from m3dt_agent.training.logs import log_file, read_log
 
 from ..perf.frame import add_options, begin, finish, table_wanted
 from ..report.significance import student_quantile
@@ -96,14 +97,14 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What may be said of a."""
+        """What may be said of `a` against `b`."""
         if self.low > 0:
             return "better"
         return "not inferior" if self.low > -MARGIN else "not shown to be as good"
 
 
 def train_router(name: str, data: TaskDatasets, out: Path) -> M3DTAgent:
-    """The agent with one of the third stages, from wherever it is."""
+    """An agent with one of the third stages. Training continues from what is there."""
     base, bank = out / "stages-1-2", out / name
     agent = M3DTAgent(MODEL, data.tasks)
     for stage in ("backbone", "experts"):
@@ -116,13 +117,13 @@ def train_router(name: str, data: TaskDatasets, out: Path) -> M3DTAgent:
 
 
 def stage_config(stage: Stage, **changes: Any) -> Any:
-    """Settings of a stage."""
+    """The training config of a stage; `changes` replaces fields."""
     shared = {"batch_size": 32, "warmup_steps": 50, "threads": 1, "checkpoint_every": 200, "log_every": 50}
     return train_preset("small", stage, steps=STEPS[stage], learning_rate=RATES[stage], **shared, **changes)
 
 
 def episodes_of(agent: M3DTAgent, label: str, out: Path, workers: int | None) -> list[EpisodeResult]:
-    """All episodes of one actor, those that are there already read back."""
+    """All episodes of one actor. If they were played before, they are read from `out`."""
     file = out / "rows" / f"{label.replace(' ', '-').replace(',', '')}.jsonl"
     if not file.exists():
         config = EvalConfig(EPISODES, EVAL_SEED, slots=32, workers=workers, stop_on_success=True)
@@ -133,7 +134,7 @@ def episodes_of(agent: M3DTAgent, label: str, out: Path, workers: int | None) ->
 
 @torch.inference_mode()
 def experts_needed(agent: M3DTAgent, data: TaskDatasets) -> dict[str, float]:
-    """Task → experts per block that carry MASS of the router's weight on windows of its data, mean over blocks and windows."""
+    """Task → how many experts per block carry MASS of the router's weight, a mean over blocks and windows of its data."""
     found = {}
     for task, batch in zip(data.tasks, batches(agent, data), strict=True):
         agent.model(batch.window, batch.prompt, ROUTED)
@@ -143,7 +144,7 @@ def experts_needed(agent: M3DTAgent, data: TaskDatasets) -> dict[str, float]:
 
 @torch.inference_mode()
 def largest_action_difference(agent: M3DTAgent, data: TaskDatasets, routing: Routing) -> float:
-    """Between the dense and the routed mixture, over all windows and real action dimensions."""
+    """The largest difference between actions of the dense and the routed mixture, over all windows and real dimensions."""
     largest = 0.0
     for batch in batches(agent, data):
         dense, routed = (agent.model(batch.window, batch.prompt, choice) for choice in ("mixture", routing))
@@ -152,13 +153,13 @@ def largest_action_difference(agent: M3DTAgent, data: TaskDatasets, routing: Rou
 
 
 def batches(agent: M3DTAgent, data: TaskDatasets) -> list[Any]:
-    """128 windows of every task, prompted as the agent prompts itself."""
+    """128 windows of every task, with the prompts that the agent itself uses."""
     sampler = best_prompt_sampler(agent, data, "router", 128, 0)
     return [sampler.sample_task(i, 0) for i in range(len(data.tasks))]
 
 
 def compare(rows: Mapping[str, Sequence[EpisodeResult]], a: str, b: str) -> Difference:
-    """The paired difference of two actors' episodes."""
+    """The paired difference between the episodes of two actors."""
     first, second = ({(row.task, row.seed): score(row) for row in rows[name]} for name in (a, b))
     differences = np.array([first[key] - second[key] for key in first])
     n = len(differences)
@@ -173,14 +174,12 @@ def score(row: EpisodeResult) -> float:
 
 
 def products_saved(bank: Path) -> float:
-    """The mean share of experts used over a whole third stage."""
-    lines = [line.split(",") for line in (bank / "logs" / "router.csv").read_text().splitlines()]
-    used = [float(line[lines[0].index("experts_kept")] or 1.0) for line in lines[1:]]
-    return float(np.mean(used))
+    """The share of experts that a third stage used, a mean over its steps."""
+    return float(np.mean([float(row["experts_kept"] or 1.0) for row in read_log(log_file(bank, "router"))]))
 
 
 def study(out: Path, datasets: Path, workers: int | None) -> dict[str, Any]:
-    """Everything, from wherever it is."""
+    """Runs the whole study, continuing from what is there."""
     require_disjoint(TASKS, DEMONSTRATIONS, 0, EVAL_SEED, EPISODES)
     data = prepare(datasets, TASKS, "mixture", DEMONSTRATIONS, 0, workers)
     agents = {name: train_router(name, data, out) for name in ROUTERS}
@@ -201,7 +200,7 @@ def study(out: Path, datasets: Path, workers: int | None) -> dict[str, Any]:
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """The study for reading."""
+    """Prints the study's results."""
     print("mean normalized score")
     for label, value in found["scores"].items():
         print(f"  {label:34s} {value:6.2f}")
@@ -221,7 +220,7 @@ def show(found: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Parses the command line, runs, prints."""
+    """Parses the command line, runs the study and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--datasets", type=Path, required=True)
