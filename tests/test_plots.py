@@ -15,7 +15,6 @@ from m3dt_agent import plots, tasks
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.quickstart import figure as drawing
 from m3dt_agent.scores import EpisodeResult, Summary, summarize, wilson_interval
-from m3dt_agent.training import logs
 
 TASKS = ("drawer-open", "ant-dir-10")
 
@@ -61,18 +60,6 @@ def test_a_figure_that_cannot_be_drawn_leaves_nothing(tmp_path: Path) -> None:
         drawing.save_figure(figure_data(), tmp_path / "figure.nonsense")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
     assert (tmp_path / "figure.png").read_bytes() == before
-
-
-def test_curves_come_from_the_logs_with_experts_averaged(tmp_path: Path) -> None:
-    columns = "step,expert,loss,lr,grad_norm,conflict,seconds\n"
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "backbone.csv").write_text(columns + "10,,0.5,1,1,,1\n20,,0.25,1,1,,2\n")
-    (tmp_path / "logs" / "experts.csv").write_text(columns + "5,0,0.1,1,1,,1\n5,1,0.3,1,1,,1\n")
-    (tmp_path / "logs" / "router.csv").write_text(columns)
-    curves = logs.learning_curves(tmp_path)
-    assert curves["backbone"] == ([10, 20], [0.5, 0.25])
-    assert curves["experts"] == ([5], [pytest.approx(0.2)])
-    assert curves["router"] == ([], [])
 
 
 def summary(policy: str, names: tuple[str, ...], score: float = 60.0) -> Summary:

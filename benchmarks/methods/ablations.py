@@ -37,7 +37,7 @@ from m3dt_agent.training import router as router_stage
 from m3dt_agent.training.loop import train
 from m3dt_agent.training.run import Run
 from m3dt_agent.training.settling import with_stacking
-from m3dt_agent.training.stage_inputs import Job
+from m3dt_agent.training.stage_inputs import StageInputs
 
 from ..records import FINAL, TaskIdUse
 from .base import ONE_RUN, Method, Outcome, Work, finish_run, new_model, outcome_of, phase, steps_at, train_run
@@ -110,8 +110,8 @@ class OtherThirdStage:
     def train(self, work: Work, fraction: str) -> Outcome:
         config = work.model_config(top_k=work.cell.settings.get("top_k", TOP_K) if self.sparse else None)
         agent = fit_stages(work, config, self.grouping, STAGES[:2])
-        job: Job[Any] = Job(work.data, require_bank(agent), work.train_config("router"))
-        run = self.changed(next(router_stage.runs(job)))
+        inputs: StageInputs[Any] = StageInputs(work.data, require_bank(agent), work.train_config("router"))
+        run = self.changed(next(router_stage.runs(inputs)))
         curve = finish_run(work, run)
         phases = stage_phases(work, agent, self.grouping, STAGES[:2])
         phases.append(phase(work, run.model, "router", run.parameters, "mixture", curve))
@@ -176,10 +176,10 @@ def _fit_experts_on_everything(work: Work, bank: ExpertBank) -> None:
     """The second stage of a bank, with every expert's data replaced by all there are."""
     config: Any = with_stacking(stage_config(work, "experts", "random"), bank.config, work.device)
     group_tasks(work.data, bank, config, progress=work.progress)  # a bank's experts have groups; here nobody looks at them
-    job: Job[Any] = Job(work.data, bank, config)
+    inputs: StageInputs[Any] = StageInputs(work.data, bank, config)
     threads = config.threads or torch.get_num_threads()
-    for run in expert_stage.runs(job):
-        everything = dataclasses.replace(run, samplers=[job.sampler(work.data, expert) for expert in run.experts])
+    for run in expert_stage.runs(inputs):
+        everything = dataclasses.replace(run, samplers=[inputs.sampler(work.data, expert) for expert in run.experts])
         with cpu_threads(threads):
             train(everything, bank.path, device=work.device, threads=threads, progress=work.progress, on_log=work.on_log)
         bank.commit(run.public_files())

@@ -1,14 +1,12 @@
-"""What a method is given (`Work`), what it gives back (`Outcome`), and the ways to train: a bank, or one run of the loop."""
+"""What a method gets (`Work`) and returns (`Outcome`), and how it trains: through a bank, or as one run of the loop."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +14,7 @@ from torch import nn
 
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank, is_bank
-from m3dt_agent.config import ModelConfig, Stage, TrainConfig, train_preset
+from m3dt_agent.config import STAGE_CONFIGS, ModelConfig, Stage, TrainConfig, train_preset
 from m3dt_agent.data.batches import BatchSampler, derive_seed
 from m3dt_agent.data.prompts import Prompt, make_prompts
 from m3dt_agent.data.stats import TaskStatistics, compute_statistics
@@ -26,7 +24,7 @@ from m3dt_agent.evaluation import VectorPolicy
 from m3dt_agent.model import M3DT, ExpertChoice
 from m3dt_agent.model.determinism import cpu_threads, seeded
 from m3dt_agent.training.checkpoint import newest_checkpoint
-from m3dt_agent.training.logs import OnLog
+from m3dt_agent.training.logs import OnLog, log_file, mean_losses, read_log
 from m3dt_agent.training.loop import train
 from m3dt_agent.training.run import Run, StepHooks
 from m3dt_agent.training.shares import Sampler
@@ -37,15 +35,15 @@ from .costs import action_flop, active_parameters, count_parameters, step_flop
 
 Curve = list[tuple[int, float]]
 ONE_RUN = ("0.75", FINAL)
-"""Evaluated on the way too: whether a method was still improving in its last quarter decides what may be claimed."""
+"""Fractions after which a method of one run is evaluated; claims depend on whether it still improves in the last quarter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One cell in hand: its data, and a folder for whatever must survive a kill. progress, on_log: as for `fit_stage`.
+    """One cell, its data, and a folder for everything that must survive a kill.
 
-    shared: a folder of what several cells of the run use; None: each has its own. workers: processes (None: one per core; 0:
-    none) for what can be spread without changing a number.
+    progress, on_log: as for `fit_stage`. shared: a folder for what several cells of the run use; None: each cell has its own.
+    workers: processes for work that they do not change (None: one per core; 0: this process).
     """
 
     cell: Cell
@@ -58,29 +56,25 @@ class Work:
     workers: int | None = 0
 
     def setting(self, name: str) -> Any:
-        """A number of the cell.
+        """A setting of the cell.
 
         Raises:
-            KeyError: the cell has none of this name.
+            KeyError: the cell has no setting of this name.
         """
         return self.cell.settings[name]
 
     def model_config(self, **changes: Any) -> ModelConfig:
-        """The model's shape, as the cell's settings give it."""
+        """The model's shape from the cell's settings, with `changes`."""
         names = ("embed_dim", "n_layers", "n_heads", "n_experts", "context_length", "prompt_length", "dropout")
         return ModelConfig(**{**{name: self.setting(name) for name in names}, **changes})
 
     def train_config(self, stage: Stage, *, steps: int | None = None, **changes: Any) -> TrainConfig:
-        """The config of a stage, as the cell's settings give it."""
+        """The config of a stage: the cell's settings that are fields of it, and the preset for the rest."""
         whole = self.setting(_STEPS[stage])
-        names = ("batch_size", "warmup_steps", "tasks_per_batch", "precision", "threads", "learning_rate")
-        values: dict[str, Any] = {name: self.setting(name) for name in names}
-        values |= {name: self.setting(name) for name in _ANY_STAGE if name in self.cell.settings}
+        names = [field.name for field in dataclasses.fields(STAGE_CONFIGS[stage])]
+        values = {name: self.setting(name) for name in names if name in self.cell.settings}
         if stage == "router":
             values["learning_rate"] = self.setting("router_learning_rate")
-            values |= {name: self.setting(name) for name in _ROUTER if name in self.cell.settings}
-        if stage == "experts":
-            values |= {name: self.setting(name) for name in _GROUPING if name in self.cell.settings}
         seed = self.cell.training_seed
         later = self.cell.settings.get("later_seed", seed)
         values |= {"steps": steps or whole, "seed": seed if stage == "backbone" else later}
@@ -89,7 +83,7 @@ class Work:
         return train_preset("small", stage, **{**values, **changes})
 
     def statistics(self) -> dict[str, TaskStatistics]:
-        """Of every task; the target returns are the data's times the cell's factor."""
+        """Statistics of every task; target returns are multiplied by the cell's factor."""
         factor = float(self.cell.settings.get("target_return_factor", 1.0))
         return {
             name: dataclasses.replace(found, target_return=found.target_return * factor)
@@ -97,20 +91,17 @@ class Work:
         }
 
     def prompts(self) -> dict[str, tuple[Prompt, ...]]:
-        """Of every task."""
+        """Prompts of every task."""
         return make_prompts(self.data, self.setting("prompt_length"))
 
 
 _STEPS: Mapping[Stage, str] = {"backbone": "backbone_steps", "experts": "expert_steps", "router": "router_steps"}
-_GROUPING = ("grouping_batches", "grouping_runs")
-_ANY_STAGE = ("domain_weights",)
-_ROUTER = ("skip_below", "concentrate", "guide")
-"""What a cell may leave to the package's defaults, the published numbers."""
+"""The settings of a cell that hold the steps of a stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A trained method. policy: what acts (an agent, a policy, or a behavior policy's level). Numbers as `records.Facts`."""
+    """A trained method. policy: an agent, another policy, or a behavior policy's level. Numbers are as in `records.Facts`."""
 
     policy: M3DTAgent | VectorPolicy | str
     parameters: int = 0
@@ -122,7 +113,7 @@ class Outcome:
 
 
 class Method(Protocol):
-    """How one method trains and acts. fractions: of its training after which it is evaluated, the last being all of it."""
+    """How one method trains and acts. fractions: those of its training after which it is evaluated; the last is all of it."""
 
     @property
     def fractions(self) -> Sequence[str]: ...
@@ -131,18 +122,18 @@ class Method(Protocol):
     def task_id(self) -> TaskIdUse: ...
 
     def train(self, work: Work, fraction: str) -> Outcome:
-        """Trains as far as `fraction`, from wherever it is."""
+        """Trains up to `fraction`, from wherever an earlier attempt ended."""
 
 
 def steps_at(fraction: str, steps: int) -> int:
-    """How many of `steps` are done at a fraction of them."""
+    """The number of steps after a fraction of `steps`."""
     return max(1, math.ceil(float(fraction) * steps))
 
 
 def bank_of(
     work: Work, config: ModelConfig, statistics: Mapping[str, TaskStatistics] | None = None, *, folder: Path | None = None
 ) -> ExpertBank:
-    """The cell's bank, or the one in `folder`, made if it is not there."""
+    """The cell's bank, or the one in `folder`; makes it if there is none."""
     path = folder or work.folder / "bank"
     if is_bank(path):
         return ExpertBank.open(path)
@@ -166,12 +157,12 @@ def train_run(
 ) -> Curve:
     """Trains `parameters` of `model` for `steps` with the package's loop, from its checkpoint if there is one.
 
-    Everything else of the model is frozen. What `model` holds at first must be the same at every call.
+    The rest of the model is frozen. `model` must have the same weights at every call.
 
     Args:
-        stage: whose config and random streams it has, `changes` of that config apart.
-        sampler: None: all tasks, with `prompts` (None: the cell's).
-        built_on: hashes of what it starts from, besides the data.
+        stage: the run has this stage's random streams, and its config with `changes`.
+        sampler: None: batches of all tasks, with `prompts` (None: the cell's).
+        built_on: hashes of what the run starts from, besides the data.
 
     Raises:
         BankError, StageError: as `finish_run`.
@@ -195,14 +186,14 @@ def finish_run(work: Work, run: Run) -> Curve:
     """Trains a run to its end, from its newest checkpoint in `<folder>/<run.name>/` if there is one.
 
     Raises:
-        BankError: that checkpoint builds on something else. StageError: it is further than the run is to go.
+        BankError: the checkpoint was started on something else. StageError: it has more steps than the run.
     """
     folder, config = work.folder / run.name, run.config
     checkpoint, _ = newest_checkpoint(folder, run.name)
     if checkpoint is not None and checkpoint.state.built_on != dict(run.built_on):
         raise BankError(f"{checkpoint.path} was started on {checkpoint.state.built_on}, not on {dict(run.built_on)}")
     if checkpoint is not None and checkpoint.state.step > config.steps:
-        raise StageError(f"{checkpoint.path} has more than the {config.steps:,} steps asked for")
+        raise StageError(f"{checkpoint.path} has {checkpoint.state.step:,} steps, more than the {config.steps:,} of the run")
     threads = config.threads or torch.get_num_threads()
     with cpu_threads(threads):
         train(run, folder, device=work.device, threads=threads, progress=work.progress, on_log=work.on_log)
@@ -211,20 +202,16 @@ def finish_run(work: Work, run: Run) -> Curve:
 
 
 def read_curve(folder: Path, config: TrainConfig) -> Curve:
-    """(windows seen, mean loss over the experts) at every logged step of a stage, whichever processes trained it."""
-    with (folder / "logs" / f"{config.stage}.csv").open(newline="") as file:
-        rows = sorted((int(row["step"]), row["expert"], float(row["loss"])) for row in csv.DictReader(file))
-    losses: dict[int, list[float]] = {}
-    for step, _, loss in rows:
-        losses.setdefault(step, []).append(loss)
-    experts = len({expert for _, expert, _ in rows})
-    return [(step * config.batch_size * experts, fmean(found)) for step, found in losses.items()]
+    """(windows seen, mean loss over the experts) at every logged step of a stage."""
+    log = log_file(folder, config.stage)
+    experts = len({row["expert"] for row in read_log(log)})
+    return [(step * config.batch_size * experts, loss) for step, loss in mean_losses(log).items()]
 
 
 def run_sampler(
     work: Work, model: ModelConfig, config: TrainConfig, prompts: Mapping[str, Sequence[Prompt]] | None = None
 ) -> BatchSampler:
-    """Batches of all tasks of a cell."""
+    """Batches of all tasks of the cell."""
     return BatchSampler(
         work.data,
         work.statistics(),
@@ -238,14 +225,14 @@ def run_sampler(
 
 
 def new_model(work: Work, config: ModelConfig, make: Callable[[ModelConfig], M3DT] = M3DT) -> M3DT:
-    """A model with the first weights of the cell's training seed."""
+    """A model with the initial weights of the cell's training seed."""
     with seeded(derive_seed(work.cell.training_seed, "backbone", 0, 0, "init"), torch.device("cpu")):
         return make(config)
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One part of a method's training. flop: of all of it. curve: (windows seen in this part, training loss)."""
+    """One part of a method's training. flop: of the whole part. curve: (windows seen in this part, training loss)."""
 
     flop: float
     curve: Curve
@@ -254,7 +241,7 @@ class Phase:
 def phase(
     work: Work, model: M3DT, stage: Stage, parameters: Mapping[str, nn.Parameter], choice: ExpertChoice, curve: Curve
 ) -> Phase:
-    """A part that trained `parameters` with a stage's config, over the windows that its curve says."""
+    """A part that trained `parameters` with a stage's config, on as many windows as its curve says."""
     config = work.train_config(stage)
     per_step = step_flop(model, run_sampler(work, model.config, config), parameters, choice)
     return Phase(curve[-1][0] / config.batch_size * per_step, curve)
@@ -263,7 +250,7 @@ def phase(
 def outcome_of(
     work: Work, policy: M3DTAgent | VectorPolicy, model: M3DT, choice: ExpertChoice, phases: Sequence[Phase]
 ) -> Outcome:
-    """The numbers of a model trained in parts, one after the other."""
+    """The outcome of a model that was trained in parts, one after the other."""
     curve: Curve = []
     seen = 0
     for part in phases:

@@ -31,7 +31,7 @@ from m3dt_agent.model import M3DT, ExpertChoice, PromptCache
 from m3dt_agent.model.determinism import seeded
 from m3dt_agent.model.moe import INIT_STD, Router
 from m3dt_agent.training import group_tasks
-from m3dt_agent.training.stage_inputs import Job
+from m3dt_agent.training.stage_inputs import StageInputs
 
 from ..records import FINAL, TaskIdUse
 from .ablations import mixture_agent
@@ -113,17 +113,17 @@ class BigM3DT:
     def train(self, work: Work, fraction: str) -> Outcome:
         agent = fit_stages(work, work.model_config(), self.grouping, STAGES[:1])
         bank = require_bank(agent)
-        job: Job[Any] = Job(work.data, bank, stage_config(work, "experts", self.grouping))
-        group_tasks(work.data, bank, job.config, progress=work.progress)
+        inputs: StageInputs[Any] = StageInputs(work.data, bank, stage_config(work, "experts", self.grouping))
+        group_tasks(work.data, bank, inputs.config, progress=work.progress)
         experts, curves = [], []
         for e in range(bank.config.n_experts):
             experts.append(_backbone(bank))
-            curves.append(_train_expert(work, job, experts[-1], e))
+            curves.append(_train_expert(work, inputs, experts[-1], e))
         second = phase(work, experts[0], "experts", _blocks(experts[0]), "none", _together(curves))
-        second = Phase(second.flop + grouping_flop(work, agent, job.config), second.curve)
-        with seeded(derive_seed(work.cell.training_seed, "router", 0, 0, "init"), job.cpu):
+        second = Phase(second.flop + grouping_flop(work, agent, inputs.config), second.curve)
+        with seeded(derive_seed(work.cell.training_seed, "router", 0, 0, "init"), inputs.cpu):
             model = BigExperts(_backbone(bank), experts)
-        built_on = job.built_on("backbone.safetensors", groups=bank.groups)
+        built_on = inputs.built_on("backbone.safetensors", groups=bank.groups)
         curve = train_run(
             work,
             model,
@@ -146,18 +146,18 @@ def _backbone(bank: ExpertBank) -> M3DT:
     return model.eval()
 
 
-def _train_expert(work: Work, job: Job[Any], model: M3DT, expert: int) -> Curve:
+def _train_expert(work: Work, inputs: StageInputs[Any], model: M3DT, expert: int) -> Curve:
     """Trains the blocks of `model`, a copy of the backbone, on one group of tasks."""
-    groups = job.bank.groups or {}
+    groups = inputs.bank.groups or {}
     return train_run(
         work,
         model,
         _blocks(model),
-        steps=job.config.steps,
+        steps=inputs.config.steps,
         name=f"expert-{expert:03d}",
         stage="experts",
-        sampler=job.sampler(job.data.subset([name for name, e in groups.items() if e == expert]), expert),
-        built_on=job.built_on("backbone.safetensors", groups=groups),
+        sampler=inputs.sampler(inputs.data.subset([name for name, e in groups.items() if e == expert]), expert),
+        built_on=inputs.built_on("backbone.safetensors", groups=groups),
     )
 
 

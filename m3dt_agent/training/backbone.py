@@ -1,4 +1,4 @@
-"""Stage 1: the backbone, all of it, on all tasks mixed."""
+"""Stage 1: the whole backbone, on batches that mix all tasks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..model import M3DT
 from ..model.determinism import seeded
 from .conflict import gradient_conflict, task_gradients
 from .run import Run
-from .stage_inputs import Job
+from .stage_inputs import StageInputs
 
 
-def runs(job: Job[BackboneConfig]) -> Iterator[Run]:
+def runs(inputs: StageInputs[BackboneConfig]) -> Iterator[Run]:
     """The stage's one run."""
-    config = job.config
-    with seeded(derive_seed(config.seed, "backbone", 0, 0, "init"), job.cpu):
-        model = M3DT(dataclasses.replace(job.bank.config, n_experts=0, top_k=None))
-    sampler, parameters = job.sampler(job.data), model.backbone_tensors()
+    config = inputs.config
+    with seeded(derive_seed(config.seed, "backbone", 0, 0, "init"), inputs.cpu):
+        model = M3DT(dataclasses.replace(inputs.bank.config, n_experts=0, top_k=None))
+    sampler, parameters = inputs.sampler(inputs.data), model.backbone_tensors()
     yield Run(
         name="backbone",
         config=config,
@@ -27,7 +27,7 @@ def runs(job: Job[BackboneConfig]) -> Iterator[Run]:
         parameters=parameters,
         samplers=(sampler,),
         choice="none",
-        built_on=job.built_on(),
-        public_files=lambda: {"backbone.safetensors": job.public(parameters)},
+        built_on=inputs.built_on(),
+        public_files=lambda: {"backbone.safetensors": inputs.public(parameters)},
         conflict=lambda step: gradient_conflict(lambda: task_gradients(model, parameters, sampler, step)),
     )

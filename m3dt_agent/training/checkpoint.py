@@ -1,15 +1,15 @@
-"""Checkpoints: whole folders, renamed into place, from which a killed run continues.
+"""Checkpoints, from which a killed run continues: folders that are either whole or not there.
 
     <bank>/resume/
       .lock                          held by the process that trains
       <run>-<step>/                  run: backbone, router, or experts-<first>-<last>
         weights.safetensors          what the run trains
         optimizer.safetensors        AdamW's two moments of each of them
-        hooks.safetensors            what the run's hooks keep, if it has any that keep something
+        hooks.safetensors            the tensors of the run's hooks, if it has any
         state.json                   step, config, threads, what it builds on, sha256 of the other files and of itself
 
-A checkpoint is built in a hidden scratch folder, flushed and renamed; only then is all but the newest and the one before it
-removed. No generator state is kept: randomness is derived from (seed, stage, expert, step).
+A checkpoint is built in a hidden scratch folder, flushed and renamed; only then are older ones removed, except the one before
+it. No state of a random generator is kept, since randomness is derived from (seed, stage, expert, step).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ KEPT = 2
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """All of a run but its tensors.
+    """Everything about a run except its tensors.
 
-    config: the run's TrainConfig as a dict. built_on: what must be the same to continue (data, groups, frozen weights).
-    conflicts: gradient conflict, as measured so far. sums: of loss, gradient norm and share of experts kept, (3, K), over the
-    `summed` steps since the last log row.
+    config: the run's TrainConfig as a dict. built_on: hashes of what must be the same to continue (data, groups, frozen
+    weights). conflicts: all measurements of gradient conflict so far. sums: (3, K), of loss, gradient norm and share of experts
+    kept, over the `summed` steps since the last log row.
     """
 
     stage: Stage
@@ -59,7 +59,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint folder that was verified when it was found."""
+    """A checkpoint folder whose files were verified when it was found."""
 
     path: Path
     state: RunState
@@ -69,7 +69,7 @@ class Checkpoint:
         """Tensors of "weights", "optimizer" or "hooks".
 
         Raises:
-            BankError: damaged since.
+            BankError: it was damaged after it was found.
         """
         return read_tensors(self.path / f"{name}.safetensors", self.files[f"{name}.safetensors"])
 
@@ -106,16 +106,14 @@ def write_checkpoint(bank: Path, state: RunState, tensors: Mapping[str, Mapping[
         files = {f"{name}.safetensors": write_tensors(scratch / f"{name}.safetensors", part) for name, part in tensors.items()}
         (scratch / "state.json").write_text(_seal({"state": dataclasses.asdict(state), "files": _plain(files)}))
         flush(scratch)
-        shutil.rmtree(
-            target, ignore_errors=True
-        )  # there only if it was found damaged, or the run has grown past it and fell back
+        shutil.rmtree(target, ignore_errors=True)  # it exists only if it was damaged, and the run continued from an older one
         publish(scratch, target)
     for _, older in _folders(bank, state.run)[KEPT:]:
         shutil.rmtree(older, ignore_errors=True)
 
 
 def newest_checkpoint(bank: Path, run: str) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint of `run` (or None), and what is wrong with newer ones.
+    """The newest undamaged checkpoint of `run`, or None, and what is wrong with newer ones.
 
     Raises:
         BankError: there are checkpoints and every one is damaged.
@@ -128,7 +126,7 @@ def newest_checkpoint(bank: Path, run: str) -> tuple[Checkpoint | None, list[str
         except BankError as error:
             problems.append(str(error))
     if problems:
-        raise BankError(f"every checkpoint of run {run!r} is damaged; remove them to start it over: " + "; ".join(problems))
+        raise BankError(f"every checkpoint of run {run!r} is damaged; remove them to start again: " + "; ".join(problems))
     return None, problems
 
 

@@ -1,9 +1,9 @@
 """Gradient conflict between tasks (M3DT section 3): how little the tasks' gradients agree with their mean.
 
-    conflict = 1 - mean_t cos(g_t, ḡ),   ḡ = mean_t g_t          0: all the same, near 1: orthogonal
+    conflict = 1 - mean_t cos(g_t, ḡ),   ḡ = mean_t g_t          0: all gradients are the same; near 1: they are orthogonal
 
-g_t is the gradient of task t's loss over all trained parameters, at dropout 0. Gradients are made twice, once for ḡ and once
-for the cosines, because 160 of the paper's 5.3M numbers would be 3.4 GB to keep.
+g_t is the gradient of task t's loss over all trained parameters, without dropout. Gradients are computed twice, once for ḡ and
+once for the cosines, because 160 of the paper's 5.3M numbers would take 3.4 GB to keep.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..data.batches import Batch, BatchSampler
 from ..model import M3DT, ExpertChoice
 
 SMOOTHING = 0.8
-"""Weight of the past in the exponential average of measurements; about the last five count. Ours: the paper does not say."""
+"""Weight of the past in the exponential average of measurements, which covers about five. Our choice: the paper gives none."""
 
 Gradients = Callable[[], Iterator[Tensor]]
 
@@ -25,8 +25,8 @@ Gradients = Callable[[], Iterator[Tensor]]
 def masked_losses(actions: Tensor, batch: Batch, n_losses: int, counts: Tensor | None = None) -> Tensor:
     """Mean squared error over real action dimensions of real steps, one per equal group of windows, (K,).
 
-    actions: (B, T, act_dim), B a multiple of K. counts (K,): what to divide by where `batch` is a share of a larger one; None:
-    how many errors there are.
+    actions: (B, T, act_dim), B a multiple of K. counts: (K,) divisors if `batch` is a share of a larger batch; None: the
+    numbers of errors in `batch`.
     """
     errors = (actions.to(batch.window.actions.dtype) - batch.window.actions).square() * batch.action_mask
     return errors.view(n_losses, -1).sum(1) / (real_actions(batch.action_mask, n_losses) if counts is None else counts)
@@ -48,7 +48,7 @@ def task_gradients(
 ) -> Iterator[Tensor]:
     """The gradient of each task's loss, (P,) flat, in the sampler's task order.
 
-    clip: scale a gradient down to this norm, as training does. experts: as `M3DT.forward` takes them; the backbone alone.
+    clip: scale each gradient down to this norm, as training does. experts: as `M3DT.forward` takes them; by default none.
     """
     first = next(iter(parameters.values()))
     training = model.training
@@ -67,7 +67,7 @@ def task_gradients(
 
 
 def mean_gradient(gradients: Gradients) -> Tensor:
-    """ḡ, (P,)."""
+    """The mean gradient ḡ, (P,)."""
     total, count = torch.zeros(()), 0
     for gradient in gradients():
         total, count = (gradient if count == 0 else total.add_(gradient)), count + 1
@@ -75,7 +75,7 @@ def mean_gradient(gradients: Gradients) -> Tensor:
 
 
 def gradient_conflict(gradients: Gradients) -> float:
-    """1 - the mean cosine between the gradients and their mean; a gradient of zeros agrees with nothing (cosine 0)."""
+    """1 - the mean cosine between the gradients and their mean; the cosine of a zero gradient is 0."""
     mean = mean_gradient(gradients)
     cosines = [torch.nn.functional.cosine_similarity(gradient, mean, dim=0, eps=1e-30).item() for gradient in gradients()]
     return 1.0 - sum(cosines) / len(cosines)
@@ -90,6 +90,6 @@ def smoothed(conflicts: list[float]) -> list[float]:
 
 
 def has_peaked(conflicts: list[float], patience: int) -> bool:
-    """Whether the smoothed conflict has not risen above its peak for `patience` measurements (M3DT section 4.3)."""
+    """Whether the last `patience` measurements left the smoothed conflict below its peak (M3DT section 4.3)."""
     averages = smoothed(conflicts)
     return bool(averages) and len(averages) - 1 - averages.index(max(averages)) >= patience

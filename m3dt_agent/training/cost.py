@@ -1,8 +1,8 @@
-"""How long a stage will take and what it will write, before it starts.
+"""How long a stage will take and how much disk space it will need, estimated before it starts.
 
-Time is that of a few real training steps, on random data and random weights of the real shapes, times the number of steps.
-Disk is counted: a checkpoint holds a float for each trained parameter and two for AdamW's moments, `KEPT` of them stay, one
-more is written beside them, and the bank's own file is written beside its predecessor.
+Time: a few real training steps are measured, on random data and random weights of the real shapes, and multiplied by the number
+of steps. Disk space is counted: a checkpoint holds three floats per trained parameter (itself and AdamW's two moments), `KEPT`
+checkpoints stay while one more is written, and the bank's new file is written while the old one is still there.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import torch
 from ..config import ExpertsConfig, ModelConfig, Stage, TrainConfig, stage_name
 from ..data.batches import Batch, Window
 from ..errors import DiskSpaceError
+from ..machine import duration
 from ..model import M3DT
 from ..model.determinism import cpu_threads
 from .checkpoint import KEPT
-from .loop import Trainer
 from .run import Run
 from .settling import with_precision, with_stacking
+from .trainer import Trainer
 
 MEASURED_STEPS = 2
-_LONG_STEP = 2.0  # seconds; what the first step spends on allocating does not matter beside it, so it is measurement enough
-_UNITS = (("weeks", 604_800.0), ("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0), ("seconds", 1.0))
+_LONG_STEP = 2.0  # seconds; a first step that takes longer is measured alone: the time it spends allocating does not matter
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a stage costs from `steps` steps on. seconds: wall time; disk_bytes: most that its files take at once."""
+    """What `steps` steps of a stage cost. seconds: wall time. disk_bytes: the most that its files take at once."""
 
     stage: Stage
     steps: int
@@ -48,16 +48,12 @@ class Estimate:
         )
 
 
-def duration(seconds: float) -> str:
-    """A time in the largest unit it has two of: "3.4 weeks", "95.0 minutes"."""
-    unit, length = next(((name, size) for name, size in _UNITS if seconds >= 2 * size), _UNITS[-1])
-    return f"{seconds / length:.1f} {unit}"
-
-
 def estimate(
     stage: str | int, config: TrainConfig, model_config: ModelConfig, *, device: str | torch.device = "cpu", steps_done: int = 0
 ) -> Estimate:
-    """Measures a few steps of a stage and multiplies. Stage 2: all its chunks, of which `steps_done` steps are behind.
+    """The cost of a stage, from a few measured steps. Stage 2 counts the steps of all its chunks.
+
+    steps_done: steps that need not be done any more.
 
     Raises:
         UnknownTaskError: no such stage.
@@ -74,7 +70,7 @@ def estimate(
 
 
 def disk_bytes(stage: Stage, config: TrainConfig, model_config: ModelConfig) -> int:
-    """The most that checkpoints and new bank files of a stage take at once."""
+    """The most bytes that checkpoints and new bank files of a stage take at once."""
     with torch.device("meta"):
         model = _model(stage, model_config, _experts_per_run(config, model_config)[0])
     parameters = sum(p.numel() for p in _trained(stage, model).values())
@@ -83,10 +79,10 @@ def disk_bytes(stage: Stage, config: TrainConfig, model_config: ModelConfig) -> 
 
 
 def require_disk(stage: Stage, config: TrainConfig, model_config: ModelConfig, bank: Path) -> None:
-    """Checks that a stage's files fit where the bank is, less what its earlier checkpoints take already.
+    """Checks that there is room for a stage's files where the bank is; its earlier checkpoints count as room.
 
     Raises:
-        DiskSpaceError: they do not; the message says what is needed and free.
+        DiskSpaceError: there is not; the message says how much is needed and how much is free.
     """
     used = sum(file.stat().st_size for file in (bank / "resume").glob(f"{stage}*-*/*"))
     needed, free = disk_bytes(stage, config, model_config) - used, shutil.disk_usage(bank).free
@@ -98,7 +94,7 @@ def require_disk(stage: Stage, config: TrainConfig, model_config: ModelConfig, b
 
 @dataclass(frozen=True, slots=True)
 class _RandomSampler:
-    """One random batch for ever; the time a step takes does not depend on the values."""
+    """The same random batch for every step, since the time of a step does not depend on the values."""
 
     batch: Batch
 

@@ -1,16 +1,16 @@
-"""Several workers training one run: processes that each hold a share of every batch's windows.
+"""Several workers that train one run together: processes that each hold a share of every batch's windows.
 
     every worker   the whole batch (a pure function of the step) ─► its rows ─► loss over the *batch's* count ─► gradients
     all            one sum over workers per step: gradients, losses, share of experts kept, in one flat buffer
     every worker   clip ─► AdamW, the same everywhere
-    worker 0       lock, checkpoints, logs, commits, messages; the others are told what it decides
+    worker 0       lock, checkpoints, logs, commits, messages; it tells the others what it decides
 
-Workers are processes of torch.distributed, over gloo on CPUs and NCCL on GPUs. torchrun starts them and puts RANK, WORLD_SIZE,
-LOCAL_RANK, MASTER_ADDR and MASTER_PORT into their environment; Ray Train also makes the process group. The bank and the data
-are in folders that all of them see. How many there are is no part of a run: it continues with more, or fewer.
+Workers are processes of torch.distributed, which uses gloo on CPUs and NCCL on GPUs. torchrun starts them and sets RANK,
+WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in their environment; Ray Train also makes the process group. All workers
+see the folders of the bank and the data. A run can continue with more or fewer workers.
 
-Steps wait at most `TIMEOUT` for a worker, and what takes worker 0 longer (packing data, grouping) may take `PATIENCE`. A worker
-that dies is noticed at once, where its machine lives on: its connections break.
+A step waits at most `TIMEOUT` for a worker; other work of worker 0 (packing data, grouping) may take up to `PATIENCE`. If a
+worker dies while its machine keeps running, the others notice at once, because its connections break.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The workers of a run as one of them sees them: number `rank` of `size`. control: the group for what is no tensor."""
+    """The workers of a run, as number `rank` of `size` sees them. control: the process group for Python objects."""
 
     rank: int = 0
     size: int = 1
@@ -49,11 +49,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is worker 0, the only one that writes."""
+        """Whether this is worker 0, the only one that writes files."""
         return self.rank == 0
 
     def rows(self, n: int) -> range:
-        """The windows that this worker holds of a batch of n: consecutive, as `np.array_split` cuts them.
+        """The windows of a batch of n that this worker holds: consecutive, split as `np.array_split` does.
 
         Raises:
             ConfigError: fewer windows than workers.
@@ -65,10 +65,10 @@ class World:
         return range(first, first + each + (self.rank < longer))
 
     def from_main(self, action: Callable[[], R]) -> R:
-        """What `action` returns on worker 0, on every worker; the others wait.
+        """Runs `action` on worker 0 and returns its result on every worker.
 
         Raises:
-            WorkerError: elsewhere than on worker 0, if it raises there, where its own error goes on.
+            WorkerError: on the other workers, if `action` raises; worker 0 raises the error itself.
         """
         if self.size == 1:
             return action()
@@ -85,10 +85,10 @@ class World:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """The block on worker 0, then on the others, and all go on together.
+        """Runs the block on worker 0, then on the others; all leave it together.
 
         Raises:
-            WorkerError: elsewhere than on worker 0, if the block raises there; on all, if another worker is lost.
+            WorkerError: on the other workers, if the block raises on worker 0; on all, if a worker is lost.
         """
         if not self.is_main:
             self._hear()
@@ -106,7 +106,7 @@ class World:
         self.wait()
 
     def wait(self) -> None:
-        """Until every worker is here.
+        """Waits until every worker is here.
 
         Raises:
             WorkerError: one is lost.
@@ -116,7 +116,7 @@ class World:
                 dist.barrier(group=self.control)
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Sums over workers of tensors of one type, in one collective; the same bits everywhere.
+        """Sums tensors of one dtype over the workers, in one collective; the result has the same bits everywhere.
 
         Raises:
             WorkerError: a worker is lost.
@@ -130,7 +130,7 @@ class World:
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
     def copy_from_main(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrites tensors, the same shapes everywhere, by worker 0's.
+        """Overwrites tensors with those of worker 0, which have the same shapes.
 
         Raises:
             WorkerError: a worker is lost.
@@ -156,19 +156,19 @@ class World:
 
 
 ALONE = World()
-"""One process, all windows, nothing to tell anybody."""
+"""A process that trains without others."""
 
-_here: World | None = None  # what an outer `joined` of this process has joined
+_here: World | None = None  # set by the outermost `joined` of this process
 
 
 @contextlib.contextmanager
 def joined(device: str | torch.device) -> Iterator[World]:
-    """The workers that this process is one of: those of an outer `joined`, of the process group that it is in, or of torchrun.
+    """The workers of this process: those of an outer `joined`, else of its process group, else those that torchrun started.
 
-    A process that none of these is true of is `ALONE`. A group that is made here ends with the block, which the others notice.
+    Otherwise the process is `ALONE`. A process group that is made here ends with the block; the other workers notice that.
 
     Raises:
-        ConfigError: an environment that names a size and no place to meet.
+        ConfigError: the environment has WORLD_SIZE but not the variables that say where workers meet.
         WorkerError: the others do not come, or are lost.
     """
     global _here
@@ -188,21 +188,21 @@ def joined(device: str | torch.device) -> Iterator[World]:
 
 
 def own_device(device: str | torch.device) -> torch.device:
-    """`device`, and where it is "cuda" without a number, this worker's: the one that LOCAL_RANK counts."""
+    """`device`; "cuda" without a number becomes the GPU with this worker's LOCAL_RANK."""
     if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(device)
 
 
 def require_one_worker(world: World) -> None:
-    """Checks that stage 2 has one worker: its experts never meet, so that there is nothing to share between workers.
+    """Checks that stage 2 has one worker: its experts are trained independently, so that workers would have nothing to share.
 
     Raises:
         ConfigError: it has several.
     """
     if world.size > 1:
         raise ConfigError(
-            f"stage 'experts' does not share its batches between workers; got {world.size}. Its experts never meet: "
+            f"stage 'experts' does not share its batches between workers; got {world.size}. Its experts are independent: "
             f"train them on several machines with --ray, or some on each with --only-experts (experts=[…])"
         )
 
@@ -228,11 +228,11 @@ def _make_group(device: str | torch.device) -> None:
 
 
 def agreed_name(store: Store, rank: int, size: int) -> str:
-    """A name that these workers have together, and that no earlier ones with the same store had.
+    """A name that these workers agree on, and that no earlier workers with the same store have used.
 
-    torchrun keeps its store when it starts workers again (torch 2.13), and what it holds of the workers before would lead to
-    ports that nobody listens on. So worker 0 proposes a name, every worker answers with one of its own, and only a list of
-    answers that holds its own tells it that the proposal is of now.
+    torchrun keeps its store when it restarts workers (torch 2.13), and the earlier workers' entries would lead to ports on
+    which nobody listens. So worker 0 proposes a name, every worker answers with a name of its own, and worker 0 publishes the
+    answers. A worker that finds its own answer among them knows that the proposal is not an old one.
     """
     own = uuid.uuid4().hex
     if rank == 0:
@@ -260,13 +260,13 @@ def _world() -> World:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
-    """Gives what torch says when a worker is gone or late a name."""
+    """Turns torch.distributed's errors into `WorkerError`."""
     try:
         yield
     except M3DTError:
         raise
-    except RuntimeError as error:  # all of torch.distributed's are
+    except RuntimeError as error:  # the class of all errors of torch.distributed
         raise WorkerError(
             f"a worker was lost, or did not answer for {TIMEOUT.seconds // 60} minutes: {error}; "
-            f"started again, the run continues from its last checkpoint"
+            f"when it is started again, the run continues from its last checkpoint"
         ) from error

@@ -1,11 +1,11 @@
-"""Stage 2 as independent jobs: each trains some of the experts in a bank of its own, and one process writes them all down.
+"""Stage 2 as independent jobs: each trains some of the experts in a bank of its own, and the driver collects them.
 
     <bank>/resume/jobs/<first>-<last>/     a job's own bank: statistics, prompts, backbone, groups; its checkpoints and logs
       ─► expert files, with their hashes ─► the driver ─► experts/000.safetensors … and bank.json
 
-A job that was killed continues from its own checkpoints, wherever the next attempt runs, if the bank's folder is one that all
-nodes share; else it begins again. The experts are those that training in one process gives, bit for bit, if they are stacked
-the same way (`experts_at_once`) and computed with the same number of threads, which is settled before the jobs are sent.
+If all nodes see the bank's folder, a job that was killed continues from its own checkpoints, wherever the next attempt runs;
+otherwise it begins again. The experts are the same to the last bit as those trained in one process, if the same experts are
+trained together (`experts_at_once`) with the same number of threads, which is settled before the jobs are sent.
 """
 
 from __future__ import annotations
@@ -31,16 +31,20 @@ from ..data.task_datasets import TaskDatasets
 from ..disk import file_lock
 from ..errors import BankError, ConfigError
 from ..jobs import Engine, opened, run_jobs, shard_of
-from .logs import LogRecord, add_rows, read_rows
-from .stage_inputs import Job
+from ..machine import shows_progress
+from .logs import LogRecord, LogRow, add_rows, log_file, read_log
+from .stage_inputs import StageInputs
 
 _REPORT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fanout:
-    """How the experts stage is spread. experts_per_job: None is as many as are trained at once in one process. shard: (I, N),
-    only every N-th job from the I-th on, where an array of processes shares the work and the bank's folder."""
+    """How stage 2 is split into jobs, and where they run.
+
+    experts_per_job: None: as many as one process trains at once. shard: (I, N) does only every N-th job from the I-th on, for
+    an array of processes that share the work and the bank's folder.
+    """
 
     engine: Engine
     experts_per_job: int | None = None
@@ -53,18 +57,19 @@ class Fanout:
 
 @dataclass(frozen=True, slots=True)
 class TrainedExperts:
-    """What a job gives back: files of the bank, their records, and the rows of its learning curves."""
+    """The result of a job: files for the bank, their records, and the rows of its log."""
 
     files: dict[str, npt.NDArray[np.uint8]]
     records: dict[str, FileRecord]
-    rows: list[list[str]]
+    rows: list[LogRow]
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertsJob:
-    """Trains `experts`. home: the driver's bank, in whose folder the job works if it is to be seen from here.
+    """Trains `experts`.
 
-    fit_stage: `training.fit_stage`, handed in because this file lies below it; it is pickled by name.
+    home: the folder of the driver's bank; the job works inside it if this node sees it. fit_stage: `training.fit_stage`, which
+    the caller passes in because fit.py imports this file; it is pickled by name.
     """
 
     bank: ShippedBank
@@ -77,13 +82,13 @@ class ExpertsJob:
 
     @property
     def name(self) -> str:
-        """What it is, for errors."""
+        """What the job is called in messages."""
         return f"experts {_span(self.experts)} of {self.home}"
 
     def __call__(self) -> TrainedExperts:
-        """Trains from wherever an earlier attempt came to."""
+        """Trains the experts, from where an earlier attempt ended."""
         folder = self._folder()
-        with file_lock(folder.with_name(f"{folder.name}.lock")):  # an attempt that was given up may still be dying
+        with file_lock(folder.with_name(f"{folder.name}.lock")):  # an earlier attempt may still be ending
             bank = self._own_bank(folder)
             self.fit_stage(
                 "experts",
@@ -95,10 +100,10 @@ class ExpertsJob:
                 progress=False,
                 on_log=_Reporter(self.name),
             )
-            bank.refresh()
+            bank.refresh(check="sizes")  # `read_content` checks the contents
             records = {name: bank.manifest.files[name] for name in map(expert_file, self.experts)}
             files = {name: read_content(folder / name, record) for name, record in records.items()}
-            return TrainedExperts(files, records, read_rows(folder / "logs" / "experts.csv"))
+            return TrainedExperts(files, records, read_log(log_file(folder, "experts")))
 
     def _folder(self) -> Path:
         shared = is_bank(self.home)
@@ -106,10 +111,10 @@ class ExpertsJob:
         return parent / _span(self.experts)
 
     def _own_bank(self, folder: Path) -> ExpertBank:
-        """The job's bank in `folder`: one that an earlier attempt left, if it was made of the same, else a new one."""
-        base = self.bank.open()
+        """The job's bank in `folder`: that of an earlier attempt if it was copied from the same bank, else a new copy."""
+        base = self.bank.open(check="sizes")  # `copy_to` checks the contents
         if is_bank(folder):
-            bank = ExpertBank.open(folder)
+            bank = ExpertBank.open(folder, check="sizes")  # `fit_stage` checks the contents
             if bank.manifest.with_experts(()).files == base.manifest.files and bank.groups == base.groups:
                 return bank
             shutil.rmtree(folder)
@@ -117,7 +122,7 @@ class ExpertsJob:
 
 
 class _Reporter:
-    """Says now and then how far a job is, on stderr, which both engines bring to the driver's terminal."""
+    """Prints now and then how far a job is, on stderr, which both engines forward to the driver's terminal."""
 
     def __init__(self, name: str) -> None:
         self._name, self._last = name, time.monotonic()
@@ -129,31 +134,34 @@ class _Reporter:
 
 
 def train_in_jobs(
-    job: Job[ExpertsConfig],
+    inputs: StageInputs[ExpertsConfig],
     threads: int,
     fanout: Fanout,
     device: str,
     progress: bool | None,
     fit_stage: Callable[..., None],
 ) -> Iterator[TrainedExperts]:
-    """Yields what each job of the stage gives, as it ends; verified. fit_stage: `training.fit_stage`, which every job calls.
+    """Runs the jobs of the stage and yields the result of each as soon as it ends.
+
+    Args:
+        fit_stage: `training.fit_stage`, which every job calls.
 
     Raises:
-        ConfigError: datasets that no other process can open. BankError: what came back is damaged. Else as `jobs.run_jobs`.
+        ConfigError: datasets that no other process can open. Else as `jobs.run_jobs`.
     """
-    if job.data.reopen is None:
-        raise ConfigError("these datasets were put together in memory; only those of TaskDatasets.open can be sent to jobs")
-    config = dataclasses.replace(job.config, threads=threads)
-    chosen = _spans(job, fanout)
-    shown = sys.stderr.isatty() if progress is None else progress
-    with opened(fanout.engine), tqdm(total=sum(map(len, chosen)), unit="expert", desc="experts", disable=not shown) as bar:
-        shipped = ship(job.bank, fanout.engine, experts=())
-        home = job.bank.path.absolute()
+    if inputs.data.reopen is None:
+        raise ConfigError("these datasets were made in memory; only those of TaskDatasets.open can be sent to jobs")
+    config = dataclasses.replace(inputs.config, threads=threads)
+    chosen = _spans(inputs, fanout)
+    hidden = not shows_progress(progress)
+    with opened(fanout.engine), tqdm(total=sum(map(len, chosen)), unit="expert", desc="experts", disable=hidden) as bar:
+        shipped = ship(inputs.bank, fanout.engine, experts=())
+        home = inputs.bank.path.absolute()
         jobs = [
             ExpertsJob(
                 bank=shipped,
                 home=home,
-                data=job.data.reopen,
+                data=inputs.data.reopen,
                 config=config,
                 experts=experts,
                 device=device,
@@ -167,21 +175,21 @@ def train_in_jobs(
 
 
 def commit_trained(bank: ExpertBank, trained: TrainedExperts, record: dict[str, object]) -> None:
-    """Writes a job's experts into `bank`, next to others' that came meanwhile, and removes what the job kept there.
+    """Writes a job's experts into `bank`, which may have got other experts meanwhile, and removes the job's folder.
 
     Raises:
-        BankError: damaged on the way, or the bank's backbone is not the one that they were trained on.
+        BankError: the files were damaged on their way, or the bank's backbone is not the one that they were trained on.
     """
     tensors = {
         name: received_tensors(content, trained.records[name], bank.path / name) for name, content in trained.files.items()
     }
     backbone = bank.manifest.files["backbone.safetensors"]
     with file_lock(bank.path / "resume" / ".commit"):
-        bank.refresh(check="sizes")  # hashing all experts for each of them would cost more than training them
+        bank.refresh(check="sizes")  # hashing all experts each time would cost more than training them
         if bank.manifest.files["backbone.safetensors"] != backbone:
-            raise BankError(f"the backbone of bank {bank.path} was changed while {sorted(tensors)} were trained on it")
+            raise BankError(f"the backbone of bank {bank.path} changed while {', '.join(sorted(tensors))} were trained on it")
         bank.commit(tensors, stages=bank.manifest.stages | {"experts": record})
-        add_rows(bank.path / "logs" / "experts.csv", trained.rows)
+        add_rows(log_file(bank.path, "experts"), trained.rows)
     remove_finished_jobs(bank)
 
 
@@ -195,15 +203,15 @@ def remove_finished_jobs(bank: ExpertBank) -> None:
 
 
 def job_folders(bank: Path) -> Path:
-    """Where the jobs of a bank work."""
+    """The folder in which the jobs of a bank work."""
     return bank / "resume" / "jobs"
 
 
-def _spans(job: Job[ExpertsConfig], fanout: Fanout) -> list[tuple[int, ...]]:
-    """The experts of each job of the shard that has some left to train."""
-    n_experts = job.bank.config.n_experts
-    size = fanout.experts_per_job or job.config.experts_at_once or n_experts
-    wanted = (set(range(n_experts)) if job.experts is None else job.experts) - set(job.bank.finished_experts)
+def _spans(inputs: StageInputs[ExpertsConfig], fanout: Fanout) -> list[tuple[int, ...]]:
+    """The experts of each job of the shard that has experts left to train."""
+    n_experts = inputs.bank.config.n_experts
+    size = fanout.experts_per_job or inputs.config.experts_at_once or n_experts
+    wanted = (set(range(n_experts)) if inputs.experts is None else inputs.experts) - set(inputs.bank.finished_experts)
     firsts = shard_of(range(0, n_experts, size), fanout.shard)
     spans = [tuple(e for e in range(first, min(first + size, n_experts)) if e in wanted) for first in firsts]
     return [span for span in spans if span]

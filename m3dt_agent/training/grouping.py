@@ -4,8 +4,8 @@
     Gram[s, t] = aₛ · aₜ                               (n, n) for n tasks
     coordinates = V √Λ,  Gram = V Λ Vᵀ                 (n, n): distances between rows are those between the aₜ, exactly
 
-K-means on the coordinates is K-means on the agreement vectors, without 160 × 5.3M float64 numbers in memory: the vectors lie
-once, as float32, in a scratch file without a name, and are read in blocks of columns.
+K-means on the coordinates is K-means on the agreement vectors, without 160 × 5.3M float64 numbers in memory: the vectors are
+stored once, as float32, in a nameless temporary file and are read in blocks of columns.
 """
 
 from __future__ import annotations
@@ -17,38 +17,119 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config import ExpertsConfig
+from ..bank import ExpertBank
+from ..config import ExpertsConfig, train_preset
 from ..data.batches import derive_seed
+from ..data.task_datasets import TaskDatasets
 from ..disk import disk_space_errors
-from ..errors import ConfigError
+from ..errors import ConfigError, StageError
+from ..model.determinism import cpu_threads
+from .checkpoint import started_runs, training_lock
 from .conflict import mean_gradient, task_gradients
-from .stage_inputs import Job
+from .distributed import joined
+from .logs import announce
+from .resume import preset_of
+from .settling import with_precision
+from .stage_inputs import StageInputs, check_data
 
 KMEANS_STARTS = 40
-"""Starts per K-means run, of which the tightest counts (the authors' code)."""
+"""Starts per K-means run, of which the tightest is used (from the authors' code)."""
 _BLOCK = 1 << 16  # columns of the agreement matrix in memory at once
 
 
-def make_groups(job: Job[ExpertsConfig]) -> dict[str, int]:
-    """Task → expert, as `job.config.grouping` says; every expert has a task.
+def group_tasks(
+    data: TaskDatasets, bank: ExpertBank, config: ExpertsConfig | None = None, *, progress: bool | None = None
+) -> dict[str, int]:
+    """Groups the tasks as `config` says and keeps the groups (task → expert) in the bank.
+
+    Groups that were made with the same settings are kept. In a process that torchrun or Ray Train started with others, all of
+    them call this, and worker 0 groups.
+
+    Raises:
+        StageError: no backbone (for grouping by gradients), or experts were already trained in other groups.
+        ConfigError: more experts than tasks.
+        BankError: the data's tasks are not the bank's, or another process trains the bank.
+        WorkerError: another worker failed or was lost.
+    """
+    bank.require_writable()
+    check_data(data, bank)
+    with joined("cpu") as world:
+        groups = world.from_main(lambda: _group_locked(data, bank, config, progress))
+        if not world.is_main:
+            bank.refresh(check="sizes")
+    return groups
+
+
+def group_for_stage(inputs: StageInputs[ExpertsConfig], progress: bool | None) -> dict[str, int]:
+    """The bank's groups, whatever they were made with; makes them if there are none.
+
+    Raises:
+        StageError, ConfigError: as `group_tasks`.
+    """
+    return _group(inputs, progress) if inputs.bank.groups is None else inputs.bank.groups
+
+
+def _group_locked(data: TaskDatasets, bank: ExpertBank, config: ExpertsConfig | None, progress: bool | None) -> dict[str, int]:
+    with training_lock(bank.path):
+        bank.refresh(check="sizes")
+        settled = with_precision(config or train_preset(preset_of(bank.config), "experts"), bank.config, "cpu")
+        if not isinstance(settled, ExpertsConfig):
+            raise ConfigError(f"grouping takes an ExpertsConfig; got {type(settled).__name__}")
+        if bank.groups is not None and bank.manifest.grouping == _settings(settled):
+            return bank.groups
+        if bank.finished_experts or started_runs(bank.path, "experts"):
+            raise StageError(
+                f"experts of bank {bank.path} were trained in groups made with {bank.manifest.grouping}, which cannot change"
+            )
+        with cpu_threads(settled.threads or torch.get_num_threads()):
+            return _group(StageInputs(data, bank, settled), progress)
+
+
+def _group(inputs: StageInputs[ExpertsConfig], progress: bool | None) -> dict[str, int]:
+    """Makes new groups and keeps them in the bank."""
+    bank = inputs.bank
+    if inputs.config.grouping == "gradient" and bank.status("backbone") != "done":
+        raise StageError(
+            f"grouping by gradients needs a backbone; bank {bank.path} has none yet; run fit_stage('backbone', ...) first"
+        )
+    announce(
+        f"grouping {len(inputs.data.tasks)} tasks for {bank.config.n_experts} experts ({inputs.config.grouping})", progress
+    )
+    groups = make_groups(inputs)
+    bank.commit({}, groups=groups, grouping=_settings(inputs.config))
+    return groups
+
+
+def _settings(config: ExpertsConfig) -> dict[str, Any]:
+    """The settings on which the groups depend."""
+    if config.grouping == "random":
+        return {"grouping": config.grouping, "seed": config.seed}
+    names = ("grouping", "seed", "grouping_batches", "grouping_runs", "batch_size", "grad_clip", "precision")
+    return {name: getattr(config, name) for name in names}
+
+
+def make_groups(inputs: StageInputs[ExpertsConfig]) -> dict[str, int]:
+    """Task → expert, as `inputs.config.grouping` says; every expert has a task.
 
     Raises:
         ConfigError: more experts than tasks, or no experts at all.
         DiskSpaceError: no room for the agreement vectors.
     """
-    names, n_experts = [task.name for task in job.data.tasks], job.bank.config.n_experts
+    names, n_experts = [task.name for task in inputs.data.tasks], inputs.bank.config.n_experts
     if not 1 <= n_experts <= len(names):
         raise ConfigError(f"{len(names)} tasks cannot be grouped for {n_experts} experts; each expert needs at least one task")
-    seed = derive_seed(job.config.seed, "experts", 0, 0, "grouping")
-    if job.config.grouping == "random":
+    seed = derive_seed(inputs.config.seed, "experts", 0, 0, "grouping")
+    if inputs.config.grouping == "random":
         labels = random_partition(len(names), n_experts, seed)
     else:
-        labels = gradient_partition(agreement_gram(job), n_experts, job.config.grouping_runs, seed)
+        labels = gradient_partition(agreement_gram(inputs), n_experts, inputs.config.grouping_runs, seed)
     return dict(zip(names, labels.tolist(), strict=True))
 
 
@@ -59,19 +140,19 @@ def random_partition(n_tasks: int, n_groups: int, seed: int) -> NDArray[np.int64
     return labels
 
 
-def agreement_gram(job: Job[ExpertsConfig]) -> NDArray[np.float64]:
+def agreement_gram(inputs: StageInputs[ExpertsConfig]) -> NDArray[np.float64]:
     """Inner products (n, n) of the tasks' agreement vectors at the bank's backbone, clipped gradients, dropout 0."""
-    model, config = job.bank.model(), job.config
+    model, config = inputs.bank.model(), inputs.config
     if config.precision == "float64":
         model.double()
     parameters = model.backbone_tensors()
-    sampler = job.sampler(job.data)
+    sampler = inputs.sampler(inputs.data)
     size = sum(p.numel() for p in parameters.values())
 
     def gradients(batch: int) -> Callable[[], Iterator[Tensor]]:
         return lambda: task_gradients(model, parameters, sampler, batch, clip=config.grad_clip)
 
-    with _scratch_matrix(len(job.data.tasks), size, job.bank.path / "resume") as agreement:
+    with _scratch_matrix(len(inputs.data.tasks), size, inputs.bank.path / "resume") as agreement:
         for batch in range(config.grouping_batches):
             mean = mean_gradient(gradients(batch))
             for task, gradient in enumerate(gradients(batch)()):
@@ -89,7 +170,7 @@ def gram_matrix(rows: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def gradient_partition(gram: NDArray[np.float64], n_groups: int, runs: int, seed: int) -> NDArray[np.int64]:
-    """K-means labels (n,) from inner products (n, n): of `runs` runs, the one with the most equal sizes, then the tightest.
+    """K-means labels (n,) from inner products (n, n), of the run with the most equal group sizes; ties go to the tightest.
 
     Groups are numbered by their first task. No group is empty.
     """
@@ -102,7 +183,7 @@ def gradient_partition(gram: NDArray[np.float64], n_groups: int, runs: int, seed
     for run in range(runs):
         kmeans = KMeans(n_groups, n_init=KMEANS_STARTS, random_state=(seed + run) % 2**32)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # equal points: fewer clusters than groups, mended below
+            warnings.simplefilter("ignore", ConvergenceWarning)  # equal points: _filled mends it
             labels = _filled(kmeans.fit(points).labels_.astype(np.int64), points, n_groups)
         quality = float(np.bincount(labels, minlength=n_groups).std()), float(kmeans.inertia_)
         if quality < best:
@@ -112,7 +193,7 @@ def gradient_partition(gram: NDArray[np.float64], n_groups: int, runs: int, seed
 
 
 def _coordinates(gram: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points (n, n) with these inner products, up to one common factor that brings them to order 1."""
+    """Points (n, n) with these inner products, divided by a common factor that brings them to order 1."""
     values, vectors = np.linalg.eigh(gram)
     scale = values[-1] if values[-1] > 0 else 1.0
     points: NDArray[np.float64] = vectors * np.sqrt(np.clip(values / scale, 0.0, None))
@@ -120,7 +201,7 @@ def _coordinates(gram: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _filled(labels: NDArray[np.int64], points: NDArray[np.float64], n_groups: int) -> NDArray[np.int64]:
-    """`labels` with every empty group given the point farthest from the centre of the largest group."""
+    """`labels`, with every empty group given the point that is farthest from the centre of the largest group."""
     labels = labels.copy()
     for empty in np.flatnonzero(np.bincount(labels, minlength=n_groups) == 0):
         members = np.flatnonzero(labels == np.bincount(labels, minlength=n_groups).argmax())
@@ -131,7 +212,7 @@ def _filled(labels: NDArray[np.int64], points: NDArray[np.float64], n_groups: in
 
 @contextlib.contextmanager
 def _scratch_matrix(n_rows: int, n_columns: int, folder: Path) -> Iterator[NDArray[np.float32]]:
-    """A zeroed float32 matrix in a nameless file of `folder`, which is gone when the block ends or the process is killed."""
+    """A zeroed float32 matrix in a nameless file in `folder`, which disappears when the block ends or the process is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         with disk_space_errors(folder):

@@ -1,10 +1,10 @@
-"""What a run reports: CSV always, TensorBoard where it is installed, a progress bar on a terminal, and the caller's `on_log`.
+"""What a run reports: always a CSV file, TensorBoard if it is installed, and a progress bar on a terminal.
 
     <bank>/logs/<stage>.csv              step,expert,loss,lr,grad_norm,conflict,experts_kept,seconds
-    <bank>/logs/tensorboard/<run>/
+    <bank>/logs/tensorboard/<run>/       scalars of the same
 
-Stage 2 writes one row per expert (its index in the bank) and logged step; in stages 1 and 3 `expert` is empty. A resumed run
-first drops its rows after the checkpoint it continues from, so that no step is there twice.
+Stage 2 writes one row per logged step and expert, with the expert's index in the bank; in stages 1 and 3 `expert` is empty. A
+resumed run first drops its rows after the checkpoint from which it continues, so that no step appears twice.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any, TextIO
 
-import numpy as np
 from tqdm import tqdm
 
 from ..config import STAGES, Stage
 from ..disk import disk_space_errors, write_file
+from ..machine import shows_progress
 
 COLUMNS = ("step", "expert", "loss", "lr", "grad_norm", "conflict", "experts_kept", "seconds")
+LogRow = dict[str, str]
+"""A row of a log, by column, as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,8 @@ class LogRecord:
     """One report of a run: means over the steps since the last one.
 
     losses, grad_norms: (K,), one per expert in `experts` (stage 2), or K = 1 with `experts` empty. conflict: smoothed gradient
-    conflict as last measured, or None. seconds: spent in training steps, earlier processes of a resumed run included.
-    experts_kept: the share of experts that windows used in a block, None where all use all.
+    conflict as last measured, or None. seconds: spent in training steps, including those of a resumed run's earlier processes.
+    experts_kept: the mean share of its experts that a block used for a window; None if it uses all for every window.
     """
 
     stage: Stage
@@ -64,8 +67,13 @@ class LogRecord:
 OnLog = Callable[[LogRecord], None]
 
 
+def log_file(bank: Path, stage: Stage) -> Path:
+    """The CSV log of a bank's stage."""
+    return bank / "logs" / f"{stage}.csv"
+
+
 def announce(message: str, progress: bool | None) -> None:
-    """Tells the user, on stderr; silent with `progress=False`."""
+    """Prints a message on stderr, unless `progress` is False."""
     if progress is not False:
         tqdm.write(message, file=sys.stderr)
 
@@ -78,16 +86,24 @@ class RunLog:
     """
 
     def __init__(
-        self, bank: Path, run: str, stage: Stage, experts: tuple[int, ...], step: int, steps: int, progress: bool | None
+        self,
+        bank: Path,
+        run: str,
+        stage: Stage,
+        *,
+        experts: tuple[int, ...],
+        step: int,
+        steps: int,
+        progress: bool | None,
     ) -> None:
-        self._path = bank / "logs" / f"{stage}.csv"
+        self._path = log_file(bank, stage)
         self._experts = [str(e) for e in experts] or [""]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         _drop_rows(self._path, set(self._experts), step)
         self._file: TextIO = self._path.open("a", newline="")
         self._tensorboard = _tensorboard(self._path.parent / "tensorboard" / run, step)
-        shown = None if progress is None else not progress  # None: only on a terminal
-        self._bar = tqdm(total=steps, initial=step, desc=run, unit="step", disable=shown, dynamic_ncols=True)
+        hidden = not shows_progress(progress)
+        self._bar = tqdm(total=steps, initial=step, desc=run, unit="step", disable=hidden, dynamic_ncols=True)
 
     def __enter__(self) -> RunLog:
         return self
@@ -99,11 +115,11 @@ class RunLog:
             self._tensorboard.close()
 
     def advance(self) -> None:
-        """One step is done."""
+        """Moves the progress bar by one step."""
         self._bar.update()
 
     def write(self, record: LogRecord) -> None:
-        """Writes a report everywhere."""
+        """Writes a report to every log."""
         conflict, kept = ("" if value is None else repr(value) for value in (record.conflict, record.experts_kept))
         rows = [
             (record.step, expert, repr(loss), repr(record.learning_rate), repr(norm), conflict, kept, f"{record.seconds:.3f}")
@@ -117,7 +133,7 @@ class RunLog:
             self._write_tensorboard(record)
 
     def flush(self) -> None:
-        """Rows up to a checkpoint reach the disk before it does."""
+        """Forces the rows to disk, so that no checkpoint is there before its rows."""
         os.fsync(self._file.fileno())
 
     def _write_tensorboard(self, record: LogRecord) -> None:
@@ -140,39 +156,59 @@ def _tensorboard(folder: Path, step: int) -> Any:
     return SummaryWriter(folder, purge_step=step + 1)
 
 
-def read_rows(path: Path) -> list[list[str]]:
-    """The rows of a CSV, none if there is no such file; one that a kill cut short is left out."""
-    if not path.exists():
-        return []
+def read_log(path: Path) -> list[LogRow]:
+    """The rows of a log, in the order in which they were written; a row that a kill cut short is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     with path.open(newline="") as file:
-        return [row for row in list(csv.reader(file))[1:] if len(row) == len(COLUMNS) and row[0].isdecimal()]
+        lines = list(csv.reader(file))
+    header = lines[0] if lines else []
+    rows = (line for line in lines[1:] if len(line) == len(header) and line[0].isdecimal())
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def add_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """Adds the rows of runs elsewhere, in place of those there were of the same experts."""
-    experts = {row[1] for row in rows}
-    _write_rows(path, [*(row for row in read_rows(path) if row[1] not in experts), *rows])
+def mean_losses(path: Path) -> dict[int, float]:
+    """Step → training loss from a log, mean over the experts, in the order of steps.
 
-
-def _drop_rows(path: Path, experts: set[str], step: int) -> None:
-    """Leaves the header, other runs' rows, and this run's up to `step`."""
-    _write_rows(path, [row for row in read_rows(path) if row[1] not in experts or int(row[0]) <= step])
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    write_file(path, text.getvalue())
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    rows = sorted((int(row["step"]), row["expert"], float(row["loss"])) for row in read_log(path))
+    losses: dict[int, list[float]] = {}
+    for step, _, loss in rows:
+        losses.setdefault(step, []).append(loss)
+    return {step: fmean(found) for step, found in losses.items()}
 
 
 def learning_curves(bank: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Stage → (steps, training loss) from the bank's logs; in stage 2 the mean over the experts."""
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    for stage in STAGES:
-        losses: dict[int, list[float]] = {}
-        with (bank / "logs" / f"{stage}.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                losses.setdefault(int(row["step"]), []).append(float(row["loss"]))
-        curves[stage] = (list(losses), [float(np.mean(values)) for values in losses.values()])
-    return curves
+    """Stage → (steps, training loss) from the logs of a bank whose stages are all trained; in stage 2 mean over the experts.
+
+    Raises:
+        FileNotFoundError: a stage has no log.
+    """
+    losses = {stage: mean_losses(log_file(bank, stage)) for stage in STAGES}
+    return {stage: (list(of), list(of.values())) for stage, of in losses.items()}
+
+
+def add_rows(path: Path, rows: Sequence[LogRow]) -> None:
+    """Adds rows that were logged elsewhere; they replace earlier rows of the same experts."""
+    experts = {row["expert"] for row in rows}
+    _write_rows(path, [*(row for row in _rows_so_far(path) if row["expert"] not in experts), *rows])
+
+
+def _drop_rows(path: Path, experts: set[str], step: int) -> None:
+    """Keeps the header, the rows of other runs, and this run's rows up to `step`."""
+    _write_rows(path, [row for row in _rows_so_far(path) if row["expert"] not in experts or int(row["step"]) <= step])
+
+
+def _rows_so_far(path: Path) -> list[LogRow]:
+    return read_log(path) if path.exists() else []
+
+
+def _write_rows(path: Path, rows: Sequence[LogRow]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *([row.get(name, "") for name in COLUMNS] for row in rows)])
+    write_file(path, text.getvalue())

@@ -1,9 +1,9 @@
-"""Stages 1 and 3 on a Ray cluster: Ray Train starts the workers, all run `fit_stage`, and lost ones are replaced.
+"""Stages 1 and 3 on a Ray cluster: Ray Train starts the workers, which all run `fit_stage`, and replaces lost ones.
 
     fit_on_ray ─► TorchTrainer, one process per worker, in one process group ─► each: open data and bank, fit_stage
 
-After a failure Ray starts all of them anew, as many as there is room for, and the stage continues from its last checkpoint.
-Data and bank are in folders that every machine sees, and m3dt-agent is installed on all of them.
+After a failure Ray restarts all workers, as many as there is room for, and the stage continues from its last checkpoint. Every
+machine must see the folders of data and bank, and have m3dt-agent installed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What every worker is told. model: None: the bank is there."""
+    """What every worker gets. model: of the bank to make; None: there is a bank."""
 
     stage: Stage
     data: Callable[[], TaskDatasets]
@@ -48,15 +48,14 @@ def fit_on_ray(
     workers: int | tuple[int, int] = 1,
     model_config: ModelConfig | None = None,
 ) -> None:
-    """Trains stage 1 or 3 of the bank at `bank` on Ray, with the weights that one worker would give it, up to rounding.
+    """Trains stage 1 or 3 of the bank at `bank` on Ray. The weights are those that one worker would train, up to rounding.
 
     Args:
         data: made by `TaskDatasets.open` (or `hub.datasets.open_pulled`); workers open them again.
-        config: of the stage, as `fit_stage` takes it.
-        cluster: where; what a job takes and how often one is tried again are what a worker takes and how often all of them are
-            started anew.
-        workers: how many; (fewest, most): as many of these as there is room for, at the start and after every failure.
-        model_config: of a bank that is not there yet, which worker 0 makes; else unused.
+        config: of the stage, as for `fit_stage`.
+        cluster: where to run. A worker reserves what a job would, and all workers are restarted as often as a job would be.
+        workers: their number; (fewest, most): as many as there is room for, at the start and after every failure.
+        model_config: of a new bank, which worker 0 makes if there is none.
 
     Raises:
         MissingDependencyError: Ray is not installed.
@@ -93,27 +92,28 @@ def fit_on_ray(
 def _work(
     stage: str | int, data: TaskDatasets, bank: str | Path, model_config: ModelConfig | None, config: TrainConfig | None
 ) -> _Work:
-    """With absolute paths: Ray's workers run in folders of their own."""
+    """What to send to the workers; paths are absolute, since Ray's workers run in folders of their own."""
     if data.reopen is None:
-        raise ConfigError("these datasets were put together in memory; only those of TaskDatasets.open can be sent to workers")
+        raise ConfigError("these datasets were made in memory; only those of TaskDatasets.open can be sent to workers")
     folder = Path(bank).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return _Work(stage_name(stage), data.reopen, folder, None if is_bank(folder) else model_config, config)
+    model = None if is_bank(folder) else model_config
+    return _Work(stage=stage_name(stage), data=data.reopen, bank=folder, model=model, config=config)
 
 
 def _check(work: _Work, most_workers: int) -> None:
-    """What needs no worker to see that it cannot work."""
+    """Finds errors that can be found without workers."""
     world = World(0, most_workers)
     if work.stage == "experts":
         require_one_worker(world)
     if work.config is not None:
         world.rows(work.config.batch_size)
     if work.model is None and not is_bank(work.bank):
-        raise StageError(f"there is no bank at {work.bank}; with model_config=… stage 'backbone' makes it")
+        raise StageError(f"there is no bank at {work.bank}; stage 'backbone' makes one if model_config=… is given")
 
 
 def _fit(told: dict[str, _Work]) -> None:
-    """In every worker."""
+    """What every worker runs."""
     from ray.train.torch import get_device
 
     from .fit import fit_stage
@@ -124,12 +124,12 @@ def _fit(told: dict[str, _Work]) -> None:
             data = work.data()
             if work.model is not None and not is_bank(work.bank):
                 create_bank(work.bank, work.model, data)
-            bank = ExpertBank.open(work.bank)
+            bank = ExpertBank.open(work.bank, check="sizes")  # `fit_stage` checks the contents
         fit_stage(work.stage, data, bank, work.config, device=device)
 
 
 def _named(error: TrainingFailedError, max_failures: int) -> M3DTError:
-    """Worker 0's own error if it is one of ours."""
+    """The error of worker 0 if it is one of this package, else a `WorkerError`."""
     first = getattr(error, "worker_failures", {}).get(0)
     cause = getattr(first, "_base_exc", first)
     if isinstance(cause, M3DTError) and not isinstance(cause, WorkerError):

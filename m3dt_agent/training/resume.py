@@ -1,8 +1,8 @@
-"""What a stage may continue from: the settings it was started with, and what it was built on.
+"""How a stage continues: with the settings it was started with, on what it was started on.
 
-A run's settings are in its checkpoints until it ends, then in `bank.json`. Called again, a stage must be asked for the same
-thing: any other field is an error that names it, except that `steps` may grow, and `log_every` and `checkpoint_every` are free,
-since they change no weight. `threads=None`, `experts_at_once=None` and `precision="auto"` mean what is recorded.
+A run's settings are in its checkpoints until it ends, then in `bank.json`. A stage that is continued must be given the same
+settings; a field that differs is an error that names it. Only `steps` may grow, and `log_every` and `checkpoint_every` may
+change, since they change no weight. `threads=None`, `experts_at_once=None` and `precision="auto"` mean the recorded values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..bank import ExpertBank
-from ..config import ExpertsConfig, ModelConfig, Stage, TrainConfig, from_dict, train_preset
+from ..config import STAGE_CONFIGS, ExpertsConfig, ModelConfig, Stage, TrainConfig, from_dict, train_preset
 from ..errors import BankError, ConfigError, StageError
 from .checkpoint import newest_checkpoint, started_runs
 from .settling import with_precision, with_stacking
@@ -25,7 +25,10 @@ FREE_FIELDS = ("log_every", "checkpoint_every")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a stage was started. built_on: of its unfinished run, else empty; data: fingerprint of the data it was trained on."""
+    """How a stage was started.
+
+    data: fingerprint of the data it was trained on. run: its unfinished run, or None. built_on: what that run builds on.
+    """
 
     config: dict[str, Any]
     threads: int
@@ -35,7 +38,7 @@ class Settings:
 
 
 def recorded_settings(bank: ExpertBank, stage: Stage) -> Settings | None:
-    """The settings of the stage's unfinished run, or of the stage if it is (partly) in the bank, or None.
+    """The settings of the stage's unfinished run, else of the stage if (some of) it is in the bank, else None.
 
     Raises:
         BankError: all checkpoints of the unfinished run are damaged.
@@ -44,29 +47,31 @@ def recorded_settings(bank: ExpertBank, stage: Stage) -> Settings | None:
         checkpoint, _ = newest_checkpoint(bank.path, run)
         if checkpoint is not None:
             state = checkpoint.state
-            return Settings(state.config, state.threads, state.built_on["data"], run, state.built_on)
+            return Settings(
+                config=state.config, threads=state.threads, data=state.built_on["data"], run=run, built_on=state.built_on
+            )
     if (record := bank.manifest.stages.get(stage)) is not None:
-        return Settings(record["config"], record["threads"], record["data"], None, {})
+        return Settings(config=record["config"], threads=record["threads"], data=record["data"], run=None, built_on={})
     return None
 
 
 def settle(
     config: TrainConfig | None, recorded: Settings | None, bank: ExpertBank, stage: Stage, device: str | torch.device
 ) -> tuple[TrainConfig, int]:
-    """The config and thread count a stage runs with: those asked for, if they fit the recorded ones; by default, those.
+    """The config and thread count that a stage runs with: the given config if it agrees with the recorded one, else an error.
 
-    With nothing asked and nothing recorded it is the training preset that goes with the bank's model.
+    Without a given config it is the recorded one; without either, the training preset that goes with the bank's model.
 
     Raises:
         ConfigError: another stage's config, or fields that differ from the recorded ones.
     """
     if config is not None and getattr(type(config), "stage", None) != stage:
-        raise ConfigError(f"stage {stage!r} takes its own config; got {type(config).__name__}")
+        raise ConfigError(f"stage {stage!r} takes a {STAGE_CONFIGS[stage].__name__}; got {type(config).__name__}")
     if recorded is None:
         asked = config or train_preset(preset_of(bank.config), stage)
         config = with_precision(with_stacking(asked, bank.config, device), bank.config, device)
         return config, config.threads or torch.get_num_threads()
-    before = from_dict(type(train_preset("tiny", stage)), recorded.config)
+    before = from_dict(STAGE_CONFIGS[stage], recorded.config)
     if config is None:
         return before, recorded.threads
     if isinstance(config, ExpertsConfig) and isinstance(before, ExpertsConfig) and config.experts_at_once is None:
@@ -78,7 +83,7 @@ def settle(
 
 
 def preset_of(config: ModelConfig) -> str:
-    """The preset whose width and depth a model has; `paper`, the published settings, if none."""
+    """The preset with the width and depth of a model; `paper` if there is none."""
     for name in ("tiny", "small"):
         preset = ModelConfig.preset(name)
         if (preset.embed_dim, preset.n_layers) == (config.embed_dim, config.n_layers):
@@ -97,16 +102,16 @@ def _check_unchanged(config: TrainConfig, before: TrainConfig, threads: int, whe
             differ.append(f"{field.name} {old!r} → {new!r}")
     if differ:
         raise ConfigError(
-            f"{where} was started with other settings: {', '.join(differ)}; continue with those it has "
+            f"{where} was started with other settings: {', '.join(differ)}; continue with those it was started with "
             f"(only steps may grow), or train another bank"
         )
 
 
 def check_continuable(recorded: Settings, run: str, built_on: Mapping[str, str], bank: ExpertBank) -> None:
-    """Checks that the unfinished run of a stage still builds on what it did.
+    """Checks that a stage's unfinished run can continue as `run`, on the data and weights that it was started on.
 
     Raises:
-        BankError: something else is there now; the message names what, with both hashes.
+        BankError: these have changed; the message names what, with both hashes.
         StageError: the unfinished run is another one.
     """
     if recorded.run is None:
@@ -119,4 +124,4 @@ def check_continuable(recorded: Settings, run: str, built_on: Mapping[str, str],
             f"{key} was {recorded.built_on.get(key, 'absent')[:12]}, is {built_on.get(key, 'absent')[:12]}"
             for key in sorted(differ)
         )
-        raise BankError(f"run {run!r} of bank {bank.path} was started on something else ({found}); it cannot continue on this")
+        raise BankError(f"run {run!r} of bank {bank.path} was started on something else ({found}), so it cannot continue")

@@ -1,7 +1,7 @@
-"""Stage 3: the routers alone, on all tasks mixed; backbone and experts are frozen.
+"""Stage 3: only the routers, on batches that mix all tasks; backbone and experts are frozen.
 
-Three options, all off as published: experts that a window hardly uses are skipped while training (`skip_below`), the routers
-are asked to use few experts per window (`concentrate`), and shown the expert e of the window's own group (`guide`):
+Three options, which are off by default, as published: training skips experts that a window hardly uses (`skip_below`); the loss
+asks the routers to use few experts per window (`concentrate`), and to use the expert e of the window's own group (`guide`):
 
     loss = masked MSE + concentrate · mean over windows and blocks of H(mean over tokens of w)          H: entropy in nats
                       + guide · mean over windows, blocks and tokens of -log wₑ
@@ -21,50 +21,51 @@ from ..errors import StageError
 from ..model import M3DT, Routing
 from ..model.determinism import seeded
 from .run import Run, StepHooks
-from .stage_inputs import Job
+from .stage_inputs import StageInputs
 
 _LEAST = torch.finfo(torch.float32).tiny
-"""Of a weight in the entropy, whose slope is infinite at 0, where weights of a router that is sure of itself underflow to."""
+"""Smallest weight in the logarithms: a confident router's weights underflow to 0, where their slope is infinite."""
 
 
-def runs(job: Job[RouterConfig]) -> Iterator[Run]:
+def runs(inputs: StageInputs[RouterConfig]) -> Iterator[Run]:
     """The stage's one run."""
-    bank, config = job.bank, job.config
-    with seeded(derive_seed(config.seed, "router", 0, 0, "init"), job.cpu):
+    bank, config = inputs.bank, inputs.config
+    with seeded(derive_seed(config.seed, "router", 0, 0, "init"), inputs.cpu):
         model = M3DT(bank.config)
     bank.load_backbone(model)
     for e in bank.finished_experts:
         bank.load_expert(model, e, slot=e)
     start = {}
-    if job.start is not None:
-        job.start.load_router(model)
-        start = {"router at the start": job.start.manifest.files["router.safetensors"].sha256}
+    if inputs.start is not None:
+        inputs.start.load_router(model)
+        start = {"router at the start": inputs.start.manifest.files["router.safetensors"].sha256}
     parameters = model.router_tensors()
     if config.guide and bank.groups is None:
-        raise StageError(f"guide needs the groups that bank {bank.path} was trained in, and it has none")
-    experts = torch.tensor([(bank.groups or {}).get(task.name, 0) for task in job.data.tasks])
+        raise StageError(f"guide needs the groups in which experts were trained; bank {bank.path} has none")
+    experts = torch.tensor([(bank.groups or {}).get(task.name, 0) for task in inputs.data.tasks])
     yield Run(
         name="router",
         config=config,
         model=model,
         parameters=parameters,
-        samplers=(job.sampler(job.data),),
+        samplers=(inputs.sampler(inputs.data),),
         choice=Routing(min_weight=config.skip_below) if config.skip_below else "mixture",
-        built_on=job.built_on("backbone.safetensors", *map(expert_file, bank.finished_experts)) | start,
-        public_files=lambda: {"router.safetensors": job.public(parameters)},
+        built_on=inputs.built_on("backbone.safetensors", *map(expert_file, bank.finished_experts)) | start,
+        public_files=lambda: {"router.safetensors": inputs.public(parameters)},
         hooks=RouterLosses(model, config, experts) if config.concentrate or config.guide else StepHooks(),
     )
 
 
 class RouterLosses(StepHooks):
-    """Adds to the loss what `RouterConfig` says of the router's weights: their entropy, late; their distance to groups.
+    """Adds the terms of `concentrate` and `guide` to the loss.
 
-    experts: (n_tasks,) the expert of each task's group.
+    Args:
+        experts: (n_tasks,) the expert of each task's group.
     """
 
     def __init__(self, model: M3DT, config: RouterConfig, experts: Tensor) -> None:
         self._config, self._experts = config, experts
-        self._weights: list[Tensor] = []  # of each block, (B, tokens, E)
+        self._weights: list[Tensor] = []  # one per block, (B, tokens, E)
         for block in model.blocks:
             block.get_submodule("router").register_forward_hook(self._keep)
         self._step = 0

@@ -14,40 +14,41 @@ from .shares import Sampler
 
 
 class StepHooks:
-    """What a run does besides, at three places of every step; as it stands, nothing. Its tensors are part of checkpoints.
+    """Extra work at fixed points of every step; the base class does nothing. Checkpoints include its tensors.
 
-    What it does may depend on the step, the weights and its tensors only, or a continued run differs from an uninterrupted one.
+    The work may depend only on the step, the weights and these tensors; otherwise a continued run would differ from an
+    uninterrupted one.
     """
 
     def before_forward(self, step: int, batch: Batch) -> None:
-        """Weights are those of the step's beginning; `batch`, the windows that this worker holds, is on the model's device."""
+        """Called at the beginning of a step. `batch` holds this worker's windows, on the model's device."""
 
     def extra_loss(self) -> Tensor | float:
-        """What is added to the sum of the losses, a mean over windows; the forward pass is done."""
+        """What is added to the sum of the losses, as a mean over windows; called after the forward pass."""
         return 0.0
 
     def before_update(self) -> None:
-        """Gradients are there, all workers', and clipped."""
+        """Called when gradients are summed over workers and clipped."""
 
     def after_update(self, step: int) -> None:
-        """Weights are updated, gradients gone."""
+        """Called when weights are updated and gradients are gone."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that it needs to continue; the same names at every step."""
+        """Everything that the hooks need to continue; the same names at every step."""
         return {}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continues from what `tensors` gave."""
+        """Continues from what `tensors` returned."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """What a stage hands to the loop.
 
-    name: of its checkpoints. model: holds everything, frozen parts included. parameters: what is trained. samplers: K of them,
-    one per expert. experts: the bank's indices of the K experts (stage 2), else empty. choice: what `forward` is asked for.
-    built_on: hashes of what must be the same to continue. public_files: what the bank gets from the trained model.
-    conflict: measures gradient conflict at a step, where the stage can. hooks: what else is done at every step.
+    name: of its checkpoints. model: everything, including frozen parts. parameters: those that are trained, by name. samplers:
+    K of them, one per expert. choice: which experts `forward` uses. built_on: hashes of what must be the same to continue.
+    public_files: makes the bank's files from the trained model. experts: the bank's indices of the K experts in stage 2, else
+    empty. conflict: measures gradient conflict at a step; None if the stage does not. hooks: extra work in every step.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The precision of a run that asked for "auto"."""
+"""Settings that depend on the machine: the precision "auto" and the number of experts trained at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ C = TypeVar("C", bound=TrainConfig)
 
 
 def with_precision(config: C, model: ModelConfig, device: str | torch.device) -> C:
-    """`config` with `precision` settled: "auto" becomes what products of a batch's tokens are faster in, measured now."""
+    """`config` with "auto" replaced by the precision in which products of a batch's tokens are faster, as measured now."""
     if config.precision != "auto":
         return config
     n_tokens = config.batch_size * model.n_tokens
@@ -23,10 +23,10 @@ def with_precision(config: C, model: ModelConfig, device: str | torch.device) ->
 
 
 def with_stacking(config: C, model: ModelConfig, device: str | torch.device) -> C:
-    """`config` with `experts_at_once` settled: None becomes all experts on a GPU, and on a CPU as many as its cache holds.
+    """`config` with `experts_at_once` None replaced: on a GPU by all experts, on a CPU by as many as its cache holds.
 
-    At the paper preset these are two: on two cores, a step of stacks of 2, 4, 8 and 48 experts took 0.91, 0.93, 1.2 and 1.7
-    times as long as steps of a plain implementation that trains them one by one (as `benchmarks.perf.model` measures).
+    With the paper preset, the cache holds two. On two cores, a step of 2, 4, 8 and 48 stacked experts took 0.91, 0.93, 1.2 and
+    1.7 times as long as steps of a plain implementation that trains them one by one (measured by `benchmarks.perf.model`).
     """
     if not isinstance(config, ExpertsConfig) or config.experts_at_once is not None or model.n_experts == 0:
         return config

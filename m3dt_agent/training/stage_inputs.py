@@ -1,4 +1,4 @@
-"""What `fit_stage` was asked to do, and what stages make of it: samplers, fingerprints, the bank's copy of trained tensors."""
+"""What one stage trains on (`StageInputs`), new banks, and the check that data and bank belong together."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from ..data.batches import BatchSampler
 from ..data.prompts import make_prompts
 from ..data.stats import compute_statistics
 from ..data.task_datasets import TaskDatasets
+from ..errors import BankError
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig, covariant=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Job(Generic[ConfigT]):
-    """One stage of one bank on one data set. experts: in stage 2, only these; None: all that are missing. start: in stage 3,
-    the bank whose router is trained on; None: a new one."""
+class StageInputs(Generic[ConfigT]):
+    """One stage of a bank, its data and its config.
+
+    experts: train only these in stage 2; None: all that are missing. start: the bank whose router stage 3 starts from; None: a
+    new router.
+    """
 
     data: TaskDatasets
     bank: ExpertBank
@@ -36,11 +40,11 @@ class Job(Generic[ConfigT]):
 
     @property
     def cpu(self) -> torch.device:
-        """Where models are made, so that their first weights are the same on any device."""
+        """Models are created here, so that their first weights are the same on any device."""
         return torch.device("cpu")
 
     def sampler(self, data: TaskDatasets, expert: int = 0) -> BatchSampler:
-        """Batches of `data` with the bank's statistics and prompts, from the stream of `expert`."""
+        """Batches of `data` with the bank's statistics and prompts, from the random stream of `expert`."""
         config = self.config
         return BatchSampler(
             data,
@@ -56,7 +60,7 @@ class Job(Generic[ConfigT]):
         )
 
     def built_on(self, *files: str, groups: Mapping[str, int] | None = None) -> dict[str, str]:
-        """Hashes of everything besides the config that decides a run: model shape, data, groups, files of the bank."""
+        """Hashes of what a run's result depends on besides its config: model shape, data, groups, and `files` of the bank."""
         manifest = self.bank.manifest
         hashes = {"model config": _hash_json(manifest.model.to_dict()), "data": data_fingerprint(self.data)}
         if groups is not None:
@@ -65,7 +69,7 @@ class Job(Generic[ConfigT]):
         return hashes | {name: manifest.files[name].sha256 for name in names}
 
     def public(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What a bank is given of trained tensors, to store in its way: float32, on the CPU."""
+        """Trained tensors as a bank's `commit` takes them: float32, on the CPU."""
         return {name: tensor.detach().to("cpu", torch.float32) for name, tensor in tensors.items()}
 
 
@@ -79,8 +83,23 @@ def create_bank(path: Path, config: ModelConfig, data: TaskDatasets) -> ExpertBa
     return ExpertBank.create(path, config, data.tasks, compute_statistics(data), prompts, data.config)
 
 
+def check_data(data: TaskDatasets, bank: ExpertBank) -> None:
+    """Checks that `data` has the bank's tasks, in its order, and was opened with its DataConfig.
+
+    Raises:
+        BankError: it does not; the message names both sides.
+    """
+    found, wanted = tuple(task.name for task in data.tasks), bank.manifest.tasks
+    if found != wanted:
+        differ = f"only in the data: {sorted(set(found) - set(wanted))}, only in the bank: {sorted(set(wanted) - set(found))}"
+        what = differ if set(found) != set(wanted) else f"in another order: data {list(found)}, bank {list(wanted)}"
+        raise BankError(f"bank {bank.path} was made for other tasks than the data's; {what}")
+    if data.config != bank.data_config:
+        raise BankError(f"bank {bank.path} was made with {bank.data_config}; the data were opened with {data.config}")
+
+
 def data_fingerprint(data: TaskDatasets) -> str:
-    """A hash that differs when the episodes do: lengths, returns and observation statistics of every task, in order."""
+    """A hash of the episodes: of every task's lengths, returns and observation statistics, in order."""
     digest = hashlib.sha256()
     for task, packed in zip(data.tasks, data.packed, strict=True):
         digest.update(task.name.encode())

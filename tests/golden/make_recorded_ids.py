@@ -35,7 +35,7 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.model import M3DT
 from m3dt_agent.tasks import TaskSpec, get
-from m3dt_agent.training.stage_inputs import Job, create_bank, data_fingerprint
+from m3dt_agent.training.stage_inputs import StageInputs, create_bank, data_fingerprint
 
 FILE = Path(__file__).with_name("recorded_ids.json")
 TASKS = ("reach", "cartpole-balance", "cheetah-vel-20")
@@ -47,7 +47,7 @@ def recorded_ids(scratch: Path) -> dict[str, dict[str, Any]]:
     """All of them, by what they are of; made in the empty folder `scratch`."""
     data = small_datasets(scratch / "datasets")
     bank = small_bank(scratch / "float32", data)
-    job = Job(data, bank, train_preset("tiny", "experts"))
+    job = StageInputs(data, bank, train_preset("tiny", "experts"))
     makers = {"m3dt_collect": collections(), "m3dt_import": imports(scratch / "published")}
     roots = (scratch / "roots" / str(i) for i in itertools.count())
     return {

@@ -11,7 +11,7 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, ModelConfig, RouterConfig, TrainConfig, train_preset
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.training import estimate, fit_stage
-from m3dt_agent.training.cost import Estimate, disk_bytes, duration
+from m3dt_agent.training.cost import Estimate, disk_bytes
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,8 @@ def test_an_estimate_is_measured_steps_times_their_number(stage: str, config: Tr
     assert estimate(stage, config, ModelConfig.preset("tiny"), steps_done=steps).seconds == 0
 
 
-def test_long_times_read_well() -> None:
-    assert [duration(s) for s in (1.5, 90, 150, 7300, 200_000, 2_000_000)] == [
-        *("1.5 seconds", "90.0 seconds", "2.5 minutes", "2.0 hours", "2.3 days", "3.3 weeks")
-    ]
-    assert "about 3.3 weeks on 2 CPU thread(s)" in str(Estimate("router", 400_000, 2, 5.0, 2_000_000.0, 10**9))
+def test_an_estimate_tells_long_times_in_days() -> None:
+    assert "about 23.1 days on 2 CPU thread(s)" in str(Estimate("router", 400_000, 2, 5.0, 2_000_000.0, 10**9))
 
 
 @pytest.mark.parametrize("stage", ["backbone", "experts", "router"])

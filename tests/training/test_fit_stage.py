@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank import ExpertBank, journal
+from m3dt_agent.bank.tensor_files import Check, FileRecord
 from m3dt_agent.config import BackboneConfig, DataConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, DiskSpaceError, StageError
@@ -75,13 +76,13 @@ def test_stages_come_in_order(data: TaskDatasets, make_bank: MakeBank) -> None:
     with pytest.raises(StageError, match="router stage builds on the backbone"):
         fit(3, data, bank, ROUTER)
     fit(1, data, bank, BACKBONE)
-    with pytest.raises(StageError, match=r"lacks \[0, 1, 2\]; fit_stage\('experts'\) first"):
+    with pytest.raises(StageError, match=r"lacks \[0, 1, 2\]; run fit_stage\('experts', ...\) first"):
         fit("router", data, bank, ROUTER)
     fit(2, data, bank, EXPERTS)
     fit(3, data, bank, ROUTER)
     assert [ExpertBank.open(bank.path).status(stage) for stage in (1, 2, 3)] == ["done"] * 3
     assert bank.default_experts == "mixture"
-    with pytest.raises(StageError, match="cannot grow"):
+    with pytest.raises(StageError, match="cannot be trained further"):
         fit(1, data, bank, dataclasses.replace(BACKBONE, steps=8))
 
 
@@ -106,7 +107,7 @@ def test_a_stage_without_experts_and_a_config_of_another_stage(data: TaskDataset
     bank = make_bank(n_experts=0)
     with pytest.raises(ConfigError, match="n_experts=0"):
         fit(2, data, bank, EXPERTS)
-    with pytest.raises(ConfigError, match="stage 'backbone' takes its own config; got RouterConfig"):
+    with pytest.raises(ConfigError, match="stage 'backbone' takes a BackboneConfig; got RouterConfig"):
         fit(1, data, bank, ROUTER)
 
 
@@ -120,6 +121,29 @@ def test_a_finished_stage_says_so_and_does_nothing(
         fit_stage(1, data, bank, config, on_log=stop_at(1))
         assert "finished already (6 steps); nothing to do" in capsys.readouterr().err
     assert files(bank) == before
+
+
+def test_a_stage_checks_every_file_once_at_its_start(
+    data: TaskDatasets, make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+    verify = journal.verify
+
+    def counted(path: Path, record: FileRecord, check: Check = "contents") -> None:
+        if check == "contents" and path.suffix != ".next":
+            checked.append(path.name)
+        verify(path, record, check)
+
+    monkeypatch.setattr(journal, "verify", counted)
+    bank = make_bank()
+    for stage, config in ((1, BACKBONE), (2, EXPERTS), (3, ROUTER)):
+        expected = sorted(Path(name).name for name in bank.manifest.files)
+        checked.clear()
+        fit(stage, data, bank, config)
+        assert sorted(checked) == expected
+    (bank.path / "experts" / "001.safetensors").write_bytes(b"damaged")
+    with pytest.raises(BankError, match=r"001\.safetensors"):
+        fit(3, data, bank, ROUTER)
 
 
 def test_settings_may_not_change_but_steps_may_grow(data: TaskDatasets, make_bank: MakeBank) -> None:
@@ -166,7 +190,7 @@ def test_ctrl_c_leaves_a_bank_with_the_experts_that_were_finished(data: TaskData
     assert steps == [((2,), step) for step in (3, 4, 5, 6)]
     fit(2, data, whole, EXPERTS)
     assert files(usable) == files(whole)
-    with pytest.raises(StageError, match="no checkpoint to train them on"):
+    with pytest.raises(StageError, match="no checkpoint is left"):
         fit(2, data, usable, dataclasses.replace(EXPERTS, steps=8))
 
 
@@ -252,7 +276,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     steps: list[int] = []
     fit_stage(1, data, bank, BACKBONE, on_log=lambda record: steps.append(record.step))
     assert steps == [3, 4, 5, 6]
-    assert "falling back to the one before" in capsys.readouterr().err
+    assert "is damaged, using the one before it" in capsys.readouterr().err
     fit(1, data, whole, BACKBONE)
     assert files(bank) == files(whole)
     rows = (bank.path / "logs/backbone.csv").read_text().splitlines()[1:]

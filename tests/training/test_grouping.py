@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,17 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.training import fit_stage
-from m3dt_agent.training.conflict import gradient_conflict, has_peaked, smoothed, task_gradients
+from m3dt_agent.training.conflict import gradient_conflict, task_gradients
 from m3dt_agent.training.grouping import agreement_gram, gradient_partition, gram_matrix, random_partition
-from m3dt_agent.training.stage_inputs import Job
+from m3dt_agent.training.stage_inputs import StageInputs
 
 MakeBank = Callable[..., ExpertBank]
 SHARED: dict[str, Any] = {"steps": 10, "batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-3}
 
 
-def slow_gradient(job: Job[Any], task: int, batch_index: int, clip: float) -> torch.Tensor:
-    model = job.bank.model().double()
-    batch = job.sampler(job.data).sample_task(task, batch_index).to(dtype=torch.float64)
+def slow_gradient(inputs: StageInputs[Any], task: int, batch_index: int, clip: float) -> torch.Tensor:
+    model = inputs.bank.model().double()
+    batch = inputs.sampler(inputs.data).sample_task(task, batch_index).to(dtype=torch.float64)
     assert set(batch.tasks.tolist()) == {task}
     (model(batch.window, batch.prompt) - batch.window.actions)[batch.action_mask].square().mean().backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -35,25 +35,25 @@ def slow_gradient(job: Job[Any], task: int, batch_index: int, clip: float) -> to
 
 
 @pytest.fixture
-def job(data: TaskDatasets, make_bank: MakeBank) -> Job[ExpertsConfig]:
+def inputs(data: TaskDatasets, make_bank: MakeBank) -> StageInputs[ExpertsConfig]:
     bank = make_bank()
     fit_stage(1, data, bank, BackboneConfig(**SHARED), progress=False)
-    return Job(data, bank, ExpertsConfig(**SHARED, precision="float64", grouping_batches=3))
+    return StageInputs(data, bank, ExpertsConfig(**SHARED, precision="float64", grouping_batches=3))
 
 
-def test_the_gram_matrix_is_that_of_the_agreement_vectors(job: Job[ExpertsConfig]) -> None:
-    n = len(job.data.tasks)
+def test_the_gram_matrix_is_that_of_the_agreement_vectors(inputs: StageInputs[ExpertsConfig]) -> None:
+    n = len(inputs.data.tasks)
     agreement = torch.zeros(n, 1)
     for batch in range(3):
-        gradients = torch.stack([slow_gradient(job, task, batch, job.config.grad_clip) for task in range(n)])
+        gradients = torch.stack([slow_gradient(inputs, task, batch, inputs.config.grad_clip) for task in range(n)])
         agreement = agreement + gradients * gradients.mean(0) / 3
     explicit = agreement.numpy()
-    gram = agreement_gram(job)
+    gram = agreement_gram(inputs)
     np.testing.assert_allclose(gram, explicit @ explicit.T, rtol=1e-5, atol=1e-7 * np.abs(gram).max())
     labels = gradient_partition(gram, 3, runs=3, seed=0)
     oracle = KMeans(3, n_init=200, random_state=0).fit(explicit / np.abs(explicit).max())
     assert adjusted_rand_score(labels, oracle.labels_) == 1.0
-    assert not list((job.bank.path / "resume").glob("tmp*"))
+    assert not list((inputs.bank.path / "resume").glob("tmp*"))
 
 
 @pytest.mark.slow
@@ -101,37 +101,12 @@ def test_the_most_balanced_run_is_kept() -> None:
     assert spread[1] <= spread[0]
 
 
-def test_conflict_is_one_minus_the_mean_cosine_with_the_mean(job: Job[ExpertsConfig]) -> None:
-    n = len(job.data.tasks)
-    explicit = torch.stack([slow_gradient(job, task, 5, 1e9) for task in range(n)])
+def test_conflict_is_one_minus_the_mean_cosine_with_the_mean(inputs: StageInputs[ExpertsConfig]) -> None:
+    n = len(inputs.data.tasks)
+    explicit = torch.stack([slow_gradient(inputs, task, 5, 1e9) for task in range(n)])
     cosines = torch.nn.functional.cosine_similarity(explicit, explicit.mean(0, keepdim=True))
-    model, sampler = job.bank.model().double().train(), job.sampler(job.data)
+    model, sampler = inputs.bank.model().double().train(), inputs.sampler(inputs.data)
     measured = gradient_conflict(lambda: task_gradients(model, model.backbone_tensors(), sampler, 5))
     assert measured == pytest.approx(1 - cosines.mean().item(), abs=1e-9)
     assert model.training  # as it was
     assert all(p.grad is None for p in model.parameters())
-
-
-@pytest.mark.parametrize(
-    ("gradients", "conflict"),
-    [
-        ([[1.0, 2.0], [2.0, 4.0]], 0.0),
-        ([[1.0, 0.0], [0.0, 1.0]], 1 - 0.5**0.5),
-        ([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]], 1 - 1 / 3),
-        ([[1.0, 0.0], [0.0, 0.0]], 0.5),
-    ],
-)
-def test_conflict_by_hand(gradients: list[list[float]], conflict: float) -> None:
-    def made() -> Iterator[torch.Tensor]:
-        return (torch.tensor(gradient) for gradient in gradients)
-
-    assert gradient_conflict(made) == pytest.approx(conflict, abs=1e-6)
-
-
-def test_the_peak_is_where_the_smoothed_conflict_stops_rising() -> None:
-    assert smoothed([1.0, 0.0]) == [1.0, 0.8]
-    assert not has_peaked([], 1)
-    assert not has_peaked([0.1, 0.2, 0.3], 1)
-    assert not has_peaked([0.1, 0.9, 0.3], 1)  # smoothed: 0.1, 0.26, 0.268
-    assert has_peaked([0.1, 0.9, 0.2], 1)  # smoothed: 0.1, 0.26, 0.248
-    assert has_peaked([0.5, 0.1, 0.1], 2)

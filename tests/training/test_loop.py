@@ -19,9 +19,10 @@ from m3dt_agent.model.determinism import cpu_threads
 from m3dt_agent.training import LogRecord, backbone, experts, fit_stage, router
 from m3dt_agent.training.checkpoint import newest_checkpoint, write_checkpoint
 from m3dt_agent.training.conflict import masked_losses
-from m3dt_agent.training.loop import Trainer, train
+from m3dt_agent.training.loop import train
 from m3dt_agent.training.run import Run, StepHooks
-from m3dt_agent.training.stage_inputs import Job
+from m3dt_agent.training.stage_inputs import StageInputs
+from m3dt_agent.training.trainer import Trainer
 
 MakeBank = Callable[..., ExpertBank]
 SHARED = {"steps": 6, "batch_size": 4, "warmup_steps": 4, "learning_rate": 1e-2, "log_every": 2, "checkpoint_every": 3}
@@ -35,7 +36,7 @@ def trained(run: Run, steps: int = 6) -> Trainer:
 
 
 def backbone_run(data: TaskDatasets, bank: ExpertBank, **changes: object) -> Run:
-    return next(backbone.runs(Job(data, bank, BackboneConfig(**SHARED | changes))))  # type: ignore[arg-type]
+    return next(backbone.runs(StageInputs(data, bank, BackboneConfig(**SHARED | changes))))  # type: ignore[arg-type]
 
 
 def bank_with_backbone(make_bank: MakeBank, data: TaskDatasets, **changes: object) -> ExpertBank:
@@ -102,11 +103,11 @@ def test_stacked_experts_train_as_each_alone(data: TaskDatasets, make_bank: Make
     bank = bank_with_backbone(make_bank, data, dropout=dropout)
     bank.commit({}, groups={task.name: i % 3 for i, task in enumerate(data.tasks)})
     config = ExpertsConfig(**SHARED | {"precision": "float64", "grad_clip": 5e-3, "steps": 25})  # type: ignore[arg-type]
-    job = Job(data, bank, config)
-    together = trained(experts.chunk_run(job, (0, 1, 2)), 25)
+    inputs = StageInputs(data, bank, config)
+    together = trained(experts.chunk_run(inputs, (0, 1, 2)), 25)
     assert (together.report().grad_norms[0]) > 5e-3
     for expert in range(3):
-        alone = trained(experts.chunk_run(job, (expert,)), 25)
+        alone = trained(experts.chunk_run(inputs, (expert,)), 25)
         for name, tensor in alone.run.model.expert_slice(0).items():
             torch.testing.assert_close(together.run.model.expert_slice(expert)[name], tensor, rtol=0, atol=1e-10)
             assert tensor.any(), name
@@ -119,8 +120,8 @@ def test_only_the_stages_own_part_is_trained(
     bank = bank_with_backbone(make_bank, data)
     bank.commit({}, groups={task.name: i % 3 for i, task in enumerate(data.tasks)})
     fit_stage("experts", data, bank, ExpertsConfig(**SHARED), progress=False)  # type: ignore[arg-type]
-    job = Job(data, bank, make_config(**SHARED))  # type: ignore[arg-type]
-    run = experts.chunk_run(job, (0, 1, 2)) if stage == "experts" else next(router.runs(job))
+    inputs = StageInputs(data, bank, make_config(**SHARED))  # type: ignore[arg-type]
+    run = experts.chunk_run(inputs, (0, 1, 2)) if stage == "experts" else next(router.runs(inputs))
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     trained(run)
     for name, parameter in run.model.named_parameters():
@@ -147,13 +148,13 @@ def test_logs_are_records_and_losses_of_every_expert(data: TaskDatasets, make_ba
 def test_a_checkpoint_from_before_experts_were_counted_is_continued(data: TaskDatasets, make_bank: MakeBank) -> None:
     bank = make_bank()
     config = BackboneConfig(**SHARED | {"log_every": 4})  # type: ignore[arg-type]
-    run = next(backbone.runs(Job(data, bank, config)))
+    run = next(backbone.runs(StageInputs(data, bank, config)))
     trainer = trained(run, 3)
     state = trainer.state(1)
     write_checkpoint(bank.path, dataclasses.replace(state, sums=state.sums[:2]), trainer.tensors())
     checkpoint, _ = newest_checkpoint(bank.path, run.name)
     assert checkpoint is not None
-    continued = Trainer(next(backbone.runs(Job(data, bank, config))), "cpu")
+    continued = Trainer(next(backbone.runs(StageInputs(data, bank, config))), "cpu")
     continued.restore(checkpoint)
     trainer.step()
     continued.step()

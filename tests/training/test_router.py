@@ -17,9 +17,9 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, StageError
 from m3dt_agent.model import Routing
 from m3dt_agent.training import LogRecord, fit_stage, router
-from m3dt_agent.training.loop import Trainer
 from m3dt_agent.training.run import Run
-from m3dt_agent.training.stage_inputs import Job
+from m3dt_agent.training.stage_inputs import StageInputs
+from m3dt_agent.training.trainer import Trainer
 
 MakeBank = Callable[..., ExpertBank]
 SHARED = {"batch_size": 8, "warmup_steps": 0, "learning_rate": 3e-3, "log_every": 10}
@@ -35,7 +35,7 @@ def bank(data: TaskDatasets, make_bank: MakeBank) -> ExpertBank:
 
 
 def router_run(data: TaskDatasets, bank: ExpertBank, **changes: object) -> Run:
-    return next(router.runs(Job(data, bank, RouterConfig(**SHARED | {"steps": 60} | changes))))  # type: ignore[arg-type]
+    return next(router.runs(StageInputs(data, bank, RouterConfig(**SHARED | {"steps": 60} | changes))))  # type: ignore[arg-type]
 
 
 def entropy(run: Run, data: TaskDatasets) -> float:

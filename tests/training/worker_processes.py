@@ -31,7 +31,7 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig
 from m3dt_agent.training import backbone, checkpoint, fit_stage, group_tasks, loop
 from m3dt_agent.training.distributed import joined
-from m3dt_agent.training.stage_inputs import Job
+from m3dt_agent.training.stage_inputs import StageInputs
 
 spec = importlib.util.spec_from_file_location("made_up", Path(__file__).with_name("conftest.py"))
 assert spec is not None
@@ -107,7 +107,7 @@ def train_with_hooks(bank: str, folder: str, steps: list[int], config: dict[str,
     opened = ExpertBank.open(bank)
     with joined("cpu") as world:
         for until in steps:
-            run = next(backbone.runs(Job(made_up.made_up_data(), opened, BackboneConfig(**config | {"steps": until}))))
+            run = next(backbone.runs(StageInputs(made_up.made_up_data(), opened, BackboneConfig(**config | {"steps": until}))))
             run = loop.Run(**{name: getattr(run, name) for name in loop.Run.__slots__} | {"hooks": Halving(run)})
             loop.train(run, Path(folder), device="cpu", threads=1, progress=False, world=world)
             assert isinstance(run.hooks, Halving)

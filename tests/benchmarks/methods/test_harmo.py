@@ -30,8 +30,8 @@ from m3dt_agent.config import ModelConfig
 from m3dt_agent.data.batches import Batch
 from m3dt_agent.model import M3DT
 from m3dt_agent.tasks import get
-from m3dt_agent.training.loop import Trainer
 from m3dt_agent.training.run import Run
+from m3dt_agent.training.trainer import Trainer
 
 STEPS = 12
 SWAPPING = {"backbone_steps": STEPS, "harmo_swap_every": 3, "tasks_per_batch": 1}

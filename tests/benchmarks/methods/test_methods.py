@@ -27,8 +27,8 @@ from m3dt_agent.errors import ConfigError, M3DTError, UnknownTaskError
 from m3dt_agent.evaluation import evaluate, router_usage
 from m3dt_agent.model import M3DT
 from m3dt_agent.model.moe import Router
-from m3dt_agent.training.loop import Trainer
 from m3dt_agent.training.shares import Share
+from m3dt_agent.training.trainer import Trainer
 
 MakeWork = Callable[..., Work]
 SPARSE = {"top_k": 1}  # of the two experts that the test's model has
