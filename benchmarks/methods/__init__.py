@@ -1,16 +1,18 @@
-"""The methods that are compared, by name; each file says only how its methods differ.
+"""The methods that are compared, by name.
 
-    trivial.py     random, zero, behavior
-    backbones.py   prompt-dt, prompt-bc
-    wide.py        prompt-dt-wide: the M3DT's parameters in one feed-forward layer per block
-    mtdt.py        mtdt: a task embedding instead of a prompt
-    harmo.py       harmo-dt, harmo-dt-published: a mask over the weights per task
-    m3dt.py        the three stages: m3dt-random, m3dt-gradient, and what differs in their groups, config or who acts
-    one_bank.py    bank-mixture, bank-routed, bank-oracle, bank-backbone: one training, several actors
-    ablations.py   m3dt without its stages, groups or frozen experts; m3dt-top-k
-    big_experts.py, sample_router.py   m3dt-big-experts, m3dt-sample-router: other models
+    trivial.py          random, zero, behavior: nothing is trained
+    backbones.py        prompt-dt, prompt-bc
+    wide.py             prompt-dt-wide: M3DT's parameters in one feed-forward layer per block
+    mtdt.py             mtdt: a task embedding instead of a prompt
+    harmo.py            harmo-dt, harmo-dt-published: a mask over the weights per task (task_masks.py)
+    m3dt.py             m3dt-random, m3dt-gradient, m3dt-published-residual, m3dt-oracle: the three stages
+    one_bank.py         bank-mixture, bank-routed, bank-oracle, bank-backbone: one training, several actors
+    ablations.py        M3DT without its stages, groups or frozen experts; m3dt-top-k
+    big_experts.py      m3dt-big-experts: each expert is a transformer
+    sample_router.py    m3dt-sample-router: the router weighs experts per sample
+    base.py, costs.py   what they share: ways to train, and counts of parameters and FLOP
 
-All of them train on the package's one loop, on the same data, prompts and target returns.
+All methods train on the package's one loop, with the same data, prompts and target returns.
 """
 
 from __future__ import annotations
@@ -35,6 +37,6 @@ def method(name: str) -> Method:
     """The method called `name`.
 
     Raises:
-        UnknownTaskError: there is none.
+        UnknownTaskError: no method has this name.
     """
     return lookup(dict(METHODS), name, "method")

@@ -1,15 +1,15 @@
-"""M3DT with one thing left out: the stages, the groups, or the frozen experts; and with a sparse router.
+"""M3DT without one of its parts: the stages, the groups or the frozen experts; and M3DT with a sparse router.
 
     m3dt-end-to-end         one run from scratch trains everything, all experts routed
     m3dt-no-grouping        backbone │ experts and router together, all experts routed, on all tasks
-    m3dt-all-tasks          backbone │ every expert alone, on all tasks │ router
-    m3dt-random-unfrozen    backbone │ experts of groups                │ router, and the experts further
-    m3dt-gradient-unfrozen  the same
-    m3dt-top-k              backbone │ experts of groups                │ noisy top-k router
+    m3dt-all-tasks          backbone │ every expert alone, on all tasks         │ router
+    m3dt-random-unfrozen    backbone │ every expert alone, on a random group    │ router and experts
+    m3dt-gradient-unfrozen  backbone │ every expert alone, on a gradient group  │ router and experts
+    m3dt-top-k              backbone │ every expert alone, on a gradient group  │ noisy top-k router
 
-A run that trains experts together has as many steps as the stages it stands for: every parameter meets as many batches as in
-M3DT, and at the paper's scale the one run from scratch has the 1M steps of the baselines. (M3DT's own windows are more, because
-each expert has its own batches.) A cell may set `joint_steps` instead.
+A run that trains experts together has as many steps as the stages it replaces, so every parameter sees as many batches as in
+M3DT. At the paper's scale, the one run from scratch has the 1M steps of the baselines. M3DT itself sees more windows, because
+each expert has its own batches. A cell may set `joint_steps` instead.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from .base import ONE_RUN, Method, Outcome, Work, finish_run, new_model, outcome
 from .m3dt import Grouping, fit_stages, require_bank, stage_config, stage_phases
 
 TOP_K = 4
-"""Experts per token of the sparse router (the issue's and the authors' number); a cell may set `top_k` instead."""
+"""Experts per token of the sparse router, as in the published code. A cell may set `top_k` instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndToEnd:
-    """M3DT's model trained as one, from its first weights, without stages."""
+    """Trains M3DT's whole model in one run, without stages."""
 
     task_id: TaskIdUse = "none"
     fractions: tuple[str, ...] = ONE_RUN
@@ -65,7 +65,7 @@ class EndToEnd:
 
 @dataclass(frozen=True, slots=True)
 class NoGrouping:
-    """A trained backbone, frozen; experts and router learn together, from everything."""
+    """Trains the backbone and freezes it, then trains experts and router together on all tasks."""
 
     task_id: TaskIdUse = "none"
     fractions: tuple[str, ...] = (FINAL,)
@@ -85,7 +85,7 @@ class NoGrouping:
 
 @dataclass(frozen=True, slots=True)
 class AllTasks:
-    """The three stages with every expert trained on all tasks: M3DT's experts, first weights and streams, but for the data."""
+    """Trains the three stages with every expert on all tasks. Apart from the data, the experts are trained as in M3DT."""
 
     task_id: TaskIdUse = "none"
     fractions: tuple[str, ...] = (FINAL,)
@@ -99,7 +99,7 @@ class AllTasks:
 
 @dataclass(frozen=True, slots=True)
 class OtherThirdStage:
-    """Backbone and experts as in M3DT, then a third stage of its own. changed: M3DT's third run → the one done instead."""
+    """Trains backbone and experts as M3DT does, then a changed third stage. changed: M3DT's third run → the changed run."""
 
     grouping: Grouping
     changed: Callable[[Run], Run]
@@ -119,9 +119,9 @@ class OtherThirdStage:
 
 
 class NoisyRouter(Router):
-    """A router whose k experts are drawn with learned noise in training: logits + N(0, 1) · softplus(linear(h)).
+    """A router that chooses its k experts with learned noise in training: logits + N(0, 1) · softplus(linear(h)).
 
-    As in the authors' code, except that theirs is as noisy when it acts.
+    It follows the published code, except that there the noise stays when the agent acts.
     """
 
     def __init__(self, embed_dim: int, n_experts: int, top_k: int | None) -> None:
@@ -144,7 +144,7 @@ class NoisyRouter(Router):
 
 
 def with_noise(run: Run) -> Run:
-    """The run with routers that are noisy, and otherwise start the same."""
+    """The run with noisy routers that otherwise start with the same weights."""
     D, E, top_k = run.model.config.embed_dim, run.model.config.n_experts, run.model.config.top_k
     with seeded(derive_seed(run.config.seed, "router", 0, 0, "noise"), torch.device("cpu")):
         for block in run.model.blocks:
@@ -156,26 +156,26 @@ def with_noise(run: Run) -> Run:
 
 
 def with_experts(run: Run) -> Run:
-    """The run training the experts too."""
+    """The run, training the experts too."""
     return dataclasses.replace(run, parameters=run.model.expert_tensors() | run.model.router_tensors())
 
 
 def mixture_agent(work: Work, model: M3DT) -> M3DTAgent:
-    """The agent of a model that no bank holds, all experts routed."""
+    """An agent with a model that is in no bank; all experts are routed."""
     return M3DTAgent.from_model(
         model, work.data.tasks, work.statistics(), work.prompts(), experts="mixture", device=work.device
     )
 
 
 def joint_steps(work: Work, *stages: str) -> int:
-    """Steps of a run that stands for several stages."""
+    """Steps of a run that replaces several stages."""
     return int(work.cell.settings.get("joint_steps", sum(work.setting(name) for name in stages)))
 
 
 def _fit_experts_on_everything(work: Work, bank: ExpertBank) -> None:
-    """The second stage of a bank, with every expert's data replaced by all there are."""
+    """Trains the second stage of a bank with every expert on all tasks."""
     config: Any = with_stacking(stage_config(work, "experts", "random"), bank.config, work.device)
-    group_tasks(work.data, bank, config, progress=work.progress)  # a bank's experts have groups; here nobody looks at them
+    group_tasks(work.data, bank, config, progress=work.progress)  # a bank must have groups, though nothing here uses them
     inputs: StageInputs[Any] = StageInputs(work.data, bank, config)
     threads = config.threads or torch.get_num_threads()
     for run in expert_stage.runs(inputs):

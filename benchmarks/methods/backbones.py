@@ -1,4 +1,4 @@
-"""One network for all tasks, without experts: Prompt-DT of any width, and the same without returns."""
+"""One network without experts for all tasks: Prompt-DT of any width, and the same without returns."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .base import (
 from .costs import action_flop, count_parameters, step_flop
 
 _NO_RETURNS = 1e30
-"""A return scale under which every return-to-go that a model sees is 0."""
+"""A return scale so large that every return-to-go that a model sees is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptDT:
-    """Prompt-DT (Xu et al. 2022): the M3DT backbone alone. returns: False makes it behavior cloning with a prompt."""
+    """Prompt-DT (Xu et al. 2022), which is M3DT's backbone alone. Without returns it is behavior cloning with a prompt."""
 
     returns: bool = True
     task_id: TaskIdUse = "none"
@@ -49,10 +49,10 @@ class PromptDT:
 
 
 def one_run_outcome(work: Work, agent: M3DTAgent, config: ModelConfig, steps: int, curve: Curve) -> Outcome:
-    """The numbers of a model without experts, all of whose parameters were trained for `steps`.
+    """The outcome of a model without experts, all of whose parameters were trained for `steps`.
 
     Raises:
-        StageError: it was trained further.
+        StageError: the model was trained further.
     """
     model, settings = agent.model, work.train_config("backbone")
     if curve[-1][0] != steps * settings.batch_size:
@@ -71,7 +71,7 @@ def one_run_outcome(work: Work, agent: M3DTAgent, config: ModelConfig, steps: in
 
 
 def without_returns(statistics: Mapping[str, TaskStatistics]) -> dict[str, TaskStatistics]:
-    """Statistics under which a model sees returns-to-go of 0, in training and when it acts."""
+    """Statistics with which a model sees only returns-to-go of 0, in training and when it acts."""
     return {name: dataclasses.replace(found, return_scale=_NO_RETURNS, target_return=0.0) for name, found in statistics.items()}
 
 

@@ -1,16 +1,16 @@
-"""M3DT with big experts: each is a whole transformer between the shared embedding and the shared head.
+"""M3DT with big experts: each expert is a whole transformer between the shared embedding and the shared head.
 
     tokens x ─┬─► backbone's blocks ─► h ─► router ─► w (E)
               ├─► expert 0's blocks ─► y₀ ─┐
               ├─► …                        ├─► Σₑ wₑ(h) · yₑ ─► LayerNorm, head ─► action
               └─► expert E-1's blocks ─────┘
 
-An expert starts as a copy of the trained backbone's blocks and is trained further on its group of tasks, embedding and head
-frozen; the router then sees each output token of the frozen backbone. The sources say no more of it than "a whole transformer"
-and "token level": where an expert starts and what the router sees is our choice, made so that, as in M3DT, the second stage
-begins at the backbone's own function and the third trains the router alone.
+An expert starts as a copy of the trained backbone's blocks. It is trained further on its group of tasks, with embedding and
+head frozen. The router then sees each output token of the frozen backbone. The sources say only "a whole transformer" and
+"token level", so an expert's start and the router's input are our choice. As in M3DT, the second stage starts from the
+backbone's function, and the third trains the router alone.
 
-Shape legend: as in `prompt_dt`.
+Shape legend: as in `m3dt_agent.model.prompt_dt`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .m3dt import Grouping, fit_stages, grouping_flop, require_bank, stage_confi
 
 
 class Tower(M3DT):
-    """A backbone that gives its last tokens instead of actions; everything but its blocks is shared with `model`."""
+    """A backbone that returns its last tokens instead of actions. It shares everything but its blocks with `model`."""
 
     def __init__(self, model: M3DT, blocks: nn.Module) -> None:
         super().__init__(model.config)
@@ -53,7 +53,7 @@ class Tower(M3DT):
 
 
 class BigExperts(M3DT):
-    """A backbone, the blocks of E experts, and a router. Its config is the backbone's: no experts inside the blocks."""
+    """A backbone, the blocks of E experts, and a router. Its config is the backbone's, without experts inside the blocks."""
 
     def __init__(self, backbone: M3DT, experts: Sequence[M3DT]) -> None:
         super().__init__(backbone.config)
@@ -66,13 +66,13 @@ class BigExperts(M3DT):
             nn.init.zeros_(layer.bias)
 
     def forward(self, window: Window, prompt: Window, experts: ExpertChoice = "none") -> Tensor:
-        """Actions (B, T, act_dim) as M3DT's; "none" or "mixture"."""
+        """Actions (B, T, act_dim), as `M3DT.forward`. experts: "none" or "mixture"."""
         if experts != "mixture":
             return super().forward(window, prompt, experts)
         return self._mix([tower(window, prompt) for tower in self.towers])
 
     def encode_prompt(self, prompt: Window, experts: ExpertChoice = "none") -> PromptCache:
-        """As M3DT's; the mixture's has the layers of all transformers, ((E + 1)·L, B, H, 3P, D/H)."""
+        """As `M3DT.encode_prompt`. For "mixture" it has the layers of all transformers: ((E + 1)·L, B, H, 3P, D/H)."""
         if experts != "mixture":
             return super().encode_prompt(prompt, experts)
         caches = [tower.encode_prompt(prompt) for tower in self._towers]
@@ -87,7 +87,7 @@ class BigExperts(M3DT):
         return self._mix([tower.act(window, PromptCache(keys, values, cache.mask)) for tower, keys, values in parts])
 
     def router_tensors(self) -> dict[str, nn.Parameter]:
-        """Name to live parameter of the router."""
+        """Name → parameter of the router; the model's own, not copies."""
         return {name: p for name, p in self.named_parameters() if name.startswith("router.")}
 
     @property
@@ -95,7 +95,7 @@ class BigExperts(M3DT):
         return [tower for tower in self.towers if isinstance(tower, Tower)]
 
     def _mix(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Actions (…, act_dim) of the towers' last tokens, (…, D) each, the backbone's first."""
+        """Actions (…, act_dim) from the towers' last tokens, (…, D) each. The backbone's tokens come first."""
         h, *experts = tokens
         weights = self.router(self.final_norm(h))  # (…, E)
         mixed = (torch.stack(experts, dim=-1) * weights[..., None, :]).sum(-1)  # (…, D)
@@ -104,7 +104,7 @@ class BigExperts(M3DT):
 
 @dataclass(frozen=True, slots=True)
 class BigM3DT:
-    """Three stages with experts that are transformers."""
+    """Trains the three stages with experts that are transformers."""
 
     grouping: Grouping = "gradient"
     task_id: TaskIdUse = "training"
@@ -166,7 +166,7 @@ def _blocks(model: M3DT) -> dict[str, nn.Parameter]:
 
 
 def _together(curves: Sequence[Curve]) -> Curve:
-    """One curve of runs that saw as many windows each: theirs in all, and the mean of their losses."""
+    """One curve for runs that saw equally many windows: their windows together, and the mean of their losses."""
     return [(len(rows) * rows[0][0], fmean(loss for _, loss in rows)) for rows in zip(*curves, strict=True)]
 
 

@@ -1,6 +1,7 @@
-"""What a model costs: parameters, and FLOP of counted matrix products.
+"""Counts what a model costs: parameters, and FLOP of matrix products.
 
-FLOP are counted with attention written out, because a CPU's fused attention has no count: they are the same on every machine.
+FLOP are counted with attention written out, because torch does not count a CPU's fused attention. So the counts are the same on
+every machine.
 """
 
 from __future__ import annotations
@@ -19,20 +20,19 @@ from m3dt_agent.training.shares import Sampler
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers in a model's parameters."""
+    """How many parameters a model has."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def active_parameters(model: M3DT, experts: int, *, routed: bool = True) -> int:
-    """Numbers in the parameters that one token meets in a model where it meets so many of the experts, and the routers if
-    `routed`."""
+    """How many parameters one token uses. experts: how many of them it uses. routed: whether it uses the routers."""
     stacked = sum(parameter.numel() for parameter in model.expert_tensors().values())
     routers = 0 if routed else sum(parameter.numel() for parameter in model.router_tensors().values())
     return count_parameters(model) - routers - stacked + stacked * experts // max(model.config.n_experts, 1)
 
 
 def step_flop(model: M3DT, sampler: Sampler, parameters: Mapping[str, nn.Parameter], choice: ExpertChoice) -> float:
-    """FLOP of the matrix products of one training step, forward and backward, with everything else frozen."""
+    """FLOP of the matrix products of one training step of `parameters`, forward and backward, with everything else frozen."""
     batch = _batch(model, sampler)
     model.requires_grad_(False)
     for parameter in parameters.values():
@@ -46,7 +46,7 @@ def step_flop(model: M3DT, sampler: Sampler, parameters: Mapping[str, nn.Paramet
 
 @torch.inference_mode()
 def action_flop(model: M3DT, sampler: Sampler, choice: ExpertChoice) -> float:
-    """FLOP of the matrix products of one action of one slot with a full window, its prompt encoded before."""
+    """FLOP of the matrix products of one action of one slot. Its window is full and its prompt was encoded before."""
     batch = _batch(model, sampler)
     cache = model.encode_prompt(_first(batch.prompt), choice)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -1,19 +1,21 @@
-"""HarmoDT (Hu et al. 2024, arXiv 2405.18080): Prompt-DT whose every task uses its own part of the weights.
+"""HarmoDT (Hu et al. 2024, arXiv 2405.18080): Prompt-DT in which every task uses its own subset of the weights.
 
-    a mask per task, a bit per weight     not on embeddings and prediction head; 20% masked, ERK-random (Evci et al. 2020)
-    a step, on one task t                 weights * maskₜ ─► forward, backward, clip ─► gradient * maskₜ ─► AdamW
-                                          after which what is masked is what it was
-    every 500 steps, for every task       gₜ: gradient of one batch of t through maskₜ, clipped;  ḡ = meanₜ gₜ
-        drop    the k active weights with the lowest γ·gₜ⊙ḡ + gₜ²
-        revive  the k masked weights with the highest gₜ⊙ḡ          k = ⌊50(1 - cos 2πs/S)⌋ at step s of S: the count stays
-    acting                                with the mask of the slot's task, so the task must be known
+    masks               a bit per task and weight, except in embeddings and prediction head; 20% masked, drawn with
+                        ERK densities (Evci et al. 2020)
+    a training step     on one task t: weights * maskₜ ─► forward, backward, clip ─► gradient * maskₜ ─► AdamW; masked
+                        weights then get their old values back
+    every 500 steps     for every task t, with gₜ the clipped gradient of one batch of t through maskₜ, and ḡ = meanₜ gₜ:
+        drop            the k active weights with the lowest γ·gₜ⊙ḡ + gₜ²
+        revive          the k masked weights with the highest gₜ⊙ḡ;  k = ⌊50(1 - cos 2πs/S)⌋ at step s of S
+    acting              with the mask of the slot's task, so the task must be known
 
-`published` reproduces two defects of the released code (github.com/charleshsc/HarmoDT): gₜ is masked too, so that all masked
-weights tie and revival is nearly arbitrary (ours takes ties in order; in that code it is whatever `topk` does), and the first
-task's gₜ is overwritten by ḡ, into which it is summed in place. Not reproduced in either: there, masks also lie on embeddings
-and head, where neither forward nor gradient heeds them but updates are undone; there, tasks take turns (ours are drawn).
+`published` reproduces two defects of the released code (github.com/charleshsc/HarmoDT). There gₜ is masked too, so that all
+masked weights tie and revival is nearly arbitrary (ours takes ties in order, that code leaves them to `topk`). And the sum for
+ḡ is accumulated in the first task's gₜ, so that ḡ replaces it. Two differences are not reproduced: that code also masks
+embeddings and head, which changes neither forward nor gradient but undoes updates; and its tasks take turns, while ours are
+drawn.
 
-Both gradient passes are computed, gₜ is not kept: 160 gradients of the largest model would be 110 GB. Masks are kept as bits.
+Every gₜ is computed twice instead of kept, because 160 gradients of the largest model would take 110 GB.
 
 Shape legend: N tasks, P entries of the masked parameters, flat and in their order.
 """
@@ -45,15 +47,14 @@ from m3dt_agent.training.run import StepHooks
 from ..records import TaskIdUse
 from .backbones import one_run_outcome
 from .base import ONE_RUN, Method, Outcome, Work, new_model, run_sampler, steps_at, train_run
-
-_UNMASKED = ("embed", "embed_prompt", "embed_norm", "predict_action")
+from .task_masks import TaskMasks, apply_mask, maskable
 
 
 @dataclass(frozen=True, slots=True)
 class HarmoDT:
-    """HarmoDT with the released code's settings. swap_every: the cell's `harmo_swap_every`, if it has one, comes first.
+    """HarmoDT with the released code's settings. A cell's `harmo_swap_every` replaces swap_every.
 
-    Windows and FLOP count what the swaps need too. `active_parameters` is the mean over tasks of what is not masked.
+    Windows and FLOP include those of the swaps. `active_parameters` is the mean over tasks of the unmasked parameters.
     """
 
     name: str = "harmo-dt"
@@ -91,7 +92,7 @@ class HarmoDT:
 
 @dataclass(frozen=True, slots=True)
 class SwapRule:
-    """When and how masks change. every: steps between swaps. steps: of the whole training. clip: norm of gradients."""
+    """When and how masks change. every: steps between swaps. steps: of the whole training. clip: largest gradient norm."""
 
     every: int
     steps: int
@@ -100,13 +101,16 @@ class SwapRule:
     published: bool
 
     def count(self, step: int) -> int:
-        """k, after step `step` (from 0); 0 where nothing is swapped."""
+        """How many entries k each mask swaps after step `step` (counted from 0); 0 if this step swaps nothing."""
         if (step + 1) % self.every:
             return 0
         return math.floor(50 * (1 - math.cos(2 * math.pi * step / self.steps)))
 
     def swapped(self, mask: Tensor, gradient: Tensor, mean: Tensor, k: int) -> Tensor:
-        """The next mask of a task with this gradient, all (P,); fewer than k are swapped where fewer are active or masked."""
+        """The next mask of a task, (P,), from its mask, its gradient and the mean gradient.
+
+        Fewer than k entries are swapped if fewer are active or masked.
+        """
         k = min(k, int(mask.sum()), int((~mask).sum()))
         agreement = gradient * mean
         dropped = _lowest(self.gamma * agreement + gradient.square(), mask, k)
@@ -115,7 +119,7 @@ class SwapRule:
 
 
 def _lowest(scores: Tensor, among: Tensor, k: int) -> Tensor:
-    """The k lowest scores among those that are marked, as marks (P,); of equal ones the first."""
+    """Marks (P,) the k lowest scores among the marked entries; among equal scores the first."""
     if k == 0:
         return torch.zeros_like(among)
     scores = scores.masked_fill(~among, torch.inf)
@@ -125,47 +129,8 @@ def _lowest(scores: Tensor, among: Tensor, k: int) -> Tensor:
     return lower.index_fill(0, ties, True)
 
 
-class TaskMasks:
-    """Which entries of `parameters` each task uses. packed: (N, ⌈P/8⌉) uint8, eight entries a byte, the first its top bit."""
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], packed: NDArray[np.uint8]) -> None:
-        self.parameters, self.packed = parameters, packed
-        self.sizes = [parameter.numel() for parameter in parameters.values()]
-
-    @classmethod
-    def random(cls, parameters: Mapping[str, nn.Parameter], n_tasks: int, sparsity: float, seed: int) -> TaskMasks:
-        """Independent masks: every entry is active with its parameter's ERK density."""
-        densities = erk_densities({name: p.shape for name, p in parameters.items()}, 1 - sparsity)
-        chances = np.repeat(list(densities.values()), [p.numel() for p in parameters.values()]).astype(np.float32)  # (P,)
-        rows = []
-        for task in range(n_tasks):
-            rng = np.random.default_rng(derive_seed(seed, "backbone", 0, task, "mask"))
-            rows.append(np.packbits(rng.random(len(chances), np.float32) < chances))
-        return cls(parameters, np.stack(rows))
-
-    def of(self, task: int) -> Tensor:
-        """(P,) bool, where the parameters are."""
-        device = next(iter(self.parameters.values())).device
-        row = torch.from_numpy(self.packed[task]).to(device)
-        bits = (row[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8, device=device)) & 1  # (⌈P/8⌉, 8)
-        return bits.flatten()[: sum(self.sizes)].bool()
-
-    def put(self, task: int, mask: Tensor) -> None:
-        """Replaces a task's mask, (P,) bool."""
-        self.packed[task] = np.packbits(mask.cpu().numpy())
-
-    def split(self, mask: Tensor) -> list[Tensor]:
-        """A mask as one tensor for each parameter, of its shape."""
-        parts = zip(torch.split(mask, self.sizes), self.parameters.values(), strict=True)
-        return [part.view_as(parameter) for part, parameter in parts]
-
-    def masked_counts(self) -> NDArray[np.int64]:
-        """How many entries each task does not use, (N,)."""
-        return np.array([int((~self.of(task)).sum()) for task in range(len(self.packed))])
-
-
 class MaskedTraining(StepHooks):
-    """Steps through the mask of their batch's task, and swaps."""
+    """Runs every step through the mask of its batch's task, and swaps mask entries."""
 
     def __init__(self, model: M3DT, masks: TaskMasks, sampler: BatchSampler, rule: SwapRule, seed: int) -> None:
         self.model, self.masks, self.sampler, self.rule, self.seed = model, masks, sampler, rule, seed
@@ -208,7 +173,10 @@ class MaskedTraining(StepHooks):
             self.masks.put(task, self.rule.swapped(self.masks.of(task), gradient, mean, k))
 
     def gradient(self, task: int, step: int) -> Tensor:
-        """gₜ, (P,): of the loss on one batch of `task` that is drawn for this step, with dropout, all parameters clipped."""
+        """gₜ, (P,): the gradient of the loss on one batch of `task` drawn for this step, with dropout.
+
+        It is clipped by the norm over all parameters, not only the masked ones.
+        """
         first, mask = self.parameters[0], self.masks.of(task)
         batch = self.sampler.sample_task(task, step).to(first.device, first.dtype)
         every = dict(self.model.named_parameters())
@@ -234,7 +202,7 @@ class MaskedTraining(StepHooks):
 
 
 class HarmoPolicy:
-    """Slots act with the weights that their task's mask leaves; a wave of them holds one model for each of its tasks."""
+    """Each slot acts with the weights that its task's mask leaves. There is one model for each task in the slots."""
 
     bank_hash = ""
 
@@ -258,44 +226,13 @@ class HarmoPolicy:
         return actions
 
     def agent_of(self, task: TaskSpec) -> M3DTAgent:
-        """An agent of one task, with its mask on a copy of the weights."""
+        """An agent of one task, on a copy of the weights with the task's mask applied."""
         whole, name = self.agent, task.name
         number = [known.name for known in whole.tasks].index(name)  # as batches number them
         model = copy.deepcopy(whole.model)
         apply_mask(list(maskable(model).values()), self.masks.split(self.masks.of(number)))
         statistics, prompts = {name: whole.statistics[name]}, {name: whole.prompts[name]}
         return M3DTAgent.from_model(model, [task], statistics, prompts, device=whole.device)
-
-
-def maskable(model: M3DT) -> dict[str, nn.Parameter]:
-    """The parameters that masks lie on: all of the blocks, and the last norm."""
-    return {name: parameter for name, parameter in model.named_parameters() if name.split(".")[0] not in _UNMASKED}
-
-
-@torch.no_grad()
-def apply_mask(parameters: Sequence[nn.Parameter], masks: Sequence[Tensor]) -> None:
-    """Sets to 0 what is masked."""
-    for parameter, mask in zip(parameters, masks, strict=True):
-        parameter.mul_(mask)
-
-
-def erk_densities(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
-    """Erdős–Rényi-kernel densities (Evci et al. 2020, arXiv 1911.11134): of a tensor ∝ Σ dims / Π dims, `density` in all.
-
-    A tensor whose share would be over 1 is dense, and the others make up for it; biases and norms are, in models of any use.
-    """
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    scores = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
-    dense: set[str] = set()
-    while len(dense) < len(shapes):
-        sparse = [name for name in shapes if name not in dense]
-        budget = density * sum(sizes.values()) - sum(sizes[name] for name in dense)
-        scale = budget / sum(scores[name] * sizes[name] for name in sparse)
-        highest = max(scores[name] for name in sparse)
-        if scale * highest <= 1:
-            return {name: scale * scores[name] if name in sparse else 1.0 for name in shapes}
-        dense |= {name for name in sparse if scores[name] == highest}
-    return dict.fromkeys(shapes, 1.0)
 
 
 METHODS: Mapping[str, Method] = {

@@ -1,4 +1,4 @@
-"""The three stages, and what differs from them in the groups, the config, or who acts."""
+"""M3DT's three stages; methods that differ in the groups or the config; and the oracle, which acts without a router."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class ThreeStages:
-    """M3DT: backbone, experts of grouped tasks, router. config: fields of ModelConfig that differ."""
+    """M3DT: backbone, experts of grouped tasks, router. config: fields of ModelConfig with other values."""
 
     grouping: Grouping
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class ThreeStages:
 
 @dataclass(frozen=True, slots=True)
 class Oracle:
-    """The experts of M3DT-Gradient and no router: every task acts with the expert that was trained on it."""
+    """M3DT-Gradient's experts without a router: on every task the expert that was trained on it acts."""
 
     grouping: Grouping = "gradient"
     task_id: TaskIdUse = "acting"
@@ -58,7 +58,7 @@ class Oracle:
 
 
 class OraclePolicy:
-    """An agent's model, of which each slot uses the expert of its task's group; slots are split by expert."""
+    """Acts in each slot with the expert of the slot's task. Slots with the same expert act together."""
 
     def __init__(self, agent: M3DTAgent, name: str) -> None:
         self.name = name
@@ -84,7 +84,7 @@ class OraclePolicy:
 
 
 def fit_stages(work: Work, config: ModelConfig, grouping: Grouping, stages: Sequence[Stage] = STAGES) -> M3DTAgent:
-    """An agent with these stages trained, from wherever its bank is."""
+    """An agent with these stages trained. Training continues from what the cell's bank already has."""
     bank = bank_of(work, config)
     agent = M3DTAgent(config, work.data.tasks, device=work.device)
     for stage in stages:
@@ -94,7 +94,7 @@ def fit_stages(work: Work, config: ModelConfig, grouping: Grouping, stages: Sequ
 
 
 def stage_config(work: Work, stage: Stage, grouping: Grouping) -> TrainConfig:
-    """A stage's config; only the second knows of the grouping."""
+    """A stage's config. Only that of the second stage has a grouping."""
     changes: dict[str, Any] = {"grouping": grouping} if stage == "experts" else {}
     return work.train_config(stage, **changes)
 
@@ -106,9 +106,9 @@ def stage_phases(
     stages: Sequence[Stage] = STAGES,
     logs: Mapping[Stage, Path] | None = None,
 ) -> list[Phase]:
-    """What the stages took that an agent's bank was trained in; a grouping by gradients is part of the second.
+    """What each stage of an agent's bank took. A grouping by gradients counts as part of the second stage.
 
-    logs: the bank where each stage was trained, if that is not the agent's.
+    logs: stage → the bank where it was trained, if that is not the agent's own.
     """
     model, found = agent.model, []
     for stage in stages:
@@ -125,7 +125,10 @@ def stage_phases(
 
 
 def grouping_flop(work: Work, agent: M3DTAgent, config: TrainConfig) -> float:
-    """FLOP of the gradients that tasks are grouped by: each task's at each batch, once for their mean and once beside it."""
+    """FLOP of grouping the tasks by gradients.
+
+    At each batch every task's gradient is computed twice: for the mean, and to compare with the mean.
+    """
     if not isinstance(config, ExpertsConfig) or config.grouping == "random":
         return 0.0
     sampler = run_sampler(work, agent.config, config)
@@ -134,13 +137,13 @@ def grouping_flop(work: Work, agent: M3DTAgent, config: TrainConfig) -> float:
 
 
 def require_bank(agent: M3DTAgent) -> ExpertBank:
-    """The bank of an agent that was fitted."""
+    """The bank of an agent that was fitted into one."""
     assert agent.bank is not None
     return agent.bank
 
 
 def _with_expert(agent: M3DTAgent, expert: int) -> M3DTAgent:
-    """An agent on the same model that acts with one expert."""
+    """An agent with the same model that acts with one expert."""
     return M3DTAgent.from_model(
         agent.model, agent.tasks, agent.statistics, dict(agent.prompts), experts=expert, device=agent.device
     )

@@ -1,12 +1,12 @@
-"""MTDT: a Decision Transformer that is told the task by a learned embedding of its number, and has no prompt.
+"""MTDT: a Decision Transformer without prompts that is told the task by a learned embedding of the task's number.
 
     R₁ s₁∥e a₁ … R_T s_T∥e          e = task embedding, (D,); the state token is linear(concat(s, e)), (state_dim + D) → D
 
-Sampler, loop and agent know nothing of this: they carry the task's number as a prompt of one step whose timestep it is, and the
-`PromptCache` of such a prompt holds e. Nothing else of the prompt is read, and no token attends to it.
+Sampler, training loop and agent need no change for this: the task's number travels as the timestep of a prompt of one step, and
+the `PromptCache` of such a prompt holds e. Nothing else of the prompt is read, and no token attends to it.
 
-The sources name no width for e: ours is a token's. Its rows start as N(0, 1), the size of a normalized state, so that the first
-step already tells tasks apart.
+The sources give no width for e; ours is that of a token. The embeddings start as N(0, 1), which is the size of a normalized
+state, so that tasks differ from the first step on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from m3dt_agent.data.prompts import Prompt
 from m3dt_agent.errors import ShapeError
 from m3dt_agent.model import M3DT, ExpertChoice, PromptCache
 from m3dt_agent.model.moe import INIT_STD
-from m3dt_agent.model.prompt_dt import causal_mask
+from m3dt_agent.model.tokens import causal_mask
 from m3dt_agent.tasks import TaskSpec
 
 from ..records import TaskIdUse
@@ -36,7 +36,8 @@ from .base import ONE_RUN, Method, Outcome, Work, new_model, steps_at, train_run
 
 
 class TaskDT(M3DT):
-    """M3DT's backbone with a task embedding instead of a prompt; `n_tasks` of them. Shape legend: as in `prompt_dt`."""
+    """M3DT's backbone with one of `n_tasks` task embeddings instead of a prompt. Shape legend: as in
+    `m3dt_agent.model.prompt_dt`."""
 
     def __init__(self, config: ModelConfig, n_tasks: int) -> None:
         super().__init__(config)
@@ -47,13 +48,13 @@ class TaskDT(M3DT):
         nn.init.zeros_(self.embed.state.bias)
 
     def forward(self, window: Window, prompt: Window, experts: ExpertChoice = "none") -> Tensor:
-        """Actions (B, T, act_dim) as M3DT's; the task's number is the prompt's last timestep."""
+        """Actions (B, T, act_dim), as `M3DT.forward`. The task's number is the prompt's last timestep."""
         self._check(window, "window")
         self._check(prompt, "prompt")
         return self._act(window, self.task(prompt.timesteps[:, -1]), experts, slice(1, None, 3))
 
     def encode_prompt(self, prompt: Window, experts: ExpertChoice = "none") -> PromptCache:
-        """The task embeddings of B prompts, as keys (1, B, 1, 1, D); there are no values."""
+        """The task embeddings of B prompts as keys (1, B, 1, 1, D), without values."""
         self._check(prompt, "prompt")
         self._choose(experts, len(prompt.mask))
         tasks = self.task(prompt.timesteps[:, -1])[None, :, None, None]  # (1, B, 1, 1, D)
@@ -65,9 +66,9 @@ class TaskDT(M3DT):
         return self._act(window, cache.keys[0, :, 0, 0], experts, slice(-1, None))[:, 0]
 
     def _act(self, window: Window, tasks: Tensor, experts: ExpertChoice, states: slice) -> Tensor:
-        """Actions of the state tokens `states`; tasks (B, D)."""
+        """Actions of the state tokens `states`, with task embeddings `tasks` (B, D)."""
         if len(tasks) != len(window.mask):
-            raise ShapeError(f"window has {len(window.mask)} rows, there are {len(tasks)} prompts; they must be equal")
+            raise ShapeError(f"window has {len(window.mask)} rows, but there are {len(tasks)} prompts; the two must be equal")
         choice = self._choose(experts, len(tasks))
         told = torch.cat((window.states, tasks[:, None].expand(-1, window.mask.shape[1], -1)), dim=-1)  # (B, T, state_dim + D)
         x = self.dropout(self._embed_window(dataclasses.replace(window, states=told)))  # (B, 3T - 1, D)
@@ -79,7 +80,7 @@ class TaskDT(M3DT):
 
 
 def task_numbers(tasks: Sequence[TaskSpec]) -> dict[str, tuple[Prompt, ...]]:
-    """Each task's number, its place in `tasks`, as a prompt of one step."""
+    """The number of each task, which is its place in `tasks`, as a prompt of one step."""
 
     def number(task: TaskSpec, i: int) -> Prompt:
         states, actions = np.zeros((1, task.obs_dim), np.float32), np.zeros((1, task.act_dim), np.float32)
@@ -90,7 +91,7 @@ def task_numbers(tasks: Sequence[TaskSpec]) -> dict[str, tuple[Prompt, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class MTDT:
-    """One `TaskDT` for all tasks."""
+    """Trains one `TaskDT` on all tasks."""
 
     task_id: TaskIdUse = "acting"
     fractions: tuple[str, ...] = ONE_RUN

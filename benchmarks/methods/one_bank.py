@@ -1,12 +1,12 @@
-"""One bank, several actors: what a cell of these methods trains is found by all cells of its run that ask for the same.
+"""One bank, several actors: all cells of a run that need the same bank share it, and it is trained once.
 
-    <run>/shared/<id>/    stage 1, for every seed of the later stages
-    <run>/shared/<id>/    all three stages
-    <run>/shared/<id>/    the same with its weights in the cell's `storage`: this one acts
+    <run>/shared/<id>/    a bank with stage 1, for every seed of the later stages
+    <run>/shared/<id>/    a bank with all three stages
+    <run>/shared/<id>/    the same bank with its weights in the cell's `storage`; this one acts
 
-An id is a hash of what the bank depends on. Two settings of a cell are of these methods alone: `later_seed`, the seed of stages
-2 and 3 (without it: the training seed), so that their luck is seen apart from the backbone's; and `acting`, the precision of
-the agent that acts. The banks stay, whatever becomes of the cells' own folders.
+An id is a hash of what the bank depends on. Only these methods use two settings of a cell. `later_seed` is the seed of stages 2
+and 3 (default: the training seed); it separates their luck from the backbone's. `acting` is the precision of the agent that
+acts. The banks stay when the cells' own folders are removed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DOES_NOT_MATTER: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Acts with the shared bank. experts: what the agent uses; "oracle": for every task the expert that was trained on it."""
+    """Acts with the shared bank. experts: those the agent uses; "oracle": on every task the expert that was trained on it."""
 
     experts: Experts | Literal["oracle"]
     task_id: TaskIdUse = "training"
@@ -56,13 +56,14 @@ class Actor:
         agent = M3DTAgent.load(bank, device=work.device)
         stages, choice, experts = self._uses(agent)
         phases = stage_phases(work, agent, _grouping(work), stages, _logs(work))
+        # loaded again, because `agent` counts training FLOP, which needs its weights in float32
         acting = M3DTAgent.load(bank, device=work.device, precision=work.cell.settings.get("acting", "float32"))
         outcome = outcome_of(work, self._policy(acting, work.cell.method), agent.model, choice, phases)
         active = active_parameters(agent.model, experts, routed=stages == STAGES)
         return dataclasses.replace(outcome, active_parameters=active)
 
     def _uses(self, agent: M3DTAgent) -> tuple[Sequence[Stage], ExpertChoice, int]:
-        """The stages it comes from, what its model is run with, and the most experts that a token meets."""
+        """The stages it needs, the experts whose FLOP are counted, and the most experts that a token uses."""
         if self.experts == "none":
             return STAGES[:1], "none", 0
         if self.experts == "oracle":
@@ -77,7 +78,7 @@ class Actor:
 
 
 def shared_bank(work: Work) -> Path:
-    """The bank that acts, trained from wherever it is; another process that is training it is waited for."""
+    """The bank that acts. Its training continues from what is there; if another process is training it, this one waits."""
     return _made(work, "stored", _store)
 
 
@@ -99,7 +100,7 @@ def _grouping(work: Work) -> Grouping:
 
 
 def _logs(work: Work) -> dict[Stage, Path]:
-    """Stage → the bank where it was trained; copies have no logs."""
+    """Stage → the bank where it was trained, which has its logs; copies of banks have none."""
     return {stage: _folder(work, "backbone" if stage == "backbone" else "bank") for stage in STAGES}
 
 

@@ -1,15 +1,16 @@
-"""M3DT with a router that weighs the experts per sample: by the mean of the tokens' h instead of each token's own.
+"""M3DT with a router that weighs the experts per sample: it sees the mean of the tokens' h instead of each token's own.
 
     m_i = mean of h_j over the real tokens j ≤ i of prompt and window          w_i = softmax(router(m_i))
 
-The authors' code takes the mean over the whole sequence, later tokens and padding among them: in training a prediction then
-depends on tokens that come after it, the very action it should predict among them, which `act` cannot have. Ours is the mean
-over the tokens so far, so that training sees what acting sees; at the last state of a window, where `act` asks, it is the mean
-over all of prompt and window. The router is M3DT's otherwise (the authors' has two layers here): only the level differs.
+The published code takes the mean over the whole sequence, including later tokens and padding. A prediction in training then
+depends on tokens that come after it, even on the action it should predict, which `act` cannot see. Ours is the mean over the
+tokens so far, so that training and acting see the same. At the last state of a window, which `act` asks for, it is the mean
+over the whole prompt and window. Otherwise the router is M3DT's (the published one has two layers here), so that only the level
+differs.
 
-In the last block a mean needs all tokens, not only the queried ones, and a prompt's cache holds its sum of h too.
+The mean needs all tokens in the last block too, not only the queried ones, and the cache of a prompt also holds its sum of h.
 
-Shape legend: as in `prompt_dt`.
+Shape legend: as in `m3dt_agent.model.prompt_dt`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 from m3dt_agent.data.batches import Window
 from m3dt_agent.errors import ShapeError
 from m3dt_agent.model import M3DT, ExpertChoice, PromptCache
-from m3dt_agent.model.prompt_dt import causal_mask
+from m3dt_agent.model.tokens import causal_mask
 from m3dt_agent.model.transformer import ALL_TOKENS, Block, KeyValues
 from m3dt_agent.training.run import Run
 
@@ -35,7 +36,7 @@ from .base import Method
 
 @dataclass(frozen=True, slots=True)
 class SampleCache(PromptCache):
-    """A `PromptCache` with the sum of h over each prompt's real tokens in every layer."""
+    """A `PromptCache` that also holds, for every layer, the sum of h over each prompt's real tokens."""
 
     sums: Tensor  # (L, B, D)
 
@@ -52,17 +53,17 @@ class SampleCache(PromptCache):
 
 
 class SampleRouted(M3DT):
-    """M3DT whose mixture is weighed per sample; every other choice of experts is M3DT's."""
+    """M3DT whose mixture is weighed per sample. Every other choice of experts works as in M3DT."""
 
     def forward(self, window: Window, prompt: Window, experts: ExpertChoice = "none") -> Tensor:
-        """Actions (B, T, act_dim) as M3DT's."""
+        """Actions (B, T, act_dim), as `M3DT.forward`."""
         if experts != "mixture":
             return super().forward(window, prompt, experts)
         tokens = self._window_tokens(window, self.encode_prompt(prompt, experts))
         return self._predict(tokens[:, 1::3])
 
     def encode_prompt(self, prompt: Window, experts: ExpertChoice = "none") -> PromptCache:
-        """As M3DT's; a `SampleCache` for the mixture."""
+        """As `M3DT.encode_prompt`, but a `SampleCache` for the mixture."""
         if experts != "mixture":
             return super().encode_prompt(prompt, experts)
         self._check(prompt, "prompt")
@@ -88,7 +89,7 @@ class SampleRouted(M3DT):
 
     @torch.no_grad()
     def router_weights(self, window: Window, prompt: Window) -> Tensor:
-        """How much each expert has of each state token's sample so far, (B, T, L, E)."""
+        """The weights (B, T, L, E) of the experts for each state token, from the tokens so far."""
         cache = self.encode_prompt(prompt, "mixture")
         weights: list[Tensor] = []
         hooks = [b.router.register_forward_hook(lambda _module, _inputs, output: weights.append(output)) for b in self._layers]
@@ -100,11 +101,11 @@ class SampleRouted(M3DT):
         return torch.stack([of_block[:, 1::3] for of_block in weights], dim=2)
 
     def _window_tokens(self, window: Window, cache: PromptCache) -> Tensor:
-        """The last tokens of a window behind its prompt, (B, 3T - 1, D)."""
+        """The last layer's tokens of a window that follows its prompt, (B, 3T - 1, D)."""
         self._check(window, "window")
         if not isinstance(cache, SampleCache) or len(cache.mask) != len(window.mask):
             raise ShapeError(
-                f"window has {len(window.mask)} rows; its cache must be encode_prompt's of as many, for the mixture"
+                f"window has {len(window.mask)} rows; its cache must come from encode_prompt(..., 'mixture') with as many rows"
             )
         x: Tensor = self.dropout(self._embed_window(window))  # (B, 3T - 1, D)
         P3 = cache.keys.shape[3]
@@ -133,7 +134,7 @@ def _block(
 
 
 def per_sample(run: Run) -> Run:
-    """The run with a model that starts with the same weights and is routed per sample."""
+    """The run with a model that starts with the same weights, but is routed per sample."""
     model = SampleRouted(run.model.config)
     model.load_state_dict(run.model.state_dict())
     return dataclasses.replace(run, model=model, parameters=model.router_tensors())

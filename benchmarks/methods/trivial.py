@@ -1,4 +1,4 @@
-"""What needs no training: the controls that every number is read beside, and the demonstrators."""
+"""Policies without training: controls to compare every score with, and the behavior policies of the demonstrations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import Method, Outcome, Work
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A behavior policy of every task."""
+    """Acts with a behavior policy of each task."""
 
     level: str
     task_id: TaskIdUse = "none"

@@ -1,9 +1,9 @@
-"""Prompt-DT with all of the M3DT's parameters in one wide feed-forward layer per block: is it the experts, or their size?
+"""Prompt-DT with M3DT's parameters in one wide feed-forward layer per block. It shows whether experts help, or only size.
 
     M3DT, block        FFN D → 4D → D,  E experts D → 4D → D,  router      8D²(E+1) + 5D(E+1) + router
     wide, block        FFN D → 4D(E+1) → D                                 8D²(E+1) + 4D(E+1) + D
 
-The two differ by the routers and by the E output biases (D each) that one layer does not need.
+The difference is the routers, and E output biases of D numbers each that a single layer does not need.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .base import ONE_RUN, Method, Outcome, Work, new_model, steps_at, train_run
 
 @dataclass(frozen=True, slots=True)
 class WidePromptDT:
-    """Prompt-DT of inner width 4D(E+1), E being the cell's `n_experts`."""
+    """Prompt-DT of inner width 4D(E+1), where E is the cell's `n_experts`."""
 
     task_id: TaskIdUse = "none"
     fractions: tuple[str, ...] = ONE_RUN
