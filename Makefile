@@ -33,6 +33,12 @@ types: install
 	MYPYPATH=build/typed $(BIN)/mypy
 	MYPYPATH=build/typed $(BIN)/mypy --package benchmarks
 
+# The docs site, in build/docs. A warning is an error: a link that leads nowhere, a public name without an entry.
+docs: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
 # Every method of the paper and its ablations, small, on ten real tasks: a quarter of an hour on two cores. Killed, it continues.
 bench: install
 	$(BIN)/python -m benchmarks run methods --scale smoke --out runs/bench

@@ -18,14 +18,28 @@ from m3dt_agent.hub import client
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
+    "docs/index.md",
+    "docs/get-started.md",  # makes the datasets and the bank that later pages use
+    "docs/m3dt.md",
+    "docs/tasks.md",
     "docs/data.md",
     "docs/training.md",
     "docs/cli.md",
     "docs/hub.md",
     "docs/benchmarks.md",
     "docs/performance.md",
+    "docs/numbers.md",
     "docs/scaling.md",
+    "docs/architecture.md",
 )
+INCLUDING = ("docs/changelog.md", "docs/cluster.md", "docs/contributing.md", "docs/pretrained.md")
+"""Pages that only include a file from elsewhere in the repository."""
+LINKING = (*PAGES, *INCLUDING, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/pretrained.md", "examples/cluster.md")
+ANCHORS = (
+    *("tasks-and-environments", "data", "model", "training", "bank", "hub", "agent", "evaluation"),
+    *("custom-dmcontrol-rewards", "sources-of-numbers"),
+)
+"""Sections of docs/architecture.md that the code points to."""
 _SNIPPET = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 for _simulator in ("metaworld", "dm_control", "shimmy", "mujoco"):
@@ -73,11 +87,55 @@ def test_every_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             run_snippet(where, language, code, names)
 
 
-def test_pages_are_all_there_and_their_links_lead_somewhere() -> None:
-    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} == set(PAGES) - {"README.md"}
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
-            assert target.startswith("https://") or (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+def test_pages_are_all_there() -> None:
+    found = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert found == {page for page in (*PAGES, *INCLUDING) if page.startswith("docs/")}
+    listed = set(re.findall(r"^([\w/-]+)$", (ROOT / "docs/index.md").read_text(), re.MULTILINE))
+    assert {path.removeprefix("docs/").removesuffix(".md") for path in found - {"docs/index.md"}} <= listed
+
+
+def slugs(path: Path) -> set[str]:
+    """What GitHub and the site call the headings of a page, and the explicit targets of the page."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKING)
+def test_links_lead_somewhere(page: str) -> None:
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            assert re.fullmatch(r"https://[\w.-]+\.\w+(/\S*)?", target), f"{page}: {target}"
+            continue
+        name, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / name if name else ROOT / page
+        assert file.exists(), f"{page}: {target}"
+        assert not anchor or anchor in slugs(file), f"{page}: {target}"
+
+
+def test_the_code_points_to_sections_that_exist() -> None:
+    sections = slugs(ROOT / "docs/architecture.md")
+    assert set(ANCHORS) <= sections
+    for folder in ("m3dt_agent", "hub", "benchmarks", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for page, anchor in re.findall(r"(docs/[\w-]+\.md)(?:#([\w-]+))?", path.read_text()):
+                assert (ROOT / page).exists(), f"{path}: {page}"
+                assert not anchor or anchor in slugs(ROOT / page), f"{path}: {page}#{anchor}"
+
+
+def test_every_room_has_its_place_in_the_reference() -> None:
+    """That every public name of these modules has an entry, the build of the site checks (docs/_ext/docstrings.py)."""
+    documented = {
+        name for page in (ROOT / "docs/api").glob("*.md") for name in re.findall(r"public-module:: (\S+)", page.read_text())
+    }
+    package = ROOT / "m3dt_agent"
+    rooms = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
+    expected = {f"m3dt_agent.{room}" for room in rooms - {"__init__", "cli", "data"}}
+    expected |= {
+        f"m3dt_agent.{name}" for name in ("data.collect", "data.episodes", "data.task_datasets", "data.behavior", "hub.banks")
+    }
+    assert expected <= documented
 
 
 def test_only_shell_snippets_are_not_run() -> None:

@@ -1,0 +1,202 @@
+"""Docstrings for the reference: written for a reader of the code, in light Markdown; turned into reStructuredText here.
+
+What is between single backticks becomes code. An indented block that is not a section of Google's style (Args, Raises, …) is a
+drawing, a table or a session: it becomes a literal block. Characters that mean something else in reStructuredText are escaped.
+
+The build ends with a check: every public name of every documented module has an entry.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+logger = logging.getLogger(__name__)
+PAGES = Path(__file__).parents[1] / "api"
+
+_SECTION = re.compile(r"^(Args|Arguments|Attributes|Raises|Returns|Yields|Note|Warning|Keyword Args):$")
+_ITEM = re.compile(r"^(- |\d+\. )")
+_CODE = re.compile(r"(``[^`]+``|`[^`\n]+`)")
+
+
+def to_restructured_text(lines: list[str]) -> list[str]:
+    """The lines of a docstring, dedented, as reStructuredText."""
+    out: list[str] = []
+    position = 0
+    while position < len(lines):
+        block = _block(lines, position)
+        position += max(len(block), 1)
+        if not block:
+            out.append("")
+        elif block[0].startswith(" ") and not _continues_item(out):
+            out += ["", "::", "", *("    " + line for line in textwrap.dedent("\n".join(block)).splitlines()), ""]
+        elif _SECTION.match(block[0]):
+            out += ["", *block[:1], *_inline(block[1:])]
+        else:
+            if _ITEM.match(block[0]) and out and out[-1] and not _ITEM.match(out[-1]) and not out[-1].startswith(" "):
+                out.append("")
+            out += _inline(block)
+    return out
+
+
+def _block(lines: list[str], start: int) -> list[str]:
+    """The lines from `start` that belong together: a section with its body, an indented block, an item, or a paragraph."""
+    if not lines[start].strip():
+        return []
+    first, end = lines[start], start + 1
+    indented = first.startswith(" ")
+    section = _SECTION.match(first)
+    while end < len(lines):
+        line = lines[end]
+        if not line.strip():
+            following = lines[end + 1] if end + 1 < len(lines) else ""
+            if not ((indented or section) and following.startswith(" ")):
+                break
+        elif indented or section:
+            if not line.startswith(" "):
+                break
+        elif _ITEM.match(line) or _SECTION.match(line) or (line.startswith(" ") and not _ITEM.match(first)):
+            break
+        end += 1
+    return lines[start:end]
+
+
+def _continues_item(out: list[str]) -> bool:
+    return bool(out) and bool(_ITEM.match(out[-1]))
+
+
+def _inline(lines: list[str]) -> list[str]:
+    """Code spans may go on in the next line, so the lines are taken together."""
+    joined = re.sub(r"`([^`\n]+)\n\s*([^`\n]+)`(?=[\s.,;:)]|$)", _joined_span, "\n".join(lines))
+    return "".join(_code(part) if part.startswith("`") else _escape(part) for part in _CODE.split(joined)).split("\n")
+
+
+def _joined_span(match: re.Match[str]) -> str:
+    return match[0] if match[1].count("`") or match.string[: match.start()].count("`") % 2 else f"`{match[1]} {match[2]}`"
+
+
+def _code(span: str) -> str:
+    text = span.strip("`").strip()
+    return rf"\ ``{text}``\ " if text else ""
+
+
+def _escape(text: str) -> str:
+    text = re.sub(r"([*|\\])", r"\\\1", text)
+    return re.sub(r"(?<=\w)_(?!\w)", r"\\_", text)
+
+
+def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    if what in ("attribute", "data") and inspect.getdoc(type(obj)) == "\n".join(lines).strip():
+        lines.clear()  # the docstring of the value's class, not of the name
+    if what == "data" and not any(lines):
+        lines[:] = _docstring_of_constant(name)
+    lines[:] = to_restructured_text(textwrap.dedent("\n".join(lines)).splitlines())
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """`__all__`, or what a module without one defines: functions, classes and documented constants without a leading `_`."""
+    if hasattr(module, "__all__"):
+        return [name for name in module.__all__ if not isinstance(getattr(module, name), ModuleType)]
+    constants = [name for scope, name in ModuleAnalyzer.for_module(module.__name__).find_attr_docs() if not scope]
+    members = inspect.getmembers(module, lambda member: inspect.isfunction(member) or inspect.isclass(member))
+    defined = [name for name, member in members if member.__module__ == module.__name__]
+    return [name for name in (*constants, *defined) if not name.startswith("_")]
+
+
+def documented_modules() -> list[str]:
+    """The modules that the pages of the reference name, in their order."""
+    return [name for page in sorted(PAGES.glob("*.md")) for name in re.findall(r"public-module:: (\S+)", page.read_text())]
+
+
+def owner(module: str, value: Any) -> str:
+    """The documented module under which a name has its entry: the closest one to where it is defined."""
+    defined_in = getattr(value, "__module__", None) if inspect.isclass(value) or inspect.isfunction(value) else None
+    if not defined_in:
+        return module
+    rooms = [name for name in documented_modules() if name != "m3dt_agent"]  # the package's own face only hands on
+    above = [name for name in rooms if defined_in == name or defined_in.startswith(name + ".")]
+    return max(above, key=len, default=module)
+
+
+class PublicModule(SphinxDirective):
+    """`public-module MODULE`: its docstring, an entry for each public name, a link where the entry is on another page."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0]
+        module = importlib.import_module(name)
+        self.env.note_dependency(str(inspect.getsourcefile(module)))
+        lines = [f".. automodule:: {name}", "   :no-members:", ""]
+        elsewhere = []
+        for public in public_names(module):
+            value = getattr(module, public)
+            home = owner(name, value)
+            if home == name:
+                lines += [f".. {_directive(value)}:: {name}.{public}", ""]
+            else:
+                elsewhere.append(f":py:obj:`{public} <{home}.{public}>`")
+        if elsewhere:
+            lines += ["Handed on from other modules: " + ", ".join(elsewhere) + ".", ""]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def _directive(value: Any) -> str:
+    if inspect.isclass(value):
+        return "autoexception" if issubclass(value, BaseException) else "autoclass"
+    return "autofunction" if inspect.isfunction(value) else "autodata"
+
+
+def _docstring_of_constant(name: str) -> list[str]:
+    """The string under a constant, found in the module that assigns it."""
+    module, _, constant = name.rpartition(".")
+    value = getattr(importlib.import_module(module), constant, None)
+    for other in [name for name in sys.modules if name == module or name.startswith(module + ".")]:
+        if getattr(sys.modules[other], constant, None) is value and value is not None:
+            found = ModuleAnalyzer.for_module(other).find_attr_docs().get(("", constant))
+            if found:
+                return list(found)
+    return []
+
+
+def _resolve(app: Sphinx, env: Any, node: nodes.Element, contnode: nodes.TextElement) -> nodes.Node | None:
+    """A type is written with the module that defines it; its entry stands under the module that hands it on."""
+    target = node["reftarget"]
+    if node.get("refdomain") != "py" or not target.startswith("m3dt_agent."):
+        return None
+    name = target.rpartition(".")[2]
+    domain = env.get_domain("py")
+    entries = [entry for entry in domain.objects if entry.rpartition(".")[2] == name]
+    if len(entries) != 1:
+        return None
+    return domain.resolve_xref(env, node.get("refdoc", ""), app.builder, "obj", entries[0], node, contnode)
+
+
+def _check_complete(app: Sphinx, env: Any) -> None:
+    """Warns of every public name that has no entry; with `-W` the build fails."""
+    objects = env.get_domain("py").objects
+    for name in documented_modules():
+        module = importlib.import_module(name)
+        for public in public_names(module):
+            if f"{owner(name, getattr(module, public))}.{public}" not in objects:
+                logger.warning("the reference has no entry for %s.%s", name, public)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("public-module", PublicModule)
+    app.connect("autodoc-process-docstring", _process, priority=100)  # before napoleon
+    app.connect("missing-reference", _resolve)
+    app.connect("env-check-consistency", _check_complete)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
