@@ -31,6 +31,7 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig
 from m3dt_agent.training import backbone, checkpoint, fit_stage, group_tasks, loop
 from m3dt_agent.training.distributed import joined
+from m3dt_agent.training.run import StepHooks
 from m3dt_agent.training.stage_inputs import StageInputs
 
 spec = importlib.util.spec_from_file_location("made_up", Path(__file__).with_name("conftest.py"))
@@ -79,7 +80,7 @@ def die_at(bank: str, config: dict[str, Any], rank: int, step: int, how: str) ->
         print("ended at", time.monotonic())
 
 
-class Halving(loop.StepHooks):
+class Halving(StepHooks):
     """Halves some gradients where a count of its own is odd: right only if gradients and count are the same everywhere."""
 
     def __init__(self, run: loop.Run) -> None:
