@@ -31,7 +31,7 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig
 from m3dt_agent.training import backbone, checkpoint, fit_stage, group_tasks, loop
 from m3dt_agent.training.distributed import joined
-from m3dt_agent.training.run import StepHooks
+from m3dt_agent.training.run import Run, StepHooks
 from m3dt_agent.training.stage_inputs import StageInputs
 
 spec = importlib.util.spec_from_file_location("made_up", Path(__file__).with_name("conftest.py"))
@@ -83,7 +83,7 @@ def die_at(bank: str, config: dict[str, Any], rank: int, step: int, how: str) ->
 class Halving(StepHooks):
     """Halves some gradients where a count of its own is odd: right only if gradients and count are the same everywhere."""
 
-    def __init__(self, run: loop.Run) -> None:
+    def __init__(self, run: Run) -> None:
         self.run, self.count = run, torch.zeros((), dtype=torch.int64)
 
     def before_update(self) -> None:
@@ -109,7 +109,7 @@ def train_with_hooks(bank: str, folder: str, steps: list[int], config: dict[str,
     with joined("cpu") as world:
         for until in steps:
             run = next(backbone.runs(StageInputs(made_up.made_up_data(), opened, BackboneConfig(**config | {"steps": until}))))
-            run = loop.Run(**{name: getattr(run, name) for name in loop.Run.__slots__} | {"hooks": Halving(run)})
+            run = Run(**{name: getattr(run, name) for name in Run.__slots__} | {"hooks": Halving(run)})
             loop.train(run, Path(folder), device="cpu", threads=1, progress=False, world=world)
             assert isinstance(run.hooks, Halving)
             assert int(run.hooks.count) == until
