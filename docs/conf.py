@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "m3dt-agent"
 author = "the m3dt-agent authors"
-copyright = author
+project_copyright = author
 version = release = m3dt_agent.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "docstrings", "gallery", "links"]

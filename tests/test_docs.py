@@ -140,7 +140,7 @@ def test_every_room_has_its_place_in_the_reference() -> None:
 
 def test_only_shell_snippets_are_not_run() -> None:
     languages = {language for page in PAGES for _, language, _ in snippets(page)}
-    assert languages <= {"python", "console", "sh"}
+    assert languages <= {"python", "console", "sh", "text"}
 
 
 def test_commands_that_are_not_run_have_options_that_exist() -> None:

@@ -24,10 +24,12 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 logger = logging.getLogger(__name__)
+_converted: dict[str, list[str]] = {}
 PAGES = Path(__file__).parents[1] / "api"
 
 _SECTION = re.compile(r"^(Args|Arguments|Attributes|Raises|Returns|Yields|Note|Warning|Keyword Args):$")
 _ITEM = re.compile(r"^(- |\d+\. )")
+_COLUMNS = re.compile(r"\S {2,}\S")
 _CODE = re.compile(r"(``[^`]+``|`[^`\n]+`)")
 
 
@@ -42,6 +44,8 @@ def to_restructured_text(lines: list[str]) -> list[str]:
             out.append("")
         elif block[0].startswith(" ") and not _continues_item(out):
             out += ["", "::", "", *("    " + line for line in textwrap.dedent("\n".join(block)).splitlines()), ""]
+        elif all(_COLUMNS.search(line) for line in block):  # a table of names and words
+            out += ["", "::", "", *("    " + line for line in block), ""]
         elif _SECTION.match(block[0]):
             out += ["", *block[:1], *_inline(block[1:])]
         else:
@@ -103,6 +107,14 @@ def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
     if what == "data" and not any(lines):
         lines[:] = _docstring_of_constant(name)
     lines[:] = to_restructured_text(textwrap.dedent("\n".join(lines)).splitlines())
+    if what in ("attribute", "data"):
+        _converted[name] = list(lines)
+
+
+def _undo_napoleon(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon takes what stands before a colon in the docstring of a constant or attribute for its type."""
+    if name in _converted:
+        lines[:] = _converted.pop(name)
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -197,6 +209,7 @@ def _check_complete(app: Sphinx, env: Any) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("public-module", PublicModule)
     app.connect("autodoc-process-docstring", _process, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", _undo_napoleon, priority=900)
     app.connect("missing-reference", _resolve)
     app.connect("env-check-consistency", _check_complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,7 @@
 """The directive `task-gallery DOMAIN`: a card for every task of a domain, from the tables of the package.
 
-Widths and lengths come from `m3dt_agent.tasks`, the behavior policies' scores from `m3dt_agent.data.behavior`, those of
-`builtin:mt160` from the front matter of its card. A rendered frame is shown where `_static/frames/<task>.webp` exists.
+Widths and lengths come from `m3dt_agent.tasks`, those of `builtin:mt160` from the front matter of its
+card, those of the behavior policies from the rows that were played beside it. A rendered frame is shown where `_static/frames/<task>.webp` exists.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
 from m3dt_agent import tasks
-from m3dt_agent.data.behavior import measured_returns
+from m3dt_agent.scores import read_rows
 
 ROOT = Path(__file__).parents[2]
 CARD = ROOT / "m3dt_agent" / "assets" / "banks" / "mt160" / "README.md"
+BEHAVIOR_ROWS = ROOT / "benchmarks/results/2026-11-29-pretrained/cells/cf74d058b880/rows-1.00.jsonl"
 FRAMES = ROOT / "docs" / "_static" / "frames"
 
 
@@ -34,15 +35,23 @@ def bank_scores() -> dict[str, float]:
     return scores
 
 
-def card(task: tasks.TaskSpec, bank_score: float | None) -> str:
+def behavior_scores() -> dict[str, float]:
+    """The score of every task's behavior policy on the same episodes as the bank's, 0 to 100."""
+    returns: dict[str, list[float]] = {}
+    for row in read_rows(BEHAVIOR_ROWS):
+        score = tasks.get(row.task).normalized_score(row.episode_return, row.success)
+        returns.setdefault(row.task, []).append(score)
+    return {task: sum(scores) / len(scores) for task, scores in returns.items()}
+
+
+def card(task: tasks.TaskSpec, behavior_score: float | None, bank_score: float | None) -> str:
     """One task as HTML."""
     frame = FRAMES / f"{task.name}.webp"
     picture = (
         f'<img src="_static/frames/{frame.name}" alt="" loading="lazy">' if frame.exists() else '<div class="no-frame"></div>'
     )
-    measured = measured_returns(task).get("expert")
-    behavior = "–" if measured is None else f"{measured.normalized:.0f}"
-    bank = "–" if bank_score is None else f"{bank_score:.0f}"
+    behavior = "\N{EN DASH}" if behavior_score is None else f"{behavior_score:.0f}"
+    bank = "\N{EN DASH}" if bank_score is None else f"{bank_score:.0f}"
     goal = ""
     if task.goal_velocity is not None:
         goal = f" · {task.goal_velocity:.2f} m/s"
@@ -63,8 +72,10 @@ class TaskGallery(Directive):
     option_spec: ClassVar = {}
 
     def run(self) -> list[nodes.Node]:
-        scores = bank_scores()
-        cards = [card(task, scores.get(task.name)) for task in tasks.TASKS if task.domain == self.arguments[0]]
+        behavior, bank = behavior_scores(), bank_scores()
+        cards = [
+            card(task, behavior.get(task.name), bank.get(task.name)) for task in tasks.TASKS if task.domain == self.arguments[0]
+        ]
         return [nodes.raw("", f'<div class="gallery">{"".join(cards)}</div>', format="html")]
 
 
