@@ -44,9 +44,8 @@ class Acting:
         self._model, self._rtg_mode = model, rtg_mode
         self._autocast = model.autocast()
         self._device, self._dtype = next(model.parameters()).device, window_dtype(model)
-        one = isinstance(conditions, Condition)
-        self._per_slot = None if one else list(conditions)
-        self._distinct = [conditions] if one else list(dict.fromkeys(conditions))
+        self._per_slot = None if isinstance(conditions, Condition) else list(conditions)
+        self._distinct = [conditions] if isinstance(conditions, Condition) else list(dict.fromkeys(conditions))
         self._shape: tuple[int, ...] | None = None  # of the observations; None before the first `act`
         self._history: History | None = None  # None before the first `act`
         self.use(experts)

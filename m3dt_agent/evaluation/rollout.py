@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from ..agent import M3DTAgent
+from ..agent.inputs import Bools, Floats
 from ..config import EvalConfig
 from ..envs.vector import MixedTaskVectorEnv
 from ..errors import ConfigError, InvalidValueError
@@ -32,7 +33,7 @@ from ..machine import shows_progress
 from ..model.determinism import cpu_threads
 from ..scores import EpisodeResult
 from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, TaskSpec, resolve
-from .policies import AgentPolicy, BehaviorPolicies, Bools, Floats, VectorPolicy, as_policy
+from .policies import AgentPolicy, BehaviorPolicies, VectorPolicy, as_policy
 from .schedule import Episode, Queue
 
 TASKS_PER_PART = 4
