@@ -1,7 +1,7 @@
 """The directive `task-gallery DOMAIN`: a card for every task of a domain, from the tables of the package.
 
-Widths and lengths come from `m3dt_agent.tasks`, those of `builtin:mt160` from the front matter of its
-card, those of the behavior policies from the rows that were played beside it. A rendered frame is shown where `_static/frames/<task>.webp` exists.
+Widths and lengths come from `m3dt_agent.tasks`, the bank's scores from the front matter of its card, the behavior policies'
+scores from the rows that were played beside it. A frame is shown where `_static/frames/<task>.webp` exists.
 """
 
 from __future__ import annotations
