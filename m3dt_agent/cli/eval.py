@@ -58,7 +58,7 @@ Deterministic = Annotated[
 Rows = Annotated[Path | None, typer.Option(help="Write every episode to this file, one JSON line each.")]
 Video = Annotated[
     Path | None,
-    typer.Option(help="Record the first episode of up to 16 tasks in one .gif or .mp4; MUJOCO_GL chooses the renderer."),
+    typer.Option(help="Record the first episode of up to 16 tasks in one .gif, .webp or .mp4; MUJOCO_GL chooses the renderer."),
 ]
 
 

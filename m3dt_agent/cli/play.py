@@ -30,7 +30,9 @@ def play_command(
     precision: ActingPrecision = "float32",
     stop_on_success: StopOnSuccess = False,
     rtg_mode: ReturnToGoMode = "rewards",
-    video: Annotated[Path | None, typer.Option(help="Also record it as .gif or .mp4; MUJOCO_GL chooses the renderer.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Also record it as .gif, .webp or .mp4; MUJOCO_GL chooses the renderer.")
+    ] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:

@@ -54,7 +54,7 @@ def play(
 
     Args:
         stop_on_success, rtg_mode: as in `EvalConfig`.
-        video: also record the episode in this .gif or .mp4.
+        video: also record the episode in this .gif, .webp or .mp4.
 
     Raises:
         UnknownTaskError: no such task, or one the agent does not have.

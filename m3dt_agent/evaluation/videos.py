@@ -43,7 +43,9 @@ MAX_SECONDS = 10
 TILE = 160
 """Pixels. Width and height, with the caption, are multiples of 16, as video encoders require."""
 CAPTION_HEIGHT = 32
-SUFFIXES = (".gif", ".mp4")
+SUFFIXES = (".gif", ".webp", ".mp4")
+"""A .gif plays everywhere, a .webp is half as large and shows all colours, an .mp4 can be stopped and wound."""
+_WEBP_QUALITY = 75  # of 100; more doubles the file and cannot be seen at this size
 _GIF_MILLISECONDS = 10 * round(100 / FPS)  # GIF counts hundredths of a second
 
 Pixels = npt.NDArray[np.uint8]
@@ -63,11 +65,11 @@ def check_path(path: Path) -> None:
     """Checks that a video can be written to `path`; for callers about to play episodes for it.
 
     Raises:
-        ConfigError: a suffix that is neither .gif nor .mp4.
+        ConfigError: a suffix other than .gif, .webp and .mp4.
         MissingDependencyError: .mp4 without imageio-ffmpeg; the message suggests .gif.
     """
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"a video's name ends in {' or '.join(SUFFIXES)}; got {path.name!r}")
+        raise ConfigError(f"a video's name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}; got {path.name!r}")
     if path.suffix == ".mp4":
         _ffmpeg()
 
@@ -87,7 +89,7 @@ def record(
         config: its `seed`, `stop_on_success` and `rtg_mode` are used, the other fields are not; None is `EvalConfig()`.
 
     Raises:
-        ConfigError: no tasks, or a suffix that is neither .gif nor .mp4.
+        ConfigError: no tasks, or a suffix other than .gif, .webp and .mp4.
         MissingDependencyError: .mp4 without imageio-ffmpeg, or a simulator that is not installed.
         M3DTError: no OpenGL context can be opened; the message says how to choose a backend.
         DiskSpaceError: the disk is full.
@@ -101,7 +103,7 @@ def record(
             tqdm(stage.play(as_policy(policy, config), config.seed), desc="video", unit="frame", disable=not progress)
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    (_write_gif if path.suffix == ".gif" else _write_mp4)(path, frames)
+    _WRITERS[path.suffix](path, frames)
     returns = {task.name: float(value) for task, value in zip(shown, stage.returns, strict=True)}
     return Recording(path, len(frames), returns, {task.name: stage.success(i) for i, task in enumerate(shown)})
 
@@ -200,6 +202,15 @@ def _write_gif(path: Path, frames: Sequence[Image.Image]) -> None:
     write_file(path, content.getvalue())
 
 
+def _write_webp(path: Path, frames: Sequence[Image.Image]) -> None:
+    first, *rest = frames
+    content = io.BytesIO()
+    first.save(
+        content, "WEBP", save_all=True, append_images=rest, duration=round(1000 / FPS), loop=0, quality=_WEBP_QUALITY, method=4
+    )
+    write_file(path, content.getvalue())
+
+
 def _write_mp4(path: Path, frames: Sequence[Image.Image]) -> None:
     with whole_file(path) as temporary:
         writer = _ffmpeg().write_frames(str(temporary), frames[0].size, fps=FPS, ffmpeg_log_level="error")
@@ -209,11 +220,14 @@ def _write_mp4(path: Path, frames: Sequence[Image.Image]) -> None:
         writer.close()
 
 
+_WRITERS = {".gif": _write_gif, ".webp": _write_webp, ".mp4": _write_mp4}
+
+
 def _ffmpeg() -> Any:
     try:
         import imageio_ffmpeg
     except ImportError as error:
         raise MissingDependencyError(
-            "an .mp4 needs imageio-ffmpeg, which is not installed: pip install imageio-ffmpeg, or write a .gif"
+            "an .mp4 needs imageio-ffmpeg, which is not installed: pip install imageio-ffmpeg, or write a .gif or .webp"
         ) from error
     return imageio_ffmpeg

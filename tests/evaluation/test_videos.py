@@ -17,6 +17,7 @@ from PIL import Image
 
 from m3dt_agent.cli import main
 from m3dt_agent.errors import ConfigError, MissingDependencyError
+from m3dt_agent.evaluation import videos
 from m3dt_agent.evaluation.videos import CAPTION_HEIGHT, FPS, MAX_SECONDS, TILE, check_path, record
 from m3dt_agent.tasks import get
 
@@ -84,6 +85,18 @@ def test_a_grid_of_the_evaluated_episodes(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["video.gif"]
 
 
+def test_a_webp_moves_and_keeps_its_colours(tmp_path: Path) -> None:
+    colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+    videos._WRITERS[".webp"](tmp_path / "video.webp", [Image.new("RGB", (TILE, TILE), colour) for colour in colours])
+    with Image.open(tmp_path / "video.webp") as video:
+        assert (video.n_frames, video.info["loop"]) == (3, 0)
+        for i, colour in enumerate(colours):
+            video.seek(i)
+            video.load()
+            assert video.info["duration"] == round(1000 / FPS)
+            np.testing.assert_allclose(np.asarray(video.convert("RGB"), float).mean(axis=(0, 1)), colour, atol=6)
+
+
 @pytest.mark.slow
 @needs_osmesa
 @pytest.mark.skipif(importlib.util.find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed")
@@ -100,10 +113,10 @@ def test_an_mp4(tmp_path: Path) -> None:
 
 def test_names_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("video.avi", "video", "gif"):
-        with pytest.raises(ConfigError, match=r"\.gif or \.mp4"):
+        with pytest.raises(ConfigError, match=r"\.gif, \.webp or \.mp4"):
             check_path(tmp_path / name)
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install imageio-ffmpeg, or write a \.gif"):
+    with pytest.raises(MissingDependencyError, match=r"pip install imageio-ffmpeg, or write a \.gif or \.webp"):
         check_path(tmp_path / "video.mp4")
     with pytest.raises(ConfigError, match="at least one task"):
         record("zero", [], tmp_path / "video.gif")
@@ -113,7 +126,7 @@ def test_names_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_the_command_says_what_is_wrong_before_it_evaluates(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     assert main(["eval", "zero", "cheetah-vel-25", "--rows", str(rows), "--video", str(tmp_path / "video.avi")]) == 1
-    assert "a video's name ends in .gif or .mp4" in capsys.readouterr().err
+    assert "a video's name ends in .gif, .webp or .mp4" in capsys.readouterr().err
     assert not rows.exists()
 
 
