@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _converted: dict[str, list[str]] = {}
 PAGES = Path(__file__).parents[1] / "api"
 
+_LONGEST_VALUE = 160  # characters
 _SECTION = re.compile(r"^(Args|Arguments|Attributes|Raises|Returns|Yields|Note|Warning|Keyword Args):$")
 _ITEM = re.compile(r"^(- |\d+\. )")
 _COLUMNS = re.compile(r"\S {2,}\S")
@@ -206,10 +208,19 @@ def _check_complete(app: Sphinx, env: Any) -> None:
                 logger.warning("the reference has no entry for %s.%s", name, public)
 
 
+def _shorten_values(_: Sphinx, document: nodes.document) -> None:
+    """Cuts the value of a constant that would fill the page, as that of the table of all tasks would."""
+    for signature in document.findall(addnodes.desc_signature):
+        for value in list(signature.findall(addnodes.desc_annotation)):
+            if value.astext().lstrip().startswith("=") and len(value.astext()) > _LONGEST_VALUE:
+                value.parent.remove(value)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("public-module", PublicModule)
     app.connect("autodoc-process-docstring", _process, priority=100)  # before napoleon
     app.connect("autodoc-process-docstring", _undo_napoleon, priority=900)
+    app.connect("doctree-read", _shorten_values)
     app.connect("missing-reference", _resolve)
     app.connect("env-check-consistency", _check_complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
