@@ -16,8 +16,9 @@ install: $(VENV)/.installed
 quickstart: install
 	$(BIN)/m3dt quickstart --out runs/quickstart
 
+# Two processes, each with files of its own: most tests keep one core busy.
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,behavior]'

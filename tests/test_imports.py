@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -53,6 +54,7 @@ def part_of(module: str) -> str:
     return [*module.split("."), ""][1]
 
 
+@functools.cache
 def imports_of(path: Path, *, late: bool = True) -> set[str]:
     """The modules of this repository that a file imports, by full name. late: those inside functions as well."""
     module = module_of(path)

@@ -104,7 +104,7 @@ def test_errors_are_one_line_that_names_what_came(bank: ExpertBank, run: Run, tm
         (("reach", "--bank", bank.path, "--experts", 7), "got 7"),
         (("reach", "--bank", bank.path, "--experts", "none", "--max-experts", 2), "go with --experts mixture"),
         (("reach", "--bank", bank.path, "--seed", -1), "seed"),
-        (("reach", "--bank", bank.path, "--video", tmp_path / "video.avi"), "a video's name ends in .gif or .mp4"),
+        (("reach", "--bank", bank.path, "--video", tmp_path / "video.avi"), "a video's name ends in .gif, .webp or .mp4"),
     ):
         code, out, err = run("play", *arguments)
         assert (code, out, err.count("\n")) == (1, "", 1), arguments

@@ -278,7 +278,7 @@ def test_all_three_stages_on_a_cluster(tmp_path, cluster, data, capsys):
         (["--stage", "experts", "--shard", "3/2"], "needs 1 <= I <= N; got 3/2"),
         (["--data-parallel", "2"], "--data-parallel 2 goes with --ray"),
         (["--ray", "auto", "--data-parallel", "8:2"], "the fewest and the most, like 2:8; got '8:2'"),
-        (["--ray", "auto", "--cpus-per-job", "0"], "at least one CPU"),
+        (["--ray", "auto", "--cpus-per-job", "0"], "cpus_per_job must be >= 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(backbone, data, capsys, arguments, message):

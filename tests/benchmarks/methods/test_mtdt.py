@@ -129,9 +129,9 @@ def test_nothing_else_of_a_prompt_is_read(model: TaskDT, window: Window) -> None
 
 
 def test_what_does_not_fit_is_refused(model: TaskDT, window: Window) -> None:
-    with pytest.raises(ShapeError, match="5 rows, there are 2 prompts"):
+    with pytest.raises(ShapeError, match="window has 5 rows, but there are 2 prompts"):
         model(window, numbered([0, 1]))
-    with pytest.raises(ShapeError, match="5 rows, there are 2 prompts"):
+    with pytest.raises(ShapeError, match="window has 5 rows, but there are 2 prompts"):
         model.act(window, model.encode_prompt(numbered([0, 1])))
     with pytest.raises(ConfigError, match="no experts"):
         model(window, numbered([0] * B), "mixture")
