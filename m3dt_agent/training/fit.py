@@ -68,8 +68,7 @@ def fit_stage(
 ) -> None:
     """Trains one stage of `bank` to its end, from wherever it is; stage 2 first groups the tasks if they are not grouped yet.
 
-    In a process that torchrun or Ray Train started with others, all of them call this, and they share the batches of stages 1
-    and 3. They all see the bank's folder; worker 0 writes to it, and on return every worker's `bank` is up to date.
+    The workers of torchrun or Ray Train all call this, on one folder that all see (distributed.py); it updates every `bank`.
 
     Args:
         stage: backbone, experts or router; or 1, 2, 3.
@@ -87,16 +86,13 @@ def fit_stage(
         ConfigError: settings that differ from those the stage was started with, or that cannot work; experts that the bank does
             not have; more workers than windows in a batch, or several workers in stage 2.
         BankError: the data's tasks are not the bank's, a file is damaged, or another process trains the bank.
-        DiskSpaceError: no room for the checkpoints.
+        DiskSpaceError: no room for the checkpoints. WorkerError: another worker failed or was lost.
         InvalidValueError: the loss became NaN or infinite; earlier checkpoints are kept.
-        WorkerError: another worker failed or was lost.
     """
     stage = stage_name(stage)
     bank.require_writable()
     check_data(data, bank)
-    for name, given, of in (("fanout", fanout, "experts"), ("start", start, "router")):
-        if given is not None and stage != of:
-            raise ConfigError(f"{name}= goes with stage {of!r}; got stage {stage!r}")
+    _require_own_stage(stage, fanout, start)
     with joined(device) as world, contextlib.ExitStack() as stack:
         device, reporting = own_device(device), _Reporting(progress if world.is_main else False, on_log)
         if stage == "experts":
@@ -117,6 +113,12 @@ def fit_stage(
                 _fit_here(inputs, settled, device, reporting, world)
             else:
                 _fit_in_jobs(inputs, settled.threads, fanout, str(device), progress)
+
+
+def _require_own_stage(stage: Stage, fanout: Fanout | None, start: ExpertBank | None) -> None:
+    for name, given, of in (("fanout", fanout, "experts"), ("start", start, "router")):
+        if given is not None and stage != of:
+            raise ConfigError(f"{name}= goes with stage {of!r}; got stage {stage!r}")
 
 
 def _fit_here(inputs: StageInputs[Any], plan: Plan, device: torch.device, reporting: _Reporting, world: World) -> None:
