@@ -48,6 +48,7 @@ def test_act(bank: Path, tmp_path: Path) -> None:
     assert out == run("act.py", bank, "cheetah-vel-25", "0", where=tmp_path)
 
 
+@pytest.mark.slow
 def test_evaluate_mt10(bank: Path, tmp_path: Path) -> None:
     out = run("evaluate_mt10.py", bank, "1", where=tmp_path)
     for policy in ("m3dt-mixture", "random"):
@@ -61,6 +62,7 @@ def test_adapters(bank: Path, tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in out.splitlines()] == ["Stable-Baselines3", "Meta-World", "Gymnasium"]
 
 
+@pytest.mark.slow
 def test_fine_tune(tmp_path: Path) -> None:
     names = ["cheetah-vel-25"]
     random_datasets(tmp_path / "data", names, episodes=3)

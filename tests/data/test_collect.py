@@ -208,6 +208,7 @@ def wait_for(condition, seconds=60.0):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_episodes_and_repeats_no_shard(tmp_path, start):
     root = tmp_path / "killed"
     for count in (1, 9, 18):

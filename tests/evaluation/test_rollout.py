@@ -81,7 +81,7 @@ def test_without_stopping_an_episode_has_its_full_length() -> None:
     assert [(row.length, row.success) for row in rows] == [(500, True), (200, None)]
 
 
-@pytest.mark.parametrize("level", ["random", "expert+0.5"])
+@pytest.mark.parametrize("level", [pytest.param("random", marks=pytest.mark.slow), "expert+0.5"])
 def test_behavior_rows_do_not_depend_on_slots_and_workers(level: str) -> None:
     tasks = ["cheetah-vel-25", "pendulum-swingup", "ant-dir-3"]  # one slot runs all three, one after the other
     results = [
@@ -134,7 +134,7 @@ def test_the_agent_sees_rewards_unless_told_otherwise(agent: M3DTAgent) -> None:
     assert returns["rewards"] != returns["constant"]
 
 
-@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("overlap", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_deterministic_rows_are_the_same_for_any_number_of_workers_and_threads(agent: M3DTAgent, overlap: bool) -> None:
     """In float32, on a task whose contacts amplify a last bit to half of a return."""
     config = EvalConfig(episodes=3, slots=4, overlap=overlap, deterministic=True)

@@ -70,6 +70,7 @@ def same_files(one: Path, other: Path) -> bool:
     return bool(first == second)
 
 
+@pytest.mark.parametrize("hub", ["xet", pytest.param("lfs", marks=pytest.mark.slow)], indirect=True)
 class TestTrainingGoesOn:
     """Must show 1: a machine is lost after a push; what was pushed goes on to the weights that it would have had."""
 

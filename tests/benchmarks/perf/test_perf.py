@@ -92,6 +92,7 @@ def test_every_program_of_the_folder_is_known() -> None:
     assert {file.stem for file in files if "\ndef main(" in file.read_text()} == set(PROGRAMS)
 
 
+@pytest.mark.slow
 def test_programs_run_and_their_records_are_gathered(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     done = perf("bank", "startup", "--quick", "--json", str(file))
