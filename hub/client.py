@@ -38,7 +38,7 @@ OFFICIAL_ENDPOINT = "https://huggingface.co"
 COMMIT_ATTEMPTS = 8
 """Tries of a commit whose head keeps moving; each failed try means that somebody else's commit got in."""
 _WORKERS = 8  # files downloaded at once; huggingface_hub uses the same number
-_REPO_ID = re.compile(r"(?!.*(--|\.\.))[\w-][\w.-]*/[\w-][\w.-]*")  # huggingface_hub's rule, with a namespace
+_REPO_ID = re.compile(r"(?!.*(--|\.\.))[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # huggingface_hub's rule, with a namespace
 
 
 def is_repo_id(name: str | Path) -> bool:

@@ -32,7 +32,7 @@ from m3dt_agent.model import M3DT
 
 __all__ = ["bank_from_published", "from_published", "published_config", "read_published", "to_published", "write_published"]
 
-_GROUP = re.compile(r"expert_(\d{1,3})")
+_GROUP = re.compile(r"expert_([0-9]{1,3})")
 
 
 def bank_from_published(

@@ -30,13 +30,13 @@ from m3dt_agent.errors import BankError, ConfigError, ShapeError
 from m3dt_agent.hub.published.weight_names import published_config, published_shapes
 
 _KINDS = {
-    "backbone": re.compile(r"prompt_model_(?P<series>.*)_iter_(?P<iteration>\d+)_seed(?P<seed>\d+)"),
-    "expert": re.compile(r"expert_(?P<expert>\d+)_iter_(?P<iteration>\d+)"),
-    "mixture": re.compile(r"moe__iter_(?P<iteration>\d+)"),
+    "backbone": re.compile(r"prompt_model_(?P<series>.*)_iter_(?P<iteration>[0-9]+)_seed(?P<seed>[0-9]+)"),
+    "expert": re.compile(r"expert_(?P<expert>[0-9]+)_iter_(?P<iteration>[0-9]+)"),
+    "mixture": re.compile(r"moe__iter_(?P<iteration>[0-9]+)"),
 }
-_BUFFER = re.compile(r"transformer\.h\.(\d+)\.attn\.(bias|masked_bias)")
-_BLOCK = re.compile(r"block_\d+")
-_EXPERT_IN_MIXTURE = re.compile(r"block_0\.experts\.(\w+)\.")
+_BUFFER = re.compile(r"transformer\.h\.([0-9]+)\.attn\.(bias|masked_bias)")
+_BLOCK = re.compile(r"block_[0-9]+")
+_EXPERT_IN_MIXTURE = re.compile(r"block_0\.experts\.([A-Za-z0-9_]+)\.")
 _CAUSAL_TOKENS = 1024
 """Side of GPT-2's causal mask in the authors' files: `n_positions` of their GPT2Config."""
 _BUFFER_TYPES = (torch.uint8, torch.bool, torch.float32)

@@ -26,8 +26,8 @@ from m3dt_agent.model import M3DT
 _EMBEDDINGS = {"embed_return": "return_to_go", "embed_state": "state", "embed_action": "action"}
 _EXPERT_FIELDS = {"c_fc.weight": "w_in", "c_fc.bias": "b_in", "c_proj.weight": "w_out", "c_proj.bias": "b_out"}
 _ROUTER_LAYERS = ("fc1", "fc2", "fc_new", "fc3", "fc4")
-_LAYER = re.compile(r"backbone/transformer\.h\.(\w+)\.")
-_EXPERT = re.compile(r"expert_(\w+)/")
+_LAYER = re.compile(r"backbone/transformer\.h\.([A-Za-z0-9_]+)\.")
+_EXPERT = re.compile(r"expert_([A-Za-z0-9_]+)/")
 
 Views = Iterator[tuple[str, tuple[Tensor, ...]]]
 """Pairs: their name, and the views of our parameters that, joined along the last dimension, are their tensor."""

@@ -103,10 +103,10 @@ class BankContents:
         """
         stage = stage_name(stage)
         if stage == "experts":
-            finished, wanted = len(self.finished_experts), max(self.config.n_experts, 1)
+            finished, done = bool(self.finished_experts), self.config.n_experts > 0 and not self.missing_experts
         else:
-            finished, wanted = int(f"{stage}.safetensors" in self.manifest.files), 1
-        if finished == wanted:
+            finished = done = f"{stage}.safetensors" in self.manifest.files
+        if done:
             return "done"
         started = any((self.path / "resume").glob(f"{stage}-*"))
         return "partial" if finished or started else "absent"

@@ -19,7 +19,8 @@ from .tensor_files import FileRecord
 FORMAT_VERSIONS: dict[Storage, int] = {"float32": 1, "bfloat16": 2}
 """The version of a bank's format, by how it stores its weights. The first releases of this package read version 1 and refuse
 others by their number. A float32 bank stays at version 1, so that they can read it and its hash does not change."""
-_FILE_NAME = re.compile(r"(backbone|router|statistics|prompts|experts/\d{3})\.safetensors")
+# [0-9], because \d also matches the digits of other scripts: a second spelling of an expert's number would count as an expert
+_FILE_NAME = re.compile(r"(backbone|router|statistics|prompts|experts/[0-9]{3})\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)

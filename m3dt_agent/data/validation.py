@@ -34,6 +34,8 @@ PROMPT_EPISODES = "m3dt_prompt_episodes"
 
 _FLOATS = ("observations", "actions", "rewards")
 _FLAGS = ("terminations", "truncations")
+_OPTIONAL = ("infos/success",)
+_MOST_NUMBERS = 1 << 24  # 128 MB as float64; 160 tasks need 19,539, and a shape can promise what no file holds
 _ACTION_LIMIT = 1.0 + 1e-6  # the action space is [-1, 1]; float32 rounding may add an ulp
 
 Arrays = dict[str, NDArray[Any]]
@@ -201,12 +203,12 @@ def _count_episodes(file: h5py.File, path: Path) -> int:
 
 def _scan(file: h5py.File, index: int, task: TaskSpec | None) -> ScannedEpisode:
     try:
-        group = file[f"episode_{index}"]
-        if problem := _structure_problem(group, task):
+        if problem := _structure_problem(file, f"episode_{index}", task):
             return ScannedEpisode(index, {}, None, (f"episode {index}: {problem}",))
+        group = file[f"episode_{index}"]
         arrays: Arrays = {name: group[name][()] for name in (*_FLOATS, *_FLAGS)}
-        if "infos/success" in group:
-            arrays["success"] = group["infos/success"][()]
+        if _OPTIONAL[0] in group:
+            arrays["success"] = group[_OPTIONAL[0]][()]
         seed = group.attrs.get("seed")
         seed = None if seed is None else int(seed)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError) as error:
@@ -215,21 +217,56 @@ def _scan(file: h5py.File, index: int, task: TaskSpec | None) -> ScannedEpisode:
     return ScannedEpisode(index, arrays, seed, problems)
 
 
-def _structure_problem(group: Any, task: TaskSpec | None) -> str | None:
-    """Why the arrays cannot be read at all: a missing array, one that holds no numbers, or more steps than the task has."""
+def _structure_problem(file: h5py.File, episode: str, task: TaskSpec | None) -> str | None:
+    """Why the arrays must not be read: kept outside the file, missing, not numbers, or too large.
+
+    Everything is decided from the file's own records, before an array is read or a link is followed.
+    """
     import h5py
 
+    if problem := _outside(file, episode):
+        return problem
+    group = file[episode]
     if not isinstance(group, h5py.Group):
         return "is not a group"
-    for name in (*_FLOATS, *_FLAGS):
+    for name in (*_FLOATS, *_FLAGS, *_OPTIONAL):
+        if problem := _outside(group, name):
+            return problem
         field = group.get(name)
+        if field is None and name in _OPTIONAL:
+            continue
         if not isinstance(field, h5py.Dataset):
             return f"{name} is missing"
         if field.dtype.kind not in "fiub" or field.ndim == 0:
             return f"{name} is {field.dtype} {field.shape}, not an array of numbers"
         if task is not None and len(field) > task.max_episode_steps + 1:
             return f"{name} has {len(field)} entries; the task ends after {task.max_episode_steps} steps"
+        if field.size > _MOST_NUMBERS:
+            return f"{name} is {field.shape}; an array of an episode has at most {_MOST_NUMBERS:,} numbers"
     return None
+
+
+def _outside(group: h5py.Group, name: str) -> str | None:
+    """Why the object `name` is not a part of this very file, or None if it is or does not exist.
+
+    A stranger's file may name other files of this machine: by a soft or external link, by external storage, or by a virtual
+    dataset. HDF5 would read them as if they were the dataset.
+    """
+    import h5py
+
+    where, _, rest = name.partition("/")
+    link = group.get(where, getlink=True)
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink):
+        return f"{where} is a link to somewhere else ({type(link).__name__}), which is never followed"
+    found = group[where]
+    if isinstance(found, h5py.Dataset):
+        if found.is_virtual:
+            return f"{where} is a virtual dataset, which reads other files"
+        if found.external:
+            return f"{where} keeps its numbers in another file"
+    return _outside(found, rest) if rest and isinstance(found, h5py.Group) else None
 
 
 def episode_problems(arrays: Mapping[str, NDArray[Any]], task: TaskSpec) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_banks import CONFIG, TASKS, new_bank
+from small_banks import CONFIG, TASKS, new_bank, parts, random_model
 
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.bank.manifest import Manifest
@@ -66,3 +66,20 @@ def test_groups_must_cover_tasks_and_experts(tmp_path: Path, groups: dict[str, i
     with pytest.raises(ConfigError):
         bank.commit({}, groups=groups)
     assert ExpertBank.open(bank.path).groups is None
+
+
+def test_an_expert_cannot_be_counted_twice_under_another_spelling(tmp_path: Path) -> None:
+    """Digits of other scripts match `\\d`. Such a bank seemed complete without its last expert, and acted on unwritten memory."""
+    bank = new_bank(tmp_path / "bank")
+    bank.commit(parts(random_model()))
+    folder, forged = tmp_path / "bank", "experts/٠٠٠.safetensors"  # noqa: RUF001  Arabic-Indic zeros
+    manifest = json.loads((folder / "bank.json").read_text())
+    del manifest["files"]["experts/001.safetensors"]
+    manifest["files"][forged] = manifest["files"]["experts/000.safetensors"]
+    (folder / "bank.json").write_text(json.dumps(manifest))
+    (folder / "experts/001.safetensors").rename(folder / "experts/left.out")
+    (folder / forged).write_bytes((folder / "experts/000.safetensors").read_bytes())
+    with pytest.raises(BankError, match=r"which is not a file of a bank"):
+        ExpertBank.open(folder)
+    with pytest.raises(BankError, match=r"which is not a file of a bank"):
+        ExpertBank.open(folder, check="sizes")
