@@ -69,7 +69,7 @@ def test_groups_must_cover_tasks_and_experts(tmp_path: Path, groups: dict[str, i
 
 
 def test_an_expert_cannot_be_counted_twice_under_another_spelling(tmp_path: Path) -> None:
-    """Digits of other scripts match `\\d`. Such a bank seemed complete without its last expert and acted on unwritten memory."""
+    """Digits of other scripts match `\\d`. A bank seemed complete without its last expert and acted on unwritten memory."""
     bank = new_bank(tmp_path / "bank")
     bank.commit(parts(random_model()))
     folder, forged = tmp_path / "bank", "experts/٠٠٠.safetensors"  # noqa: RUF001  Arabic-Indic zeros
