@@ -41,12 +41,14 @@ MODEL = ModelConfig(16, 2, 2, n_experts=5, context_length=4, prompt_length=2)
 def cluster() -> Iterator[object]:
     """Three nodes of one CPU each."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    import ray
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for _ in range(2):
         nodes.add_node(num_cpus=1)
     yield nodes
+    ray.shutdown()  # this process's threads first: they must not outlive the cluster, nor the interpreter
     nodes.shutdown()
 
 
