@@ -20,11 +20,13 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from .errors import BankError, DiskSpaceError
+from .errors import BankError, DiskSpaceError, M3DTError, PathError
 
 TEMPORARY = ".writing-"
 """How the names of unfinished files and folders begin."""
@@ -44,6 +46,70 @@ def disk_space_errors(target: Path) -> Iterator[None]:
         if known or any(f"errno = {number}," in str(error) for number in _NO_ROOM):
             raise DiskSpaceError(f"no room left on the disk while writing {target}: {error}") from error
         raise
+
+
+_ADVICE = {
+    errno.ENOENT: "there is nothing here; check the path",
+    errno.EACCES: "you have no permission; change its owner or mode, or name another path",
+    errno.EPERM: "you have no permission; change its owner or mode, or name another path",
+    errno.EROFS: "the file system is read-only; name a path on another one",
+    errno.EEXIST: "there is a file or folder of this name; move it away, or name another path",
+    errno.ENOTEMPTY: "there is a folder of this name that is not empty; move it away, or name another path",
+    errno.ENOTDIR: "there is a file where a folder should be; move it away, or name another path",
+    errno.EISDIR: "there is a folder where a file should be; move it away, or name another path",
+    errno.ELOOP: "it is a symbolic link to itself, or one that must not be followed; name the file itself",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EMFILE: "too many files are open; raise the limit with `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.EBUSY: "it is in use; wait for the program that uses it, or stop it",
+    errno.ETXTBSY: "it is in use; wait for the program that uses it, or stop it",
+    errno.EXDEV: "it is on another file system; name a folder on the same one",
+}
+
+
+@contextlib.contextmanager
+def path_errors(target: Path | str) -> Iterator[None]:
+    """Turns what the file system refuses inside the block into a `PathError` that names the path and says what to do.
+
+    The path is the one that the system names, else `target`. A full disk is a `DiskSpaceError`, as in `disk_space_errors`.
+    Errors of this package pass as they are, and so do closed pipes and lost connections, which are no path's fault.
+    """
+    try:
+        with disk_space_errors(Path(target)):
+            yield
+    except (M3DTError, ConnectionError, TimeoutError):
+        raise
+    except OSError as error:
+        path = error.filename2 or error.filename or target
+        path = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else target
+        advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+        raise PathError(f"{path} cannot be used: {advice}") from error
+    except ValueError as error:  # what no file system takes: a NUL, half of a surrogate pair
+        if isinstance(error, UnicodeEncodeError) or "null byte" in str(error) or "null character" in str(error):
+            raise PathError(f"{str(target)!r} cannot be used: no path may hold such a character; name another path") from error
+        raise
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file for reading. Links are followed: the Hub's cache is made of them.
+
+    Raises:
+        PathError: it is missing, cannot be read, or is a folder, a pipe, a device or a socket, which could block or never end.
+    """
+    with path_errors(path):
+        if not stat.S_ISREG(path.stat().st_mode):  # first of all, since opening a device can do something to it
+            raise _not_regular(path)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        file = os.fdopen(descriptor, "rb")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            file.close()
+            raise _not_regular(path)
+        return file
+
+
+def _not_regular(path: Path) -> PathError:
+    what = "a folder" if path.is_dir() else "a pipe, a device or a socket"
+    return PathError(f"{path} cannot be used: it is {what}; a regular file is needed")
 
 
 def require_space(target: Path, n_bytes: int) -> None:

@@ -12,7 +12,8 @@
     ├── HubError               (OSError)       the Hugging Face Hub refused, failed or cannot be reached
     │   └── HubConflictError                   the Hub holds something that differs from what is pushed
     ├── MissingDependencyError (ImportError)   an optional package that is not installed
-    └── DiskSpaceError         (OSError)       not enough room for what is about to be written
+    ├── DiskSpaceError         (OSError)       not enough room for what is about to be written
+    └── PathError              (OSError)       a path that cannot be read or written: missing, no folder, no permission, …
 
 Catch `M3DTError` for all of them, or the built-in class that each also inherits from.
 """
@@ -70,3 +71,7 @@ class MissingDependencyError(M3DTError, ImportError):
 
 class DiskSpaceError(M3DTError, OSError):
     """Not enough free disk space for what is about to be written."""
+
+
+class PathError(M3DTError, OSError):
+    """A path that cannot be read or written: missing, a file where a folder is needed, read-only, no permission, …"""

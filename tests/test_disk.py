@@ -13,6 +13,8 @@ import pytest
 from m3dt_agent.disk import (
     disk_space_errors,
     file_lock,
+    open_regular,
+    path_errors,
     publish,
     replace_folder,
     require_new_folder,
@@ -21,7 +23,7 @@ from m3dt_agent.disk import (
     whole_file,
     write_file,
 )
-from m3dt_agent.errors import BankError, DiskSpaceError
+from m3dt_agent.errors import BankError, DiskSpaceError, PathError
 
 
 def full(*_: object) -> None:
@@ -182,3 +184,58 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
         assert not entered.wait(0.1)
     assert entered.wait(10)
     other.join()
+
+
+# -- paths that cannot be used -----------------------------------------------------------------------------------------------
+
+
+def bad_paths(tmp_path: Path) -> dict[str, tuple[Path, str]]:
+    """A path of every kind that the file system refuses, with what the message must say."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    (tmp_path / "loop").symlink_to("loop")
+    return {
+        "missing": (tmp_path / "no" / "such", "nothing here"),
+        "file for folder": (tmp_path / "file" / "below", "a file where a folder should be"),
+        "folder for file": (tmp_path / "folder", "a folder where a file should be"),
+        "loop": (tmp_path / "loop", "symbolic link to itself"),
+        "long": (tmp_path / ("x" * 300), "the name is too long"),
+        "NUL": (tmp_path / "a\0b", "no path may hold such a character"),
+        "surrogate": (tmp_path / "a\ud800b", "no path may hold such a character"),
+        "device": (Path("/proc/self/nothing/there"), "nothing here"),
+    }
+
+
+def test_a_path_that_cannot_be_used_is_one_error_that_says_what_to_do(tmp_path: Path) -> None:
+    for kind, (path, told) in bad_paths(tmp_path).items():
+        with pytest.raises(PathError, match=told) as caught, path_errors(tmp_path), path.open("r+b"):
+            pass
+        assert kind in ("NUL", "surrogate") or str(path) in str(caught.value), kind  # the system's path, not the outer one
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EMFILE, errno.EIO])
+def test_other_refusals_name_the_path(number: int, tmp_path: Path) -> None:
+    with pytest.raises(PathError, match=str(tmp_path)), path_errors(tmp_path):
+        raise OSError(number, os.strerror(number))
+
+
+def test_errors_that_no_path_has_caused_pass_as_they_are(tmp_path: Path) -> None:
+    errors: list[Exception] = [BankError("b"), BrokenPipeError(), ConnectionResetError(), TimeoutError(), ValueError("v")]
+    for error in errors:
+        with pytest.raises(type(error)) as caught, path_errors(tmp_path):
+            raise error
+        assert caught.value is error
+    with pytest.raises(DiskSpaceError), path_errors(tmp_path):
+        full()
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name, told in {"pipe": "a pipe", "zero": "a device", "": "a folder", "none": "nothing here"}.items():
+        with pytest.raises(PathError, match=told):
+            open_regular(tmp_path / name)
+    (tmp_path / "file").write_bytes(b"x")
+    with open_regular(tmp_path / "file") as file:
+        assert file.read() == b"x"

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "machine"},
     {"tasks", "jobs", "disk"},
+    {"documents"},
     {"config", "scores", "envs"},
     {"data", "plots"},
     {"model"},
