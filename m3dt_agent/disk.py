@@ -90,6 +90,22 @@ def path_errors(target: Path | str) -> Iterator[None]:
         raise
 
 
+def user_path(path: Path | str) -> Path:
+    """The path that a user named: `~` and `~name` at its beginning stand for home folders.
+
+    Raises:
+        PathError: there is no such home folder, or the path holds a character that no path may hold.
+    """
+    with path_errors(path):
+        os.fspath(path).encode()
+        if "\0" in os.fspath(path):
+            raise ValueError("embedded null byte")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise PathError(f"{path} cannot be used: no home folder is known for it; write the path in full") from error
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Opens a regular file for reading. Links are followed: the Hub's cache is made of them.
 
