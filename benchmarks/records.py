@@ -2,9 +2,11 @@
 
     <run>/<cell id>/
       cell.json            format, the cell (what to train), the facts (what it took; null until training is over)
-      rows-0.75.jsonl      episodes after 75% of the training windows, one `EpisodeResult` per line
+      rows-0.75.jsonl      episodes after 75% of the training windows, one `EpisodeResult` per line; not of every method
       rows-1.00.jsonl      episodes of the final model; only these are compared
+      expert_weights.json  task → mean router weight of each expert, if the final model has a router
       work/                checkpoints and weights; not part of the record
+    <run>/shared/          banks that several cells use (`methods.one_bank`); not part of the record
 
 A cell's id is a hash of what to train, so the runs of two machines merge when their folders are put together, and nothing is
 done twice. Results from elsewhere can be written in this format; `python -m benchmarks validate FOLDER` checks them.

@@ -1,7 +1,8 @@
-"""Trains somebody else's published bank further: python examples/resume_from_hub.py REPO STAGE DATASETS BANK.
+"""Trains somebody else's published bank further: python examples/resume_from_hub.py REPO STAGE DATASETS BANK [STEPS].
 
-STAGE is the last stage to take over: backbone (experts and router are trained here) or experts (the router is trained here).
-The datasets must be those that the bank was trained on. BANK is a new folder for the result.
+REPO is an id on the Hugging Face Hub (namespace/name). STAGE is the last stage to take over: backbone (experts and router are
+trained here) or experts (the router is trained here). DATASETS is a Minari root with the datasets that the bank was trained
+on. BANK is a new folder for the result. Every stage has STEPS steps, by default 200.
 """
 
 import sys

@@ -37,8 +37,10 @@ _CHEETAH_VEL_RETURNS = (-100.0, -30.0)  # linear from 0 to 100 between these ret
 class TaskSpec:
     """One task: the widths of its observations and actions, its length, and how its returns are scaled and scored.
 
+    `published_name` and `published_num_trajectories` are the task's name and the number of its episodes in the authors' data.
     `target_return` and `return_scale` are constants of the authors' code. `published_score` is the score of a Prompt-DT trained
-    on this task alone (appendix A.3). `goal_direction` (ant-dir only) is in radians, `goal_velocity` (cheetah-vel only) in m/s.
+    on this task alone (appendix A.3). A `custom` task is one of DMControl that is not in dm_control's suite. `goal_direction`
+    (ant-dir only) is in radians, `goal_velocity` (cheetah-vel only) in m/s.
     """
 
     name: str

@@ -130,6 +130,7 @@ def plain_costs(hub: Hub, folder: Path, kind: str, source: Path, what: str) -> l
 
 
 def main() -> None:
+    """Parses the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experts", type=int, default=48)
     parser.add_argument("--embed-dim", type=int, default=32)

@@ -43,7 +43,7 @@ def _point_to_pages(app: Sphinx, doctree: nodes.document) -> None:
 def _file(target: str, docs: str | os.PathLike[str]) -> Path | None:
     """The file of the repository that a link names: as a path without suffix, or as written in an included file."""
     name = target if target.endswith(".md") else target + ".md"
-    for base in (Path(docs), ROOT):
+    for base in (Path(docs), ROOT, *((ROOT / included).parent for included in INCLUDED)):
         file = (base / name.partition("#")[0]).resolve()
         if file.exists() and file.is_relative_to(ROOT):
             return file

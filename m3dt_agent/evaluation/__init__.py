@@ -2,7 +2,7 @@
 
 policies.py      what can be evaluated            rollout.py     episodes in one process
 schedule.py      which slot runs which episode    parallel.py    episodes in many jobs
-one_episode.py   one episode, timed               videos.py      episodes as GIF or MP4
+one_episode.py   one episode, timed               videos.py      episodes as GIF, WebP or MP4
 held_out.py      errors on demonstrations, without a simulator
 """
 

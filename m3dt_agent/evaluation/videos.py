@@ -3,11 +3,11 @@
     ┌─────────────┬─────────────┐
     │ frame       │ frame       │      TILE x TILE pixels
     ├─────────────┼─────────────┤
-    │ walker-run  │ reach       │      CAPTION_HEIGHT pixels: task, return so far, success
-    │ 123.4       │ 55.0 done   │
+    │ walker-run  │ reach       │      CAPTION_HEIGHT pixels: task, return so far, "success", or "over" without success
+    │ return 12.3 │ return 55.0 │
     └─────────────┴─────────────┘
 
-All tiles show the same step, every k-th one, so that the longest episode fits into MAX_SECONDS at FPS frames a second. A tile
+Every k-th step is shown, in all tiles at once, so that the longest episode fits into MAX_SECONDS at FPS frames a second. A tile
 whose episode is over keeps its last frame. Everything runs in this process. The episodes are those of an evaluation with the
 same seed, up to the last bits of float32 actions, which depend on the other slots. Simulators draw with the OpenGL backend that
 `MUJOCO_GL` names: egl or osmesa where there is no display.
@@ -44,7 +44,7 @@ TILE = 160
 """Pixels. Width and height, with the caption, are multiples of 16, as video encoders require."""
 CAPTION_HEIGHT = 32
 SUFFIXES = (".gif", ".webp", ".mp4")
-"""A .gif plays everywhere, a .webp shows all colours, an .mp4 can be stopped and wound."""
+"""A .gif plays everywhere, a .webp shows all colours, an .mp4 can be paused and searched."""
 _WEBP_QUALITY = 75  # of 100: sixteen tasks of 101 frames take 2.05 MB (measured); 60 takes 1.78
 _GIF_MILLISECONDS = 10 * round(100 / FPS)  # GIF counts hundredths of a second
 
@@ -133,8 +133,8 @@ class _Stage:
         yield self._grid()
         starts, step = np.ones(len(self.tasks), bool), 0
         while self._active.any():
-            reward = self._rewards if step else None
-            actions = policy.act(self._observations, reward=reward, reset_mask=starts, active=self._active)
+            reward = self._rewards.copy() if step else None  # copies: a policy may change what it is given
+            actions = policy.act(self._observations.copy(), reward=reward, reset_mask=starts, active=self._active.copy())
             starts, step = np.zeros_like(starts), step + 1
             acting = np.flatnonzero(self._active).tolist()
             self._rewards = np.zeros_like(self._rewards)

@@ -376,7 +376,7 @@ def test_a_bank_of_160_tasks_without_records() -> None:
     assert len(page.table("task", "domain")) == 160 + 2
     assert len(page.table("expert", "tasks")) == 48
     assert page.table("stage", "status")[2] == ["router", "done", "-", "-", "-", "-"]
-    # the published model's 174,124,624, less the tensors that ours leaves out (DESIGN section 5): 256, 39 · 257 and 257
+    # the published model's 174,124,624, less the tensors that ours leaves out: 256, 39 · 257 and 257
     assert ["parameters, all", "174,114,088"] in page.table("", "when all stages are done")
 
 
