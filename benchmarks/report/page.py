@@ -42,7 +42,7 @@ tr:hover { background: #f4f8fb } .wide { overflow-x: auto; margin: 1rem 0 }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0 } img, video { max-width: 100% }
 .figures img { width: 36rem }
 """
-_VIDEOS = {".gif": "image/gif", ".mp4": "video/mp4"}
+_VIDEOS = {".gif": "image/gif", ".webp": "image/webp", ".mp4": "video/mp4"}
 
 
 def page(contents: Contents, runs: Sequence[Path], folder: Path) -> str:

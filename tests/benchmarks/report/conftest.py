@@ -13,12 +13,13 @@ from benchmarks.report import write_report
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The hand-made run, with two videos, and its report."""
     pytest.importorskip("matplotlib")
-    """The hand-made run, with a video, and its report."""
     folder = tmp_path_factory.mktemp("benchmark")
     run = hand_made_run(folder / "run")
     (run / "videos").mkdir()
     frames = [Image.new("RGB", (32, 24), colour) for colour in ("#0072B2", "#D55E00")]
-    frames[0].save(run / "videos" / "walker & run.gif", save_all=True, append_images=frames[1:], duration=100, loop=0)
+    for name in ("walker & run.gif", "walker-walk.webp"):
+        frames[0].save(run / "videos" / name, save_all=True, append_images=frames[1:], duration=100, loop=0)
     write_report([run], folder / "report", PLANS)
     return run, folder / "report"

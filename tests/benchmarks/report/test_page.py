@@ -46,7 +46,7 @@ def test_the_page_holds_everything_and_fetches_nothing(written: tuple[Path, Path
     assert all(source and source.startswith(("data:", "#")) for source in sources)
     pictures = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     figures = ["scores", "windows", "flop", "profiles", "curves"]
-    assert pictures == [*figures, "experts-0", *figures, "walker & run"]
+    assert pictures == [*figures, "experts-0", *figures, "walker & run", "walker-walk"]
     assert "ours|<b>&_$5" in page.text
     for wanted in (
         "claim not tested: undertrained",
