@@ -1,22 +1,22 @@
-"""Writes files and folders whole or not at all, and holds locks: every atomic writer of the project is here.
+"""Writes files and folders whole or not at all, and says in one line what a path cannot be used for.
 
     whole_file, write_file     a temporary name beside it (.writing-xxxxxxxx), flushed, renamed
     scratch_folder + publish   a new folder: built in a scratch folder, flushed, renamed
-    replace_folder             the same in place of an older folder, which comes back if the second rename fails
+    replace_folder             the same in place of an older folder, which lies beside it as .replaced-<name> meanwhile
 
     <parent>/.writing-xxxxxxxx/      a scratch folder: hidden, so that Minari does not list it; its user holds the lock
         lock
         inner/                       what is being built
 
 A kill leaves at most a hidden temporary file or scratch folder. The next writer in the same parent removes scratch folders
-that nobody holds locked. A full disk is a `DiskSpaceError` that names what was being written.
+that nobody holds locked. A folder that was being replaced comes back with `restore_replaced`. A full disk is a `DiskSpaceError`
+that names what was being written, and any other refusal of the file system a `PathError` (`path_errors`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import BankError, DiskSpaceError, M3DTError, PathError
+from .systems import flush, locked
 
 TEMPORARY = ".writing-"
 """How the names of unfinished files and folders begin."""
+_REPLACED = ".replaced-"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -97,8 +99,7 @@ def user_path(path: Path | str) -> Path:
         PathError: there is no such home folder, or the path holds a character that no path may hold.
     """
     with path_errors(path):
-        os.fspath(path).encode()
-        if "\0" in os.fspath(path):
+        if b"\0" in os.fsencode(path):
             raise ValueError("embedded null byte")
     try:
         return Path(path).expanduser()
@@ -128,6 +129,20 @@ def _not_regular(path: Path) -> PathError:
     return PathError(f"{path} cannot be used: it is {what}; a regular file is needed")
 
 
+def own_path(folder: Path, name: str) -> Path:
+    """The path of `name` inside `folder`, for something that is to be written there.
+
+    Raises:
+        PathError: a part of it is a symbolic link, through which the writer would leave the folder.
+    """
+    path = folder
+    for part in Path(name).parts:
+        path /= part
+        if path.is_symlink():
+            raise PathError(f"{path} cannot be used: it is a symbolic link, and nothing is written through one; remove it")
+    return path
+
+
 def require_space(target: Path, n_bytes: int) -> None:
     """Checks that the disk of the existing folder `target` has `n_bytes` free.
 
@@ -143,10 +158,11 @@ def require_new_folder(path: Path) -> None:
     """Checks that `path` does not exist or is an empty folder, so that a bank can be saved there.
 
     Raises:
-        BankError: there is something at `path`.
+        BankError: there is something at `path`. PathError: it cannot be looked at.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise BankError(f"{path} exists and is not an empty folder; choose a new one")
+    with path_errors(path):
+        if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+            raise BankError(f"{path} exists and is not an empty folder; choose a new one")
 
 
 # -- files ---------------------------------------------------------------------------------------------------------------------
@@ -159,10 +175,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     If the block raises, the temporary file is removed and `path` is as before.
 
     Raises:
-        DiskSpaceError: no room.
+        DiskSpaceError: no room. PathError: nothing can be written there.
     """
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
-    with disk_space_errors(path):
+    with path_errors(path):
         try:
             yield temporary
             flush(temporary)
@@ -177,28 +193,26 @@ def write_file(path: Path, content: bytes | str) -> None:
     """Writes a small file whole or not at all; text as UTF-8, its line ends unchanged.
 
     Raises:
-        DiskSpaceError: no room; `path` is as before.
+        DiskSpaceError: no room. PathError: nothing can be written there. In either case `path` is as before.
     """
     with whole_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def flush(path: Path) -> None:
-    """Waits until a file's content, or the renames made in a folder, would survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Holds a lock against other processes and threads inside the block, and waits for it first. Creates the file `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock against other processes and threads inside the block; gives whether it is held. Creates the file `path`.
+
+    wait: until it is held; without, the block runs at once and must look.
+
+    Raises:
+        PathError: the file cannot be made, or is a symbolic link.
+    """
+    with contextlib.ExitStack() as stack:
+        with path_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(locked(path, wait=wait, create=True))
+        yield held
 
 
 # -- folders -------------------------------------------------------------------------------------------------------------------
@@ -206,64 +220,119 @@ def file_lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Gives an empty folder inside a new, locked scratch folder of `parent`. Both are removed when the block ends or raises."""
-    parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(parent)
-    scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
-    try:
-        with _locked(scratch):
-            inner = scratch / "inner"
+    """Gives an empty folder inside a new, locked scratch folder of `parent`. Both are removed when the block ends or raises.
+
+    Raises:
+        PathError: `parent` cannot be made, or nothing can be written there.
+    """
+    with contextlib.ExitStack() as stack:
+        with path_errors(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(parent)
+            inner = stack.enter_context(_new_scratch(parent)) / "inner"
             inner.mkdir()
-            yield inner
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        yield inner
+
+
+@contextlib.contextmanager
+def _new_scratch(parent: Path) -> Iterator[Path]:
+    """A new scratch folder, locked by this process, until the block ends."""
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
+        try:
+            with contextlib.ExitStack() as stack:
+                lock = scratch / "lock"
+                try:
+                    held = stack.enter_context(locked(lock, wait=False, create=True)) and lock.exists()
+                except FileNotFoundError:
+                    held = False
+                if not held:  # another process took it for an abandoned one before it was locked
+                    continue
+                yield scratch
+                return
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Removes the scratch folders of `parent` that nobody holds, also those whose maker was killed before it had the lock."""
+    for scratch in parent.glob(TEMPORARY + "*/"):
+        if scratch.is_symlink():
+            continue
+        with contextlib.suppress(OSError), locked(scratch / "lock", wait=False, create=True) as held:
+            if held:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def publish(built: Path, target: Path) -> None:
-    """Flushes the folder `built` and renames it to `target`, which must not exist or be an empty folder."""
-    _flush_all(built)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(built, target)
-    flush(target.parent)
+    """Flushes the folder `built` and renames it to `target`, which must not exist or be an empty folder.
+
+    Raises:
+        PathError: there is something at `target`, or it cannot be written there. DiskSpaceError: no room.
+    """
+    with path_errors(target):
+        _flush_all(built)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(built, target)
+        flush(target.parent)
 
 
 def replace_folder(built: Path, target: Path) -> None:
-    """Flushes the folder `built` and puts it in the place of `target`; the old content is then deleted.
+    """Flushes the folder `built` and puts it in the place of `target`, if there is one; the old content is then deleted.
 
-    `target` need not exist. If the new folder cannot be moved there, the old one comes back; meanwhile it lies beside `built`,
-    which must therefore be on the same file system and in a folder that nobody else uses.
+    If the new folder cannot be moved there, the old one comes back. A kill in between leaves the old one beside the target
+    (`restore_replaced`). Both folders must be on the same file system.
+
+    Raises:
+        PathError: nothing can be written there; `target` is as before. DiskSpaceError: no room.
     """
-    if not target.exists():
-        publish(built, target)
-        return
-    _flush_all(built)
-    replaced = built.with_name(f"{built.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)  # what an earlier kill left behind
-    os.rename(target, replaced)
-    try:
-        os.rename(built, target)
-    except BaseException:
-        os.rename(replaced, target)
-        raise
-    flush(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with path_errors(target):
+        _flush_all(built)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target.parent):
+            _restore(target.parent)
+            old = target.with_name(f"{_REPLACED}{target.name}")
+            if existed := target.exists():
+                os.rename(target, old)
+            try:
+                os.rename(built, target)
+            except BaseException:
+                if existed:
+                    os.rename(old, target)
+                raise
+            flush(target.parent)
+            if existed:
+                _discard(old)
+
+
+def restore_replaced(parent: Path) -> None:
+    """Brings back what a kill in `replace_folder` took out of this folder. For readers, before they say that it is missing.
+
+    Does nothing where nothing is amiss, or where nothing can be written.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if any(parent.glob(f"{_REPLACED}*")):
+            with locked(parent):
+                _restore(parent)
+
+
+def _restore(parent: Path) -> None:
+    for old in parent.glob(f"{_REPLACED}*"):
+        target = old.with_name(old.name.removeprefix(_REPLACED))
+        if target.exists():  # the new folder is there; only the old one was not deleted yet
+            _discard(old)
+        else:
+            os.rename(old, target)
+    flush(parent)
+
+
+def _discard(folder: Path) -> None:
+    """Deletes a folder under a scratch folder's name, so that a kill leaves nothing that could be taken for whole."""
+    scratch = folder.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    os.rename(folder, scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _flush_all(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
         flush(path)
-
-
-@contextlib.contextmanager
-def _locked(scratch: Path) -> Iterator[None]:
-    with (scratch / "unlocked").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (scratch / "unlocked").rename(scratch / "lock")  # so a file called "lock" is always locked while its owner lives
-        yield
-
-
-def _remove_abandoned(parent: Path) -> None:
-    for scratch in parent.glob(TEMPORARY + "*/"):
-        with contextlib.suppress(OSError), (scratch / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(scratch, ignore_errors=True)

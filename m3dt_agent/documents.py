@@ -75,8 +75,6 @@ def read_document(
         return _shaped(_parsed(source, max_bytes), shape, "")
     except _WrongError as problem:
         raise error(f"{where} is damaged or foreign: {problem}") from None
-    except M3DTError as problem:  # a dataclass of the shape refuses its fields
-        raise error(f"{where} is damaged or foreign: {problem}") from problem
 
 
 def checked_shape(value: object, shape: Any, error: type[M3DTError], *, name: object) -> Any:
@@ -87,8 +85,8 @@ def checked_shape(value: object, shape: Any, error: type[M3DTError], *, name: ob
     """
     try:
         return _shaped(value, shape, "")
-    except (_WrongError, M3DTError) as problem:
-        raise error(f"{name} is damaged or foreign: {problem}") from problem
+    except _WrongError as problem:
+        raise error(f"{name} is damaged or foreign: {problem}") from None
 
 
 # -- text to values ------------------------------------------------------------------------------------------------------------
@@ -189,7 +187,11 @@ def _record(value: Any, shape: type, place: str) -> Any:
     if missing := sorted(needed - set(value)):
         raise _WrongError(f"lacks {', '.join(missing)}", place or "it")
     hints = _hints(shape)
-    return shape(**{name: _shaped(one, hints[name], _inside(place, name)) for name, one in value.items()})
+    fields = {name: _shaped(one, hints[name], _inside(place, name)) for name, one in value.items()}
+    try:
+        return shape(**fields)
+    except M3DTError as error:  # the record refuses its fields
+        raise _WrongError(f"{place}: {error}" if place else str(error)) from error
 
 
 @functools.cache

@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,16 +19,20 @@ from m3dt_agent.disk import (
     disk_space_errors,
     file_lock,
     open_regular,
+    own_path,
     path_errors,
     publish,
     replace_folder,
     require_new_folder,
     require_space,
+    restore_replaced,
     scratch_folder,
+    user_path,
     whole_file,
     write_file,
 )
 from m3dt_agent.errors import BankError, DiskSpaceError, PathError
+from m3dt_agent.systems import locked
 
 
 def full(*_: object) -> None:
@@ -127,7 +136,7 @@ def test_scratch_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path: 
 
 def test_a_folder_is_not_published_over_another(tmp_path: Path) -> None:
     built, target = make_folder(tmp_path / "built", "new"), make_folder(tmp_path / "target", "old")
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(PathError, match="not empty"):
         publish(built, target)
     assert (target / "file").read_text() == "old"
 
@@ -156,9 +165,9 @@ def test_a_failure_between_the_two_renames_leaves_the_old_folder(tmp_path: Path,
     with monkeypatch.context() as patch, scratch_folder(tmp_path) as scratch:
         built = make_folder(scratch / "new", "new")
         patch.setattr(os, "rename", failing)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(DiskSpaceError, match="No space left"):
             replace_folder(built, target)
-    assert renamed == ["target", "new", "new.replaced"]
+    assert renamed == ["target", "new", ".replaced-target"]
     assert (target / "file").read_text() == "old"
 
 
@@ -166,9 +175,109 @@ def test_the_new_folder_is_flushed_before_the_old_one_is_moved(tmp_path: Path, m
     built, target = make_folder(tmp_path / "built", "new"), make_folder(tmp_path / "target", "old")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(DiskSpaceError, match="No space left"):
             replace_folder(built, target)
     assert (target / "file").read_text() == "old"
+
+
+def killed_replacement(root: Path, steps: int) -> bool:
+    """Replaces root/data/target in a child that is killed before it calls the system once more than `steps` times; gives
+    whether the child came to its end."""
+    if (child := os.fork()) == 0:
+        left = [steps]
+
+        def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left[0] -= 1
+                return original(*args, **kwargs)
+
+            return call
+
+        try:
+            with scratch_folder(root) as scratch:
+                built = make_folder(scratch / "new", "new")
+                (built / "second").write_text("new")
+                for name in ("rename", "fsync", "unlink", "rmdir", "mkdir", "open"):
+                    setattr(os, name, counted(getattr(os, name)))
+                replace_folder(built, root / "data" / "target")
+            os._exit(0)
+        finally:
+            os._exit(3)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def test_a_kill_at_any_step_of_a_replacement_loses_nothing(tmp_path: Path) -> None:
+    """SIGKILL before the n-th call of the system, for every n: old or new is there, whole, once anybody looks for it."""
+    seen: list[tuple[str, ...]] = []
+    for n in range(100):
+        root = tmp_path / str(n)
+        target = make_folder(root / "data" / "target", "old")
+        (target / "second").write_text("old")
+        ended = killed_replacement(root, n)
+        missing = not target.exists()
+        restore_replaced(target.parent)
+        found = {(target / name).read_text() for name in ("file", "second")}
+        assert len(found) == 1, f"half old, half new after {n} calls"
+        assert found == {"old"} or not missing
+        seen.append((*found, "restored" if missing else "there"))
+        with scratch_folder(root), scratch_folder(target.parent):  # the next writers remove what is left
+            pass
+        assert [path.name for path in root.iterdir()] == ["data"]
+        assert [path.name for path in target.parent.iterdir()] == ["target"]
+        if ended:
+            break
+    assert ended
+    assert set(seen) == {("old", "there"), ("old", "restored"), ("new", "there")}
+
+
+def test_a_folder_that_another_process_is_replacing_is_waited_for(tmp_path: Path) -> None:
+    make_folder(tmp_path / ".replaced-target", "old")  # the moment between the two renames
+    with locked(tmp_path):
+        reader = threading.Thread(target=restore_replaced, args=(tmp_path,))
+        reader.start()
+        reader.join(0.2)
+        assert reader.is_alive()
+        make_folder(tmp_path / "target", "new")
+    reader.join(10)
+    assert (tmp_path / "target" / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize("step", ["before the lock file", "before the lock"])
+def test_a_scratch_folder_whose_maker_was_killed_before_its_lock_is_removed(step: str, tmp_path: Path) -> None:
+    make_folder(tmp_path / ".writing-killed" / "inner", "half")
+    if step == "before the lock":
+        (tmp_path / ".writing-killed" / "lock").touch()
+    with scratch_folder(tmp_path) as mine, scratch_folder(tmp_path):
+        assert mine.exists()  # it is locked
+        assert not (tmp_path / ".writing-killed").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_processes_make_scratch_folders_side_by_side(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from m3dt_agent.disk import publish, scratch_folder
+root, me = Path(sys.argv[1]), sys.argv[2]
+for i in range(60):
+    with scratch_folder(root) as scratch:
+        (scratch / "file").write_text(me)
+        publish(scratch, root / f"{me}-{i}")
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(i)]) for i in range(3)]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{p}-{i}" for p in range(3) for i in range(60))
+
+
+def test_scratch_folders_are_not_looked_for_behind_links(tmp_path: Path) -> None:
+    outside = make_folder(tmp_path / "outside", "theirs")
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / ".writing-link").symlink_to(outside)
+    with scratch_folder(tmp_path / "inside"):
+        pass
+    assert [path.name for path in outside.iterdir()] == ["file"]
 
 
 def test_a_lock_is_waited_for(tmp_path: Path) -> None:
@@ -239,3 +348,27 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with open_regular(tmp_path / "file") as file:
         assert file.read() == b"x"
+
+
+def test_a_users_path_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/x") == tmp_path / "x"
+    assert user_path(Path("a/~")) == Path("a/~")
+    for wrong, told in {
+        "a\0b": "such a character",
+        "\ud800": "such a character",
+        "~nobody-here/x": "write the path in full",
+    }.items():
+        with pytest.raises(PathError, match=told):
+            user_path(wrong)
+
+
+def test_nothing_is_written_through_a_link_inside_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "home" / "real").mkdir(parents=True)
+    (tmp_path / "home" / "link").symlink_to(tmp_path)
+    (tmp_path / "home" / "real" / "dangling").symlink_to("nowhere")
+    (tmp_path / "way").symlink_to("home")
+    assert own_path(tmp_path / "way", "real/new") == tmp_path / "way" / "real" / "new"  # the folder itself may be a link
+    for name in ("link", "link/x", "real/dangling"):
+        with pytest.raises(PathError, match="nothing is written through one"):
+            own_path(tmp_path / "home", name)

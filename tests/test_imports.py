@@ -13,9 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors", "machine"},
+    {"errors", "systems", "text"},
+    {"machine"},
     {"tasks", "jobs", "disk"},
     {"documents"},
+    {"rows"},
     {"config", "scores", "envs"},
     {"data", "plots"},
     {"model"},

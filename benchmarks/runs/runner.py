@@ -10,7 +10,6 @@ for each cell of this shard that is not finished and that no other process is wo
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import platform
 import shutil
@@ -24,7 +23,7 @@ import torch
 
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.config import EvalConfig
-from m3dt_agent.disk import write_file
+from m3dt_agent.disk import file_lock, write_file
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, evaluate, installed_versions, read_rows, router_usage, write_rows
 from m3dt_agent.evaluation.rollout import TASKS_PER_PART
@@ -194,14 +193,8 @@ def status(cells: Sequence[Cell], run: Path) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[bool]:
     """Locks a cell's folder; gives whether this process now has it to itself. A kill releases the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    with file_lock(folder / ".lock", wait=False) as had:
+        yield had
 
 
 def _evaluate_in_parts(outcome: Outcome, work: Work, fraction: str) -> list[EpisodeResult]:
