@@ -1,0 +1,125 @@
+"""The four readers, as a user of the package meets them. Each returns what it learned, or raises.
+
+    banks       open, load, act, copy                          datasets    validate, pack, import, pull from a folder
+    published   import of every format, weights of the authors hub         pull of a bank and of datasets, twice
+
+`box/in` holds the input, `box/out` takes what readers write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fuzz.layout import BANK, DATA, TOKEN
+from m3dt_agent.agent import M3DTAgent
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.data.episodes import read_episodes
+from m3dt_agent.data.pack import pack_dataset
+from m3dt_agent.data.stats import compute_statistics
+from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.data.validation import validate_dataset
+from m3dt_agent.errors import M3DTError
+from m3dt_agent.hub.banks import pull_bank
+from m3dt_agent.hub.convert_data import import_datasets
+from m3dt_agent.hub.convert_weights import from_published, published_config, read_published
+from m3dt_agent.hub.datasets import pull_datasets
+from m3dt_agent.tasks import get
+
+DATASET = "m3dt/reach/random-v0"
+STEPS = 2
+
+Recipe = dict[str, Any]
+
+
+class WrongError(Exception):
+    """A reader accepted what it must not: an action that is no number, a dataset that does not validate."""
+
+
+def attempt(call: Callable[[], object]) -> str:
+    """The name of the M3DTError that a call raised, or "fine"."""
+    try:
+        call()
+    except M3DTError as error:
+        return type(error).__name__
+    return "fine"
+
+
+def read_bank(box: Path, recipe: Recipe) -> str:
+    folder = box / "in"
+    first = attempt(lambda: ExpertBank.open(folder, read_only=True))
+    second = attempt(lambda: ExpertBank.open(folder, read_only=True, check="sizes").copy_to(box / "out" / "copy"))
+    act(M3DTAgent.load(folder))
+    return f"open: {first}, copy: {second}, act: fine"
+
+
+def act(agent: M3DTAgent) -> None:
+    for task in agent.tasks:
+        agent.reset(task=task.name)
+        for step in range(STEPS):
+            action = agent.act(np.full(task.obs_dim, 0.1 * step, np.float32), reward=1.0 if step else None)
+            if action.shape != (task.act_dim,) or not np.isfinite(action).all():
+                raise WrongError(f"act gave {action}")
+
+
+def read_dataset(box: Path, recipe: Recipe) -> str:
+    path, task = box / "in" / DATASET, get("reach")
+    problems = validate_dataset(path, task)
+    found = {
+        "read": attempt(lambda: [episode.episode_return for episode in read_episodes(path)]),
+        "import": attempt(lambda: import_datasets("minari", path, box / "out" / "imported", ["reach"], progress=False)),
+        "pull": attempt(lambda: pull_datasets(box / "in", box / "out" / "pulled", ["reach"], progress=False)),
+        "statistics": attempt(lambda: finite(TaskDatasets.open(box / "in", ["reach"], cache=box / "out" / "open"))),
+    }
+    packed = attempt(lambda: pack_dataset(path, task, box / "out" / "packed"))
+    if problems and "fine" in (packed, found["pull"]):
+        raise WrongError(f"it was packed or pulled although {problems[0]}")
+    if not problems:
+        pack_dataset(path, task, box / "out" / "packed")
+    return f"{len(problems)} problem(s), " + ", ".join(f"{name}: {value}" for name, value in found.items())
+
+
+def finite(data: TaskDatasets) -> None:
+    statistics = compute_statistics(data)["reach"]
+    if not np.isfinite([*statistics.mean, *statistics.std, statistics.target_return]).all():
+        raise WrongError(f"statistics are {statistics}")
+
+
+def read_published_data(box: Path, recipe: Recipe) -> str:
+    """One format; which, the template says."""
+    kind = recipe["template"]
+    if kind == "weights":
+        tensors = read_published(box / "in")
+        from_published(tensors, published_config(tensors, n_heads=2))
+        return "weights: fine"
+    format, tasks = {"mt160": ("mt160", None), "prompt-dt": ("prompt-dt", None), "tdmpc2": ("tdmpc2", None)}[kind]  # noqa: A001
+    made = import_datasets(format, box / "in", box / "out", tasks, progress=False)
+    for summary in made:
+        if problems := validate_dataset(summary.path, summary.task):
+            raise WrongError(f"an imported dataset does not validate: {problems[0]}")
+    return f"{len(made)} dataset(s)"
+
+
+def read_hub(box: Path, recipe: Recipe) -> str:
+    where: dict[str, Any] = {"endpoint": recipe["endpoint"], "token": TOKEN, "cache_dir": box / "out" / "cache"}
+    if recipe["template"] == "hub datasets":
+        calls = [lambda: pull_datasets(DATA, box / "out" / "root", progress=False, overwrite=True, **where)] * 2
+    else:
+        calls = [
+            lambda: act(M3DTAgent.from_pretrained(BANK, **where)),
+            lambda: pull_bank(BANK, to=box / "out" / "copy", **where),
+        ]
+    first = attempt(calls[0])
+    calls[1]()
+    return f"first: {first}, second: fine"
+
+
+READERS: dict[str, Callable[[Path, Recipe], str]] = {
+    "banks": read_bank,
+    "datasets": read_dataset,
+    "published": read_published_data,
+    "hub": read_hub,
+}
