@@ -32,7 +32,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from .agent import M3DTAgent
-from .agent.inputs import Bools, Floats
+from .agent.inputs import Bools, Float32Array
 from .envs.wrappers import SeededResets, StopOnSuccess
 from .errors import ConfigError, MissingDependencyError, StageError, UnknownTaskError
 from .tasks import TaskSpec, get
@@ -58,7 +58,7 @@ class SB3Policy:
         state: State | None = None,
         episode_start: npt.NDArray[Any] | None = None,
         deterministic: bool = True,
-    ) -> tuple[Floats, State]:
+    ) -> tuple[Float32Array, State]:
         """Actions (act_dim,) or (N, act_dim), and the state for the next call.
 
         Args:
@@ -112,7 +112,7 @@ class MetaWorldPolicy:
         if self._starts.all():
             self._agent.reset(self._tasks, rtg_mode="constant")
 
-    def eval_action(self, observations: npt.NDArray[Any]) -> Floats:
+    def eval_action(self, observations: npt.NDArray[Any]) -> Float32Array:
         """Actions (N, 4) for observations (N, 39)."""
         return self._agent.act(observations, reset_mask=self._starts)[:, : self._tasks[0].act_dim]
 

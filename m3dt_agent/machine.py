@@ -1,4 +1,4 @@
-"""What this machine has: cores, terminals, and the diagnosis that `m3dt doctor` prints.
+"""What this machine has: cores, devices, terminals, and the diagnosis that `m3dt doctor` prints.
 
 versions      of this package and of every package it can use; None: not installed
 simulators    per group of domains, "ok" or what is missing
@@ -10,6 +10,7 @@ disk_free     free bytes where datasets and banks would go
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -23,6 +24,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     *("m3dt-agent", "torch", "numpy", "gymnasium", "minari", "h5py", "safetensors", "huggingface_hub", "scikit-learn"),
@@ -34,6 +41,8 @@ SIMULATORS = {
     "ant-dir, cheetah-vel": ("mujoco",),
 }
 GL_BACKENDS = ("egl", "osmesa", "glfw")
+QUIET = "M3DT_QUIET"
+"""The environment variable that `m3dt --quiet` sets."""
 
 _DRAW = """
 import mujoco
@@ -90,9 +99,42 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
 
 
+def is_quiet() -> bool:
+    """Whether nobody wants to read progress and notes: `m3dt --quiet`, which sets `QUIET` for this process and its workers."""
+    return bool(os.environ.get(QUIET))
+
+
+def usable_devices() -> tuple[str, ...]:
+    """The devices on which torch can compute here: "cpu" and, with a GPU, its kind ("cuda", "mps", …) and each by number."""
+    import torch
+
+    if not torch.accelerator.is_available():  # a build of torch for GPUs may run where there is none
+        return ("cpu",)
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return ("cpu", kind.type, *(f"{kind.type}:{i}" for i in range(torch.accelerator.device_count())))
+
+
+def torch_device(device: str | torch.device) -> torch.device:
+    """The device called `device`, if torch can compute on it here.
+
+    Raises:
+        ConfigError: it cannot, or there is no such device; the message lists those that there are.
+    """
+    import torch
+
+    usable = usable_devices()
+    if isinstance(device, str | torch.device):
+        with contextlib.suppress(RuntimeError):  # torch knows no such kind of device
+            found = torch.device(device)
+            if str(found) in (*usable, "cpu:0"):
+                return found
+    raise ConfigError(f"device must be one of {', '.join(usable)}, which torch can use here; got {str(device)!r}")
+
+
 def shows_progress(progress: bool | None) -> bool:
-    """Whether to show a progress bar; None: only if stderr is a terminal."""
-    return sys.stderr.isatty() if progress is None else progress
+    """Whether to show a progress bar; None: only if stderr is a terminal, and not with `m3dt --quiet`."""
+    return sys.stderr.isatty() and not is_quiet() if progress is None else progress
 
 
 def duration(seconds: float) -> str:

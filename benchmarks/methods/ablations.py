@@ -110,7 +110,7 @@ class OtherThirdStage:
     def train(self, work: Work, fraction: str) -> Outcome:
         config = work.model_config(top_k=work.cell.settings.get("top_k", TOP_K) if self.sparse else None)
         agent = fit_stages(work, config, self.grouping, STAGES[:2])
-        inputs: StageInputs[Any] = StageInputs(work.data, require_bank(agent), work.train_config("router"))
+        inputs: StageInputs[Any] = StageInputs(data=work.data, bank=require_bank(agent), config=work.train_config("router"))
         run = self.changed(next(router_stage.runs(inputs)))
         curve = finish_run(work, run)
         phases = stage_phases(work, agent, self.grouping, STAGES[:2])
@@ -176,7 +176,7 @@ def _fit_experts_on_everything(work: Work, bank: ExpertBank) -> None:
     """Trains the second stage of a bank with every expert on all tasks."""
     config: Any = with_stacking(stage_config(work, "experts", "random"), bank.config, work.device)
     group_tasks(work.data, bank, config, progress=work.progress)  # a bank must have groups, though nothing here uses them
-    inputs: StageInputs[Any] = StageInputs(work.data, bank, config)
+    inputs: StageInputs[Any] = StageInputs(data=work.data, bank=bank, config=config)
     threads = config.threads or torch.get_num_threads()
     for run in expert_stage.runs(inputs):
         everything = dataclasses.replace(run, samplers=[inputs.sampler(work.data, expert) for expert in run.experts])

@@ -113,7 +113,7 @@ class BigM3DT:
     def train(self, work: Work, fraction: str) -> Outcome:
         agent = fit_stages(work, work.model_config(), self.grouping, STAGES[:1])
         bank = require_bank(agent)
-        inputs: StageInputs[Any] = StageInputs(work.data, bank, stage_config(work, "experts", self.grouping))
+        inputs: StageInputs[Any] = StageInputs(data=work.data, bank=bank, config=stage_config(work, "experts", self.grouping))
         group_tasks(work.data, bank, inputs.config, progress=work.progress)
         experts, curves = [], []
         for e in range(bank.config.n_experts):

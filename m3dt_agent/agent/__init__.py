@@ -1,8 +1,9 @@
 """`M3DTAgent`: the model of a bank, which acts on the bank's tasks.
 
-agent.py        M3DTAgent: made, trained, saved, reset        acting.py    Acting: what is known between two resets
-conditions.py   the task that a slot acts on                  history.py   the last steps of every slot
-inputs.py       checks of what `act` is given                 choice.py    the options: experts, precision, return-to-go
+agent.py        M3DTAgent: made, trained, saved, loaded       actor.py       its half that acts: reset, act, copy
+acting.py       Acting: what is known between two resets      history.py     the last steps of every slot
+conditions.py   the task that a slot acts on                  choice.py      the options: experts, precision, return-to-go
+inputs.py       checks of what `act` is given                 one_thread.py  an agent serves one thread
 fitting.py      the bank that a stage is trained into
 """
 

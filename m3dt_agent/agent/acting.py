@@ -13,18 +13,21 @@ Shape legend: N slots, n slots that act now, D_s state_dim, D_a act_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ..data.prompts import prompt_window
+from ..data.windows import Window
+from ..errors import InvalidValueError
 from ..model import M3DT, PromptCache, Routing
 from .choice import Experts, RtgMode
 from .conditions import Condition
-from .history import History, Rows
-from .inputs import Bools, Floats, flag_rows, observation_rows, require_finite, reward_rows
+from .history import History, Slots
+from .inputs import LARGEST, Bools, Float32Array, Float64Array, flag_rows, observation_rows, require_finite, reward_rows
+
+_ADVICE = "; the model's weights are not finite, or an observation, reward or target return is too large for them"
 
 
 class Acting:
@@ -36,6 +39,7 @@ class Acting:
 
     Raises:
         ShapeError: a prompt that fits neither model nor statistics.
+        InvalidValueError: a prompt that is not finite, or not once it is normalized.
     """
 
     def __init__(
@@ -64,8 +68,8 @@ class Acting:
         reward: npt.ArrayLike | None = None,
         reset_mask: npt.ArrayLike | None = None,
         active: npt.ArrayLike | None = None,
-    ) -> Floats:
-        """As `M3DTAgent.act`. Nothing changes if an argument is refused."""
+    ) -> Float32Array:
+        """As `M3DTAgent.act`. Nothing changes if an argument is refused, or if there is no finite action."""
         observations = self._checked_observations(obs)
         shape, N = np.shape(obs), len(observations)
         history = self._history or self._new_history(N)
@@ -73,42 +77,66 @@ class Acting:
         starts = flag_rows("reset_mask", reset_mask, shape[:-1], default=False) | history.pending
         rewards = self._checked_rewards(reward, shape[:-1], acting & ~starts)
         require_finite("observation", observations, history.state_mask[:, : observations.shape[1]] & acting[:, None])
-        self._history, self._shape = history, shape
-        history.pending = starts & ~acting
         actions = np.zeros((N, self._model.config.act_dim), np.float32)
         if acting.any():
-            actions[acting] = self._step(history, observations[acting], rewards[acting], starts[acting], acting)
+            self._step(history, observations, rewards, starts, acting, actions)
+        self._history, self._shape = history, shape
+        history.pending = starts & ~acting
         if self._per_slot is not None:
             return actions
         actions = actions[:, : self._distinct[0].act_dim]
         return actions[0] if len(shape) == 1 else actions
 
     @torch.inference_mode()
-    def _step(self, history: History, observations: Floats, rewards: npt.NDArray[Any], starts: Bools, acting: Bools) -> Floats:
-        """(n, D_a) actions of the n slots that act."""
-        rows: Rows = slice(None) if acting.all() else torch.from_numpy(np.flatnonzero(acting)).to(self._device)
-        padded = np.zeros((len(observations), self._model.config.state_dim), np.float32)
-        padded[:, : observations.shape[1]] = observations
-        window = history.observe(
-            rows,
-            torch.from_numpy(padded).to(self._device, self._dtype),
-            torch.from_numpy(rewards).to(self._device),
-            torch.from_numpy(starts).to(self._device),
-        )
+    def _step(
+        self,
+        history: History,
+        observations: Float32Array,
+        rewards: Float64Array,
+        starts: Bools,
+        acting: Bools,
+        actions: Float32Array,
+    ) -> None:
+        """One step of the slots where `acting` (N,) is True: writes their rows of `actions` (N, D_a)."""
+        slots = Slots.of(acting, self._device)
+        padded = np.zeros((int(acting.sum()), self._model.config.state_dim), np.float32)
+        padded[:, : observations.shape[1]] = observations[acting]
+        step = history.observe(slots, padded, self._returns_to_go(history, slots, rewards, starts), starts[acting])
         with self._autocast:
-            actions = self._model.act(window, self._prompts_of(rows, history.slots), self._experts)
-        return history.record(rows, actions).cpu().numpy()
+            predicted = self._model.act(step.window, self._prompts_of(slots.index, len(acting)), self._experts)
+        taken = history.taken(slots, predicted)
+        actions[acting] = taken.cpu().numpy()
+        require_finite("the action", actions, acting[:, None], _ADVICE)
+        history.record(slots, step, taken)
+
+    def _returns_to_go(self, history: History, slots: Slots, rewards: Float64Array, starts: Bools) -> Float64Array:
+        """(n,) float64, each within float32's range."""
+        found = history.returns_to_go(slots, rewards[slots.mask], starts[slots.mask])
+        shown = np.zeros(len(slots.mask), np.float32)
+        with np.errstate(over="ignore"):
+            shown[slots.mask] = found
+        require_finite("the return-to-go", shown, slots.mask, f" after this reward: it is more than ±{LARGEST:.2g}")
+        return found
 
     @torch.inference_mode()
     def _encode(self, experts: Experts) -> PromptCache:
         """Keys and values of the distinct conditions' prompts."""
         prompts, statistics = [c.prompt for c in self._distinct], [c.statistics for c in self._distinct]
-        window = prompt_window(prompts, statistics, self._model.config).to(self._device, self._dtype)
+        window = self._finite(prompt_window(prompts, statistics, self._model.config)).to(self._device, self._dtype)
         dense: Experts = "mixture" if isinstance(experts, Routing) else experts  # only once per reset, so all experts
         with self._autocast:
             return self._model.encode_prompt(window, dense)
 
-    def _prompts_of(self, rows: Rows, N: int) -> PromptCache:
+    def _finite(self, prompts: Window) -> Window:
+        """The distinct conditions' prompts themselves, if the model can be shown them."""
+        for field in (prompts.states, prompts.actions, prompts.returns_to_go):
+            finite = field.isfinite().flatten(1).all(1)
+            if not finite.all():
+                name = self._distinct[int(finite.logical_not().nonzero()[0])].name
+                raise InvalidValueError(f"the prompt of {name} is not finite once it is normalized with its statistics")
+        return prompts
+
+    def _prompts_of(self, rows: slice | torch.Tensor, N: int) -> PromptCache:
         """Keys and values of the prompts of the slots `rows`; selected anew only when other slots act."""
         if self._of_all is None:
             numbers = {condition: i for i, condition in enumerate(self._distinct)}
@@ -123,7 +151,7 @@ class Acting:
     def _new_history(self, N: int) -> History:
         return History(self._per_slot or self._distinct * N, self._model.config, self._device, self._dtype)
 
-    def _checked_observations(self, obs: npt.ArrayLike) -> Floats:
+    def _checked_observations(self, obs: npt.ArrayLike) -> Float32Array:
         """(N, width) float32."""
         first = self._distinct[0]
         if self._per_slot is not None:
@@ -133,9 +161,11 @@ class Acting:
             return observation_rows(obs, f"{first.name}, after the first act,", self._shape)
         return observation_rows(obs, first.name, (None, first.obs_dim))
 
-    def _checked_rewards(self, reward: npt.ArrayLike | None, shape: tuple[int, ...], used: Bools) -> npt.NDArray[np.float64]:
+    def _checked_rewards(self, reward: npt.ArrayLike | None, shape: tuple[int, ...], used: Bools) -> Float64Array:
         """(N,) float64, 0 where no reward is used."""
-        return np.zeros(used.shape) if reward is None or self._rtg_mode == "constant" else reward_rows(reward, shape, used)
+        if reward is None:
+            return np.zeros(used.shape)
+        return reward_rows(reward, shape, used & (self._rtg_mode == "rewards"))
 
 
 def window_dtype(model: M3DT) -> torch.dtype:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from ..bank import ExpertBank
+from ..config.checks import is_integer
 from ..errors import ConfigError
 from ..model import M3DT, Routing
 
@@ -26,7 +27,7 @@ def default_experts(bank: ExpertBank) -> Experts:
 
 
 def checked_experts(experts: Experts, model: M3DT, bank: ExpertBank | None) -> Experts:
-    """`experts` itself, if they can act: "none" always can, one expert if it is trained, "mixture" if there is a router.
+    """`experts`, if they can act: "none" always can, one expert if it is trained, "mixture" if there is a router.
 
     bank: where the model comes from; it knows what is trained. Of a model without a bank, everything it has counts as trained.
 
@@ -37,7 +38,23 @@ def checked_experts(experts: Experts, model: M3DT, bank: ExpertBank | None) -> E
     single = range(model.config.n_experts) if bank is None else bank.finished_experts
     valid: list[Experts] = ["none", *(["mixture"] if mixes else []), *single]  # type: ignore[list-item]
     routes = mixes and model.config.n_experts > 0  # a `Routing` chooses among experts inside the model's blocks
-    if routes if isinstance(experts, Routing) else not isinstance(experts, bool) and experts in valid:
-        return experts
+    if isinstance(experts, Routing):
+        if routes:
+            return experts
+    elif isinstance(experts, str) or is_integer(experts):
+        experts = experts if isinstance(experts, str) else int(experts)  # NumPy's integers too
+        if experts in valid:
+            return experts
     shown = ", ".join([*map(repr, valid), *(["a Routing"] if routes else [])])
     raise ConfigError(f"experts must be one of {shown} for this {'model' if bank is None else 'bank'}; got {experts!r}")
+
+
+def checked_precision(precision: Precision) -> Precision:
+    """`precision` itself.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if isinstance(precision, str) and precision in get_args(Precision):
+        return precision
+    raise ConfigError(f"precision must be 'float32', 'bfloat16' or 'auto'; got {precision!r}")

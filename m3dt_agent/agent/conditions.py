@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..data.prompts import Prompt
 from ..data.stats import TaskStatistics
-from ..errors import ConfigError, StageError
+from ..errors import ConfigError, InvalidValueError, StageError
 from ..tasks import TaskSpec, lookup
+from .inputs import LARGEST, finite_number
+
+_UNSEEN = "an unseen task"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,18 +46,25 @@ class KnownTasks:
         """What `M3DTAgent.reset` was asked for: one condition for any number of slots, or a list with one per slot.
 
         Raises:
-            ConfigError: both or neither of task and prompt, a prompt without statistics, or an empty list.
+            ConfigError: both or neither of task and prompt, a prompt without statistics, an empty list, or something else.
             StageError: a task by name before any stage was fitted. UnknownTaskError: a task the agent does not have.
+            InvalidValueError: a target return that is not finite, or not once it is divided by the task's return scale.
         """
         if (task is None) == (prompt is None) or (prompt is None) != (statistics is None):
             raise ConfigError(
                 "reset takes either task=..., or prompt=... and statistics=... for a task the bank has never seen"
             )
-        if prompt is not None and statistics is not None:
+        if task is None:
+            if not isinstance(prompt, Prompt) or not isinstance(statistics, TaskStatistics):
+                kinds = f"{type(prompt).__name__} and {type(statistics).__name__}"
+                raise ConfigError(f"prompt and statistics must be a Prompt and its TaskStatistics; got {kinds}")
             return _unseen(prompt, statistics, target_return)
-        assert task is not None
         if isinstance(task, str | TaskSpec):
             return self._condition(_name(task), target_return)
+        if isinstance(task, np.ndarray):
+            task = np.atleast_1d(task).tolist()
+        if isinstance(task, bytes) or not isinstance(task, Sequence):
+            raise ConfigError(f"task must be a task's name, a TaskSpec, or a list with one per slot; got {task!r}")
         names = [_name(one) for one in task]
         if not names:
             raise ConfigError("reset needs at least one task; got an empty list")
@@ -71,20 +83,29 @@ class KnownTasks:
             act_dim=spec.act_dim,
             prompt=self.prompts[name][0],
             statistics=statistics,
-            target_return=statistics.target_return if target_return is None else target_return,
+            target_return=_target(name, statistics, target_return),
         )
 
 
 def _unseen(prompt: Prompt, statistics: TaskStatistics, target_return: float | None) -> Condition:
     """The condition of a task that the agent does not have; its widths are the prompt's."""
     return Condition(
-        name="an unseen task",
+        name=_UNSEEN,
         obs_dim=prompt.states.shape[1],
         act_dim=prompt.actions.shape[1],
         prompt=prompt,
         statistics=statistics,
-        target_return=statistics.target_return if target_return is None else target_return,
+        target_return=_target(_UNSEEN, statistics, target_return),
     )
+
+
+def _target(name: str, statistics: TaskStatistics, asked: float | None) -> float:
+    """The target return that was asked for, or the task's own; such that the model can be shown it."""
+    target = finite_number("target_return", statistics.target_return if asked is None else asked)
+    if abs(target) > LARGEST * statistics.return_scale:
+        scale = f"{statistics.return_scale:.3g}, the task's return scale"
+        raise InvalidValueError(f"target_return {target:.3g} of {name} is too large for the model: it is divided by {scale}")
+    return target
 
 
 def _name(task: str | TaskSpec) -> str:

@@ -4,11 +4,14 @@
 states       · · · · s₀ s₁ s₂ … sₜ₋₁  sₜ            episode empties the slot (·: padding, all zeros, mask False)
 actions      · · · · a₀ a₁ a₂ … aₜ₋₁  0             the current action is 0 until `record` fills it in
 timesteps    0 0 0 0 0  1  2  … t-1   t             they count up to `max_timesteps` - 1 and stay there
+
+`observe` makes the windows with one more step and `record` stores them, so that a step that fails in between leaves no trace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -17,35 +20,57 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..data.windows import Window
 from .conditions import Condition
+from .inputs import Bools, Float32Array, Float64Array
 
-Rows = slice | Tensor
-"""Every slot, or the (n,) int64 indices of some."""
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """The n of N slots that act now, as a mask of arrays and as an index of tensors on the model's device."""
+
+    mask: Bools  # (N,)
+    index: slice | Tensor  # all of them, or (n,) int64
+
+    @classmethod
+    def of(cls, mask: Bools, device: torch.device) -> Slots:
+        """The slots where `mask` (N,) is True."""
+        return cls(mask, slice(None) if mask.all() else torch.from_numpy(np.flatnonzero(mask)).to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One more step of n slots, not yet stored: their windows, and what the next step starts from."""
+
+    window: Window  # (n, T)
+    returns_to_go: Float64Array  # (n,)
+    timesteps: Tensor  # (n,) int64, counted on beyond `max_timesteps`
 
 
 class History:
-    """The last steps of N slots, as tensors on the model's device.
+    """The last steps of N slots: tensors on the model's device, and the returns-to-go.
 
-    conditions: one per slot. dtype: of the windows; returns-to-go are always summed in float64.
-    Attributes: `slots` (N), `pending`, `state_mask`.
+    The returns-to-go are float64 and stay on the CPU, since not every device has float64 (Apple's GPU does not).
+
+    conditions: one per slot. dtype: of the windows.
+    Attributes: `pending`, `state_mask`.
     """
 
     def __init__(self, conditions: Sequence[Condition], config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
         N, T = len(conditions), config.context_length
-        self.slots = N
         self.pending = np.ones(N, bool)  # (N,) the slots whose next step opens an episode
+        self._device, self._dtype = device, dtype
         self._last_timestep = config.max_timesteps - 1
-        self._set_constants(conditions, config, device, dtype)
-        self._states = torch.zeros(N, T, config.state_dim, device=device, dtype=dtype)
-        self._actions = torch.zeros(N, T, config.act_dim, device=device, dtype=dtype)
-        self._returns_to_go = torch.zeros(N, T, 1, device=device, dtype=dtype)
-        self._timesteps = torch.zeros(N, T, device=device, dtype=torch.int64)
-        self._mask = torch.zeros(N, T, device=device, dtype=torch.bool)
-        self._return_to_go = self._target.clone()  # (N,) float64, of the current step
-        self._timestep = torch.zeros(N, device=device, dtype=torch.int64)
+        self._set_constants(conditions, config)
+        self._window = Window(
+            torch.zeros(N, T, config.state_dim, device=device, dtype=dtype),
+            torch.zeros(N, T, config.act_dim, device=device, dtype=dtype),
+            torch.zeros(N, T, 1, device=device, dtype=dtype),
+            torch.zeros(N, T, device=device, dtype=torch.int64),
+            torch.zeros(N, T, device=device, dtype=torch.bool),
+        )
+        self._returns_to_go = self._target.copy()  # (N,) float64, of the current step
+        self._timesteps = torch.zeros(N, device=device, dtype=torch.int64)  # (N,)
 
-    def _set_constants(
-        self, conditions: Sequence[Condition], config: ModelConfig, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def _set_constants(self, conditions: Sequence[Condition], config: ModelConfig) -> None:
         N = len(conditions)
         mean, std = np.zeros((N, config.state_dim), np.float32), np.ones((N, config.state_dim), np.float32)
         state_mask, action_mask = np.zeros((N, config.state_dim), bool), np.zeros((N, config.act_dim), bool)
@@ -56,41 +81,62 @@ class History:
             state_mask[i, : condition.obs_dim], action_mask[i, : condition.act_dim] = True, True
             clip[i] = np.inf if s.state_clip is None else s.state_clip
         self.state_mask = state_mask  # (N, D_s) the observation dimensions that a slot's task has
-        self._mean, self._std, self._clip = (torch.from_numpy(a).to(device, dtype) for a in (mean, std, clip))
-        self._state_mask, self._action_mask = torch.from_numpy(state_mask).to(device), torch.from_numpy(action_mask).to(device)
-        scale = np.array([condition.statistics.return_scale for condition in conditions], np.float64)
-        target = np.array([condition.target_return for condition in conditions], np.float64)
-        self._scale, self._target = torch.from_numpy(scale).to(device), torch.from_numpy(target / scale).to(device)
+        self._mean, self._std, self._clip = (torch.from_numpy(a).to(self._device, self._dtype) for a in (mean, std, clip))
+        self._state_mask, self._action_mask = (torch.from_numpy(a).to(self._device) for a in (state_mask, action_mask))
+        self._scale = np.array([condition.statistics.return_scale for condition in conditions], np.float64)
+        self._target = np.array([condition.target_return for condition in conditions], np.float64) / self._scale
 
-    def observe(self, rows: Rows, observations: Tensor, rewards: Tensor, starts: Tensor) -> Window:
-        """Appends one step to the slots `rows` and returns their windows, (n, T).
+    def returns_to_go(self, slots: Slots, rewards: Float64Array, starts: Bools) -> Float64Array:
+        """What remains of the target returns of n slots after `rewards` (n,), divided by their scales, (n,); may be infinite.
+
+        starts: (n,), the slots whose episode begins; their rewards are ignored.
+        """
+        mask = slots.mask
+        with np.errstate(over="ignore"):
+            return np.where(starts, self._target[mask], self._returns_to_go[mask] - rewards / self._scale[mask])
+
+    def observe(self, slots: Slots, observations: Float32Array, returns_to_go: Float64Array, starts: Bools) -> Step:
+        """The windows of n slots with one more step, which is not stored yet.
 
         Args:
-            observations: (n, D_s), not normalized, zero-padded. rewards: (n,) float64, earned by the step before.
-            starts: (n,) bool, the slots whose episode this step opens; their history is emptied and their reward ignored.
+            observations: (n, D_s), not normalized, zero-padded. returns_to_go: (n,), of this step.
+            starts: (n,), the slots whose episode this step opens; their windows hold nothing else.
         """
-        states = ((observations - self._mean[rows]) / self._std[rows]).clamp(-self._clip[rows], self._clip[rows])
-        states = torch.where(self._state_mask[rows], states, 0.0)
-        later = self._return_to_go[rows] - rewards / self._scale[rows]
-        return_to_go = self._return_to_go[rows] = torch.where(starts, self._target[rows], later)
-        timestep = self._timestep[rows] = torch.where(starts, 0, self._timestep[rows] + 1)
-        kept = ~starts
-        self._append(self._states, rows, states, kept)
-        self._append(self._actions, rows, torch.zeros_like(self._actions[rows][:, 0]), kept)
-        self._append(self._returns_to_go, rows, return_to_go.to(self._returns_to_go.dtype)[:, None], kept)
-        self._append(self._timesteps, rows, timestep.clamp(max=self._last_timestep), kept)
-        self._append(self._mask, rows, torch.ones_like(starts), kept)
-        return Window(
-            self._states[rows], self._actions[rows], self._returns_to_go[rows], self._timesteps[rows], self._mask[rows]
+        at, first = slots.index, torch.from_numpy(starts).to(self._device)
+        clip = self._clip[at]
+        states = torch.from_numpy(observations).to(self._device, self._dtype)
+        states = torch.where(self._state_mask[at], ((states - self._mean[at]) / self._std[at]).clamp(-clip, clip), 0.0)
+        steps = torch.where(first, 0, self._timesteps[at] + 1)
+        shown = (
+            torch.from_numpy(returns_to_go[:, None]).to(self._dtype).to(self._device)
+        )  # never float64 there unless the model is
+        new = (
+            states,
+            states.new_zeros(len(states), self._window.actions.shape[-1]),
+            shown.to(self._device),
+            steps.clamp(max=self._last_timestep),
+            torch.ones_like(first),
         )
+        kept = ~first
+        past = [getattr(self._window, field.name)[at][:, 1:] for field in fields(Window)]  # (n, T - 1, ...) each
+        return Step(Window(*(_appended(a, b, kept) for a, b in zip(past, new, strict=True))), returns_to_go, steps)
 
-    def record(self, rows: Rows, actions: Tensor) -> Tensor:
-        """Stores the current step's actions (n, D_a) and returns them as taken: float32 in [-1, 1], padding exactly 0."""
-        taken = torch.where(self._action_mask[rows], actions.float().clamp(-1.0, 1.0), 0.0)
-        self._actions[rows, -1] = taken.to(self._actions.dtype)
-        return taken
+    def taken(self, slots: Slots, actions: Tensor) -> Tensor:
+        """Actions (n, D_a) of the model as they are taken: float32 in [-1, 1], padding exactly 0."""
+        return torch.where(self._action_mask[slots.index], actions.float().clamp(-1.0, 1.0), 0.0)
 
-    @staticmethod
-    def _append(buffer: Tensor, rows: Rows, step: Tensor, kept: Tensor) -> None:
-        past = buffer[rows][:, 1:]  # (n, T-1, ...)
-        buffer[rows] = torch.cat([past * kept.view(-1, *[1] * (past.ndim - 1)), step[:, None]], dim=1)
+    def record(self, slots: Slots, step: Step, taken: Tensor) -> None:
+        """Stores a step of n slots with the actions (n, D_a) that were taken in it."""
+        step.window.actions[:, -1] = taken.to(self._dtype)
+        self._returns_to_go[slots.mask] = step.returns_to_go
+        if isinstance(slots.index, slice):
+            self._window, self._timesteps = step.window, step.timesteps
+            return
+        self._timesteps[slots.index] = step.timesteps
+        for field in fields(Window):
+            getattr(self._window, field.name)[slots.index] = getattr(step.window, field.name)
+
+
+def _appended(past: Tensor, step: Tensor, kept: Tensor) -> Tensor:
+    """Past steps (n, T - 1, ...), or zeros where `kept` (n,) is False, followed by one more step (n, ...)."""
+    return torch.cat([past * kept.view(-1, *[1] * (past.ndim - 1)), step[:, None]], dim=1)

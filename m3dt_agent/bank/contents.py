@@ -16,12 +16,14 @@ from .. import tasks as task_table
 from ..config import DataConfig, ModelConfig, stage_name
 from ..data.prompts import Prompt, prompts_from_tensors
 from ..data.stats import TaskStatistics, statistics_from_tensors
-from ..errors import BankError, ConfigError, ShapeError, StageError
-from ..model.empty import empty_model
+from ..errors import BankError, ConfigError, InvalidValueError, ShapeError, StageError
+from ..model.empty import EmptyModel
 from ..tasks import TaskSpec
+from .journal import current_file, read_weights
 from .manifest import Manifest, expert_file, expert_index
-from .storage import Storage, as_used
-from .tensor_files import for_each_file, read_tensors
+from .sizes import require_fit
+from .storage import Storage
+from .tensor_files import for_each_file
 
 if TYPE_CHECKING:
     from ..model import M3DT
@@ -127,7 +129,11 @@ class BankContents:
         """
         if name not in self.manifest.files:
             raise BankError(f"bank {self.path} has no {name}; it has {', '.join(sorted(self.manifest.files))}")
-        return as_used(self.path / name, read_tensors(self.path / name, self.manifest.files[name]), self.storage)
+        return read_weights(self.path, name, self.manifest)
+
+    def file(self, name: str) -> Path:
+        """Where the bank's file `name` is; an interrupted commit that nobody has finished may have it under another name."""
+        return current_file(self.path, name)
 
     def model(self) -> M3DT:
         """The model with everything trained so far, float32 on the CPU, in eval mode.
@@ -147,10 +153,16 @@ class BankContents:
         changes: dict[str, Any] = {} if n_experts else {"n_experts": 0, "top_k": None}
         config = dataclasses.replace(self.config, **changes)
         complete = not n_experts or self.default_experts == "mixture"
-        model = empty_model(config) if complete else M3DT(config)
+        require_fit(self.manifest, config, self.path)
+        model = EmptyModel(config) if complete else M3DT(config)
         router = ["router.safetensors"] if n_experts and self.is_done("router") else []
         names = [*router, "backbone.safetensors", *map(expert_file, self.finished_experts)]  # the largest first
         for_each_file(lambda name: self._load(model, name), names)
+        if isinstance(model, EmptyModel):
+            try:
+                model = model.finished()
+            except ConfigError as error:
+                raise BankError(f"bank {self.path} lacks weights of its model: {error}") from error
         return model.eval()
 
     def load_backbone(self, model: M3DT) -> None:
@@ -177,7 +189,7 @@ class BankContents:
         """
         self._load(model, "router.safetensors")
 
-    def _load(self, model: M3DT, name: str, slot: int | None = None) -> None:
+    def _load(self, model: M3DT | EmptyModel, name: str, slot: int | None = None) -> None:
         """Copies one file into `model`; an expert to place `slot`, or to its own if that is None."""
         tensors = self.read(name)
         try:
@@ -185,7 +197,7 @@ class BankContents:
                 model.load_expert(expert_index(name) if slot is None else slot, tensors)
             else:
                 model.load_tensors(tensors)
-        except (ConfigError, ShapeError) as error:
+        except (ConfigError, ShapeError, InvalidValueError) as error:
             raise BankError(f"{self.path / name} does not fit this bank's model: {error}") from error
 
     def _complete(self, found: Mapping[str, object], what: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..tasks import lookup
-from .checks import require, require_positive
+from .checks import require, require_positive, require_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class DataConfig:
     target_return: Literal["data", "published"] = "data"
 
     def __post_init__(self) -> None:
+        require_types(self)
         require(self.std_floor > 0, self, "std_floor", "> 0")
         require(self.constant_std is None or self.constant_std > 0, self, "constant_std", "None or > 0")
         require(self.state_clip is None or self.state_clip > 0, self, "state_clip", "None or > 0")
         require_positive(self, "n_prompts")
-        require(self.target_return in ("data", "published"), self, "target_return", "'data' or 'published'")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> DataConfig:

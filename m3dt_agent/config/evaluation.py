@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .checks import require, require_positive
+from .checks import require, require_positive, require_types
 
 EVALUATION_SEED = 10_000
 """Seed of the first episode of every evaluation, unless it is chosen otherwise."""
@@ -33,7 +33,7 @@ class EvalConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_positive(self, "episodes", "slots")
         require(0 <= self.seed < 2**32, self, "seed", "in [0, 2**32)")
         require(self.workers is None or self.workers >= 0, self, "workers", "None or >= 0")
-        require(self.rtg_mode in ("rewards", "constant"), self, "rtg_mode", "'rewards' or 'constant'")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, lookup
-from .checks import require, require_positive
+from .checks import require, require_positive, require_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,15 @@ class ModelConfig:
     ffn_multiple: int = 4
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_positive(
             self,
             *("embed_dim", "n_layers", "n_heads", "context_length", "prompt_length"),
             *("max_timesteps", "state_dim", "act_dim", "ffn_multiple"),
         )
-        require(isinstance(self.n_experts, int) and self.n_experts >= 0, self, "n_experts", "an integer >= 0")
+        require(self.n_experts >= 0, self, "n_experts", "an integer >= 0")
         require(self.embed_dim % self.n_heads == 0, self, "n_heads", f"a divisor of embed_dim={self.embed_dim}")
         require(0.0 <= self.dropout < 1.0, self, "dropout", "in [0, 1)")
-        require(self.residual in ("standard", "published"), self, "residual", "'standard' or 'published'")
         if self.top_k is not None:
             require(1 <= self.top_k <= self.n_experts, self, "top_k", f"None or 1 … n_experts={self.n_experts}")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
 from ..tasks import DOMAINS, lookup
-from .checks import from_dict, require, require_choice, require_positive
+from .checks import from_dict, require, require_positive, require_types
 from .stages import Stage, stage_name
 
 TrainingPrecision = Literal["float32", "bfloat16", "float64", "auto"]
@@ -77,17 +77,16 @@ class TrainConfig:
     log_every: int = field(default=100, metadata=_about("Steps between rows of the log."))
 
     def __post_init__(self) -> None:
-        require_positive(self, "steps", "batch_size", "checkpoint_every", "log_every")
-        require_positive(self, "tasks_per_batch", "threads", or_none=True)
+        require_types(self)
+        require_positive(self, "steps", "batch_size", "checkpoint_every", "log_every", "tasks_per_batch", "threads")
         require((self.tasks_per_batch or 1) <= self.batch_size, self, "tasks_per_batch", "<= batch_size")
         for name in ("learning_rate", "grad_clip"):
             require(getattr(self, name) > 0, self, name, "> 0")
-        for name in ("weight_decay", "warmup_steps", "cooldown_steps", "seed"):
+        for name in ("weight_decay", "warmup_steps", "cooldown_steps"):
             require(getattr(self, name) >= 0, self, name, ">= 0")
+        require(0 <= self.seed < 2**63, self, "seed", "in [0, 2**63)")
         for domain, weight in self.domain_weights.items():
-            known = isinstance(weight, int) and weight > 0 and domain in DOMAINS
-            require(known, self, "domain_weights", f"weights > 0 of {', '.join(DOMAINS)}")
-        require_choice(self, "precision", TrainingPrecision)
+            require(weight > 0 and domain in DOMAINS, self, "domain_weights", f"weights > 0 of {', '.join(DOMAINS)}")
 
 
 @_documented
@@ -127,9 +126,7 @@ class ExpertsConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
-        require_choice(self, "grouping", Grouping)
-        require_positive(self, "grouping_batches", "grouping_runs")
-        require_positive(self, "experts_at_once", or_none=True)
+        require_positive(self, "grouping_batches", "grouping_runs", "experts_at_once")
 
 
 @_documented

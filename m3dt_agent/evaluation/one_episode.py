@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..agent import M3DTAgent, RtgMode
-from ..agent.inputs import Bools, Floats
+from ..agent.inputs import Bools, Float32Array
 from ..config import EVALUATION_SEED, EvalConfig
 from ..machine import shows_progress
 from ..tasks import TaskSpec, get
@@ -96,9 +96,11 @@ class _Timed:
     def reset(self, tasks: Sequence[TaskSpec], seeds: Sequence[Sequence[int]]) -> None:
         self._policy.reset(tasks, seeds)
 
-    def act(self, obs: Floats, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools) -> Floats:
+    def act(
+        self, obs: Float32Array, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools
+    ) -> Float32Array:
+        self.decisions += int(active.sum())
         start = time.perf_counter()
         actions = self._policy.act(obs, reward=reward, reset_mask=reset_mask, active=active)
         self.seconds += time.perf_counter() - start
-        self.decisions += int(active.sum())
         return actions

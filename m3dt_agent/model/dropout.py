@@ -1,6 +1,6 @@
 """Dropout whose masks depend only on (seed, window), and which costs a tenth of torch's dropout on a CPU.
 
-    with keyed_dropout([Rows(seed, first, last, total), …], device):     one `Rows` per group of the batch's windows
+    with keyed_dropout([WindowGroup(seed, first, last, total), …], device):     one per group of the batch's windows
         model(window, prompt)
 
     CPU      window i of a group draws from its own stream, SFC64 seeded with (seed, i). Each 64-bit word gives four 16-bit
@@ -38,7 +38,7 @@ _LEVELS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class WindowGroup:
     """A group of windows: numbers `first` … `last` - 1 of `total`. Their masks are drawn with `seed`."""
 
     seed: int
@@ -59,7 +59,7 @@ _MASKS: contextvars.ContextVar[_Masks | None] = contextvars.ContextVar("dropout 
 
 
 @contextlib.contextmanager
-def keyed_dropout(groups: Sequence[Rows], device: torch.device, *, fused_attention: bool = False) -> Iterator[None]:
+def keyed_dropout(groups: Sequence[WindowGroup], device: torch.device, *, fused_attention: bool = False) -> Iterator[None]:
     """In the block, one forward pass draws every dropout mask by (seed, window).
 
     groups: the windows of the batch, group after group.
@@ -120,7 +120,7 @@ class _StreamMasks:
 
     fused_attention = False
 
-    def __init__(self, groups: Sequence[Rows]) -> None:
+    def __init__(self, groups: Sequence[WindowGroup]) -> None:
         self._streams = [_stream(rows.seed, i) for rows in groups for i in range(rows.first, rows.last)]
 
     def draw(self, shape: Sequence[int], rate: float, dtype: torch.dtype) -> Tensor:
@@ -134,7 +134,7 @@ class _StreamMasks:
 class GeneratorMasks:
     """Keyed masks on other devices, whose generators are fast: draws the masks of all windows and takes the groups' parts."""
 
-    def __init__(self, groups: Sequence[Rows], device: torch.device, *, fused_attention: bool = False) -> None:
+    def __init__(self, groups: Sequence[WindowGroup], device: torch.device, *, fused_attention: bool = False) -> None:
         self._groups, self._device, self.fused_attention = groups, device, fused_attention
         self._generators = [torch.Generator(device).manual_seed(rows.seed) for rows in groups]
 

@@ -42,7 +42,7 @@ Tile = tuple[slice, Tensor | None]
 """Consecutive experts, and the indices (n,) of the rows for which they are computed; None: all rows."""
 
 
-class Experts(nn.Module):
+class ExpertStack(nn.Module):
     """E experts, each of the shape of a feed-forward layer. A new expert's output layer is zero, so that it adds nothing."""
 
     def __init__(self, n_experts: int, embed_dim: int) -> None:
@@ -78,6 +78,9 @@ class Experts(nn.Module):
         k = self._tile_size(groups[0])
         tiles = zip(torch.split(groups, k), *(torch.split(_take(p, experts), k) for p in self._stacks()), strict=True)
         return torch.cat([_feed_forward(*tile) for tile in tiles]).view_as(h)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_compact": (None, ())}  # a copy makes its own when it needs them
 
     def lay_out_for_training(self) -> None:
         """Lays a frozen `w_in` out as (E, F, D) in memory.

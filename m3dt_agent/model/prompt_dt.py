@@ -20,17 +20,18 @@ Shape legend: B batch, T steps, P prompt steps, L layers, D embed_dim, H heads, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..config.checks import is_integer
 from ..data.windows import Window
-from ..errors import ConfigError, ShapeError, StageError
+from ..errors import ConfigError, InvalidValueError, ShapeError, StageError
 from .dropout import Dropout
-from .moe import INIT_STD, Experts
+from .moe import INIT_STD, ExpertStack
 from .prompt_cache import PromptCache
 from .routing import Routing, RoutingUsage
 from .tokens import TokenEmbedding, causal_mask
@@ -164,7 +165,7 @@ class M3DT(nn.Module):
     def lower_frozen(self, dtype: torch.dtype) -> None:
         """Stores the frozen weights of the blocks' matrix products in `dtype`; passes must then run inside `autocast`."""
         for module in self.blocks.modules():
-            if isinstance(module, nn.Linear | Experts):
+            if isinstance(module, nn.Linear | ExpertStack):
                 for parameter in module.parameters(recurse=False):
                     if not parameter.requires_grad:
                         parameter.data = parameter.data.to(dtype)
@@ -208,7 +209,7 @@ class M3DT(nn.Module):
 
         Raises:
             ConfigError: the model has no such expert, or tensors are missing or unknown.
-            ShapeError: a tensor has another shape.
+            ShapeError: a tensor has another shape. InvalidValueError: a weight is NaN or infinite.
         """
         self._choose(expert, 1)
         _copy_all(tensors, {name: p[expert] for name, p in self.expert_tensors().items()}, f"expert {expert}")
@@ -218,7 +219,7 @@ class M3DT(nn.Module):
 
         Raises:
             ConfigError: there are no tensors, unknown ones, or a part of them is not complete.
-            ShapeError: a tensor has another shape.
+            ShapeError: a tensor has another shape. InvalidValueError: a weight is NaN or infinite.
         """
         parts = self.backbone_tensors(), self.expert_tensors(), self.router_tensors()
         wanted = {name: p for part in parts if not tensors.keys().isdisjoint(part) for name, p in part.items()}
@@ -237,10 +238,10 @@ class M3DT(nn.Module):
         return actions
 
     def _choose(self, experts: ExpertChoice, n_rows: int) -> Choice:
-        if experts == "none":
-            return "none"
         E = self.config.n_experts
         if isinstance(experts, str):
+            if experts == "none":
+                return "none"
             if experts == "mixture" and E:
                 return "mixture"
             valid = f"'none', 'mixture', or experts 0 … {E - 1}" if E else "'none': this model has no experts"
@@ -251,9 +252,10 @@ class M3DT(nn.Module):
             for block in self._layers:
                 block.usage = None
             return experts
-        chosen = (experts,) if isinstance(experts, int) else tuple(experts)
-        if not chosen or not all(0 <= e < E for e in chosen):
+        chosen = tuple(experts) if isinstance(experts, Iterable) else (experts,)
+        if not chosen or not all(is_integer(e) and 0 <= e < E for e in chosen):
             raise ConfigError(f"experts must be among the model's {E} (numbered from 0); got {experts!r}")
+        chosen = tuple(int(e) for e in chosen)  # NumPy's integers become Python's
         if n_rows % len(chosen):
             raise ShapeError(f"{len(chosen)} experts need a batch of as many equal groups; got {n_rows} rows")
         return chosen
@@ -281,9 +283,16 @@ def _copy_all(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: s
     for name, target in wanted.items():
         if given[name].shape != target.shape:
             raise ShapeError(f"{what}: {name} must have shape {tuple(target.shape)}; got {tuple(given[name].shape)}")
+        if not _is_finite(given[name]):
+            raise InvalidValueError(f"{what}: {name} holds NaN or infinity, from which no action can be computed")
     with torch.no_grad():
         for name, target in wanted.items():
             target.copy_(given[name])
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite. Such an entry makes the sum so too, and a sum is the cheapest pass over memory."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())  # a sum of finite entries may overflow
 
 
 def _initialize(module: nn.Module) -> None:

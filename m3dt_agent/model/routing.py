@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config.checks import require_types
 from ..errors import ConfigError
 
 
@@ -29,7 +30,7 @@ class Routing:
     min_weight: its weight is at least this at one real token or more.
 
     Raises:
-        ConfigError: mass is outside (0, 1], max_experts below 1, or min_weight outside [0, 1).
+        ConfigError: mass is outside (0, 1], max_experts below 1, min_weight outside [0, 1), or no number.
     """
 
     mass: float = 1.0
@@ -37,6 +38,7 @@ class Routing:
     min_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        require_types(self)
         if not 0.0 < self.mass <= 1.0:
             raise ConfigError(f"mass must be in (0, 1]; got {self.mass!r}")
         if self.max_experts is not None and self.max_experts < 1:

@@ -16,7 +16,7 @@ Shape legend: B batch, S tokens, Q query tokens, D embed_dim, H heads, F hidden 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from .dropout import Dropout
-from .moe import Experts, Router
+from .moe import ExpertStack, Router
 from .routing import Routing, block_usage
 
 Choice = Literal["none", "mixture"] | Routing | tuple[int, ...]
@@ -106,11 +106,14 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(D)
         self.ffn = FeedForward(D, config.ffn_multiple * D)
         if E:
-            self.experts = Experts(E, D)
+            self.experts = ExpertStack(E, D)
             self.router = Router(D, E, config.top_k)
         self.dropout = Dropout(config.dropout)
         self.continues_from_norm = config.residual == "published"
         self.usage: tuple[Tensor, Tensor] | None = None  # of the last pass with a `Routing`; see `block_usage`
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"usage": None}  # a copy has made no pass yet
 
     def keys_values(self, x: Tensor) -> KeyValues:
         """Computes the keys and values of this block's attention for tokens x (B, S, D)."""

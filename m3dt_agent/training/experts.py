@@ -20,7 +20,7 @@ from ..config import ExpertsConfig, TrainConfig
 from ..data.batches import derive_seed
 from ..model import M3DT
 from ..model.determinism import seeded
-from ..model.moe import Experts
+from ..model.moe import ExpertStack
 from .checkpoint import remove_checkpoints, started_runs
 from .run import Run
 from .stage_inputs import StageInputs
@@ -75,6 +75,6 @@ def _new_expert(inputs: StageInputs[ExpertsConfig], expert: int) -> dict[str, Te
     tensors: dict[str, Tensor] = {}
     with seeded(derive_seed(inputs.config.seed, "experts", expert, 0, "init"), inputs.cpu):
         for block in range(config.n_layers):
-            named = Experts(1, config.embed_dim).named_parameters()
+            named = ExpertStack(1, config.embed_dim).named_parameters()
             tensors |= {f"blocks.{block}.experts.{name}": p.detach()[0] for name, p in named}
     return tensors

@@ -89,7 +89,7 @@ def _group_locked(data: TaskDatasets, bank: ExpertBank, config: ExpertsConfig | 
                 f"experts of bank {bank.path} were trained in groups made with {bank.manifest.grouping}, which cannot change"
             )
         with cpu_threads(settled.threads or torch.get_num_threads()):
-            return _group(StageInputs(data, bank, settled), progress)
+            return _group(StageInputs(data=data, bank=bank, config=settled), progress)
 
 
 def _group(inputs: StageInputs[ExpertsConfig], progress: bool | None) -> dict[str, int]:

@@ -24,7 +24,7 @@ from ..errors import BankError
 ConfigT = TypeVar("ConfigT", bound=TrainConfig, covariant=True)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class StageInputs(Generic[ConfigT]):
     """One stage of a bank, its data and its config.
 

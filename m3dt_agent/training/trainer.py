@@ -25,7 +25,7 @@ from ..data.batches import derive_seed
 from ..errors import InvalidValueError
 from ..model import Routing
 from ..model.determinism import seeded
-from ..model.dropout import Rows, keyed_dropout
+from ..model.dropout import WindowGroup, keyed_dropout
 from .checkpoint import Checkpoint, RunState
 from .conflict import has_peaked, masked_losses, smoothed
 from .distributed import ALONE, World
@@ -206,7 +206,7 @@ class Trainer:
         """Actions (B, T, act_dim) of this worker's windows; dropout's masks depend neither on workers nor on stacking."""
         config, run, rows = self.run.config, self.run, share.rows
         seeds = [derive_seed(config.seed, config.stage, e, self.step_count, "dropout") for e in run.experts or (0,)]
-        groups = [Rows(seed, rows.start, rows.stop, share.total) for seed in seeds]
+        groups = [WindowGroup(seed, rows.start, rows.stop, share.total) for seed in seeds]
         fused = self.world.size == 1 and not run.experts
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
         with seeded(seeds[0], self.device), keyed_dropout(groups, self.device, fused_attention=fused), autocast:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import json
+from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 
 from m3dt_agent.config import (
@@ -48,6 +50,61 @@ from m3dt_agent.errors import ConfigError, UnknownTaskError
 def test_bad_values_are_named_with_what_is_valid(make: Any) -> None:
     with pytest.raises(ConfigError, match=r"must be .*; got"):
         make()
+
+
+CONFIGS: list[Any] = [
+    ModelConfig.preset("tiny", top_k=2),
+    DataConfig(),
+    EvalConfig(),
+    BackboneConfig(steps=3),
+    ExpertsConfig(steps=3),
+    RouterConfig(steps=3),
+]
+FIELDS = [
+    pytest.param(config, field.name, id=f"{type(config).__name__}.{field.name}")
+    for config in CONFIGS
+    for field in dataclasses.fields(config)
+]
+NO_NUMBERS = ["1", b"1", True, [1], {1: 1}, 1j, object(), np.ones(2), float("nan"), float("inf"), 10**400]
+NO_INTEGERS = [*NO_NUMBERS[:-1], 1.5, 1.0, np.float32(1), -(10**400)]
+
+
+def never_valid(annotation: Any) -> list[Any]:
+    """Values that a field of this annotation must refuse."""
+    if annotation in (int, float):
+        return [None, *(NO_INTEGERS if annotation is int else NO_NUMBERS)]
+    if annotation is bool:
+        return [None, 1, 0, "True", np.ones(2, bool)]
+    if get_origin(annotation) is not None and type(None) in get_args(annotation):
+        return never_valid(get_args(annotation)[0])[1:]
+    return [None, 1, "", "else", b"data", ["data"], np.array(["data"]), {"metaworld": 1.5}, {"metaworld": True}, {1: 1}]
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS)
+def test_a_value_of_another_type_is_refused_with_what_is_valid(config: Any, name: str) -> None:
+    for value in never_valid(get_type_hints(type(config))[name]):
+        with pytest.raises(ConfigError, match=rf"{type(config).__name__}\.{name} must be .*; got"):
+            dataclasses.replace(config, **{name: value})
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS)
+def test_numbers_of_numpy_are_numbers(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    given = {bool: np.bool_, int: np.int64, float: np.float64}.get(type(value), lambda same: same)(value)
+    made = dataclasses.replace(config, **{name: given})
+    assert made == config
+    assert type(getattr(made, name)) is type(value)
+    json.dumps(dataclasses.asdict(made))
+
+
+def test_weights_of_numpy_are_kept_as_integers_of_python() -> None:
+    weights = BackboneConfig(steps=1, domain_weights={"dmcontrol": np.int32(2)}).domain_weights  # type: ignore[dict-item]
+    assert json.dumps(weights) == '{"dmcontrol": 2}'
+
+
+def test_numbers_of_python_are_kept_as_they_are_given_so_that_old_configs_keep_their_hash() -> None:
+    assert json.dumps(dataclasses.asdict(BackboneConfig(steps=1, learning_rate=1, weight_decay=0)))[:200].count(".0") == 0
+    assert type(ModelConfig.preset("tiny", dropout=0).dropout) is int
 
 
 @pytest.mark.parametrize("call", [lambda: ModelConfig.preset("papr"), lambda: train_preset("papr", 1), lambda: stage_name(4)])

@@ -47,7 +47,7 @@ def recorded_ids(scratch: Path) -> dict[str, dict[str, Any]]:
     """All of them, by what they are of; made in the empty folder `scratch`."""
     data = small_datasets(scratch / "datasets")
     bank = small_bank(scratch / "float32", data)
-    job = StageInputs(data, bank, train_preset("tiny", "experts"))
+    job = StageInputs(data=data, bank=bank, config=train_preset("tiny", "experts"))
     makers = {"m3dt_collect": collections(), "m3dt_import": imports(scratch / "published")}
     roots = (scratch / "roots" / str(i) for i in itertools.count())
     return {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.errors import ShapeError
-from m3dt_agent.model.dropout import Dropout, GeneratorMasks, Rows, dropout_mask, keyed_dropout
+from m3dt_agent.model.dropout import Dropout, GeneratorMasks, WindowGroup, dropout_mask, keyed_dropout
 from m3dt_agent.model.transformer import ALL_TOKENS, Attention
 
 
@@ -107,9 +107,11 @@ def test_masks_of_some_windows_are_those_of_all_at_these_rows(draw, data):
     last = data.draw(st.integers(first + 1, total))
     tails = data.draw(st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=3), min_size=1, max_size=4))
     seeds = data.draw(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3, unique=True))
-    whole = draw([Rows(seed, 0, total, total) for seed in seeds], [(len(seeds) * total, *tail) for tail in tails])
-    part = draw([Rows(seed, first, last, total) for seed in seeds], [(len(seeds) * (last - first), *tail) for tail in tails])
-    alone = draw([Rows(seeds[-1], 0, total, total)], [(total, *tail) for tail in tails])
+    whole = draw([WindowGroup(seed, 0, total, total) for seed in seeds], [(len(seeds) * total, *tail) for tail in tails])
+    part = draw(
+        [WindowGroup(seed, first, last, total) for seed in seeds], [(len(seeds) * (last - first), *tail) for tail in tails]
+    )
+    alone = draw([WindowGroup(seeds[-1], 0, total, total)], [(total, *tail) for tail in tails])
     for of_all, of_some, of_last in zip(whole, part, alone, strict=True):
         groups = of_all.view(len(seeds), total, *of_all.shape[1:])
         assert torch.equal(of_some.view(len(seeds), last - first, *of_all.shape[1:]), groups[:, first:last])
@@ -119,7 +121,7 @@ def test_masks_of_some_windows_are_those_of_all_at_these_rows(draw, data):
 @pytest.mark.parametrize("draw", [keyed_masks, generator_masks])
 def test_keyed_masks_drop_their_share_and_windows_are_independent(draw):
     n = 40_000
-    first, second = draw([Rows(5, 0, 16, 16)], [(16, n), (16, n)], 0.1)
+    first, second = draw([WindowGroup(5, 0, 16, 16)], [(16, n), (16, n)], 0.1)
     for mask in (first, second):
         kept = (mask > 0).double()
         assert torch.allclose(mask[mask > 0], torch.tensor(1 / 0.9, dtype=torch.float64), rtol=1e-4)
@@ -127,12 +129,12 @@ def test_keyed_masks_drop_their_share_and_windows_are_independent(draw):
     rows = np.concatenate([(first > 0).numpy(), (second > 0).numpy()]).astype(float)  # 16 windows twice, all independent
     correlations = np.corrcoef(rows) - np.eye(32)
     assert np.abs(correlations).max() < 5.5 / math.sqrt(n)
-    assert not torch.equal(draw([Rows(6, 0, 16, 16)], [(16, n)], 0.1)[0], first)
+    assert not torch.equal(draw([WindowGroup(6, 0, 16, 16)], [(16, n)], 0.1)[0], first)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_window_drops_the_same_in_any_precision(dtype):
-    groups, shapes = [Rows(1, 2, 5, 8)], [(3, 11), (3, 2, 3)]
+    groups, shapes = [WindowGroup(1, 2, 5, 8)], [(3, 11), (3, 2, 3)]
     for lower, full in zip(keyed_masks(groups, shapes, dtype=dtype), keyed_masks(groups, shapes), strict=True):
         assert torch.equal(lower > 0, full > 0)
 
@@ -142,20 +144,20 @@ def test_keyed_masks_leave_torchs_generator_alone_and_end_with_their_block():
     expected = dropout_mask((4, 5), 0.3, torch.float32)
     torch.manual_seed(5)
     drop, ones = Dropout(0.3), torch.ones(4, 5)
-    with keyed_dropout([Rows(1, 0, 4, 4)], CPU):
+    with keyed_dropout([WindowGroup(1, 0, 4, 4)], CPU):
         outer = drop(ones)
-        with contextlib.suppress(ZeroDivisionError), keyed_dropout([Rows(2, 0, 4, 4)], CPU):
+        with contextlib.suppress(ZeroDivisionError), keyed_dropout([WindowGroup(2, 0, 4, 4)], CPU):
             assert not torch.equal(drop(ones), outer)
             _ = 1 / 0
         after = drop(ones)  # the outer block goes on where it was
     assert torch.equal(drop(ones), expected)
-    with keyed_dropout([Rows(1, 0, 4, 4)], CPU):
+    with keyed_dropout([WindowGroup(1, 0, 4, 4)], CPU):
         assert torch.equal(drop(ones), outer)
         assert torch.equal(drop(ones), after)
 
 
 def test_a_batch_of_other_windows_than_were_keyed_is_refused():
-    with keyed_dropout([Rows(1, 0, 4, 9)], CPU), pytest.raises(ShapeError, match=r"keyed for 4 windows; got .*\(5, 2\)"):
+    with keyed_dropout([WindowGroup(1, 0, 4, 9)], CPU), pytest.raises(ShapeError, match=r"keyed for 4 windows; got .*\(5, 2\)"):
         Dropout(0.3)(torch.ones(5, 2))
 
 
@@ -163,6 +165,6 @@ def test_attention_asks_for_masks_where_no_kernel_can_be_keyed():
     drop, gpu = Dropout(0.3), torch.device("cuda")
     assert drop.needs_mask(CPU)
     assert not drop.needs_mask(gpu)
-    with keyed_dropout([Rows(1, 0, 4, 4)], CPU):
+    with keyed_dropout([WindowGroup(1, 0, 4, 4)], CPU):
         assert drop.needs_mask(gpu)
         assert not drop.eval().needs_mask(gpu)

@@ -7,19 +7,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from m3dt_agent.model import moe
-from m3dt_agent.model.moe import Experts, Router
+from m3dt_agent.model.moe import ExpertStack, Router
 
 
-def make_experts(n_experts: int, embed_dim: int, dtype: torch.dtype = torch.float64) -> Experts:
+def make_experts(n_experts: int, embed_dim: int, dtype: torch.dtype = torch.float64) -> ExpertStack:
     torch.manual_seed(n_experts * 100 + embed_dim)
-    experts = Experts(n_experts, embed_dim).to(dtype)
+    experts = ExpertStack(n_experts, embed_dim).to(dtype)
     with torch.no_grad():
         for parameter in experts.parameters():
             parameter.add_(torch.randn_like(parameter))
     return experts
 
 
-def loop_over_experts(experts: Experts, h: Tensor, weights: Tensor) -> Tensor:
+def loop_over_experts(experts: ExpertStack, h: Tensor, weights: Tensor) -> Tensor:
     total = torch.zeros_like(h)
     for e in range(len(experts.b_in)):
         hidden = (h @ experts.w_in[e] + experts.b_in[e]).clamp(min=0)
@@ -118,7 +118,7 @@ def test_grouped_experts_equal_each_alone_with_gradients(chosen, count):
 
 
 def test_a_new_expert_adds_nothing_but_can_learn():
-    experts = Experts(3, 4)
+    experts = ExpertStack(3, 4)
     h = torch.randn(5, 4)
     assert not experts(h, torch.rand(5, 3)).any()
     assert not experts.grouped(h.expand(3, 5, 4), (0, 1, 2)).any()

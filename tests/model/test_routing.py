@@ -10,7 +10,7 @@ from model.test_prompt_dt import P, T, make_model, make_window, rows, windows64
 
 from m3dt_agent.errors import ConfigError, StageError
 from m3dt_agent.model import M3DT, Routing
-from m3dt_agent.model.moe import Experts
+from m3dt_agent.model.moe import ExpertStack
 
 
 def slow_kept(routing: Routing, weights: torch.Tensor, real: torch.Tensor) -> list[set[int]]:
@@ -67,14 +67,16 @@ def test_a_routed_model_is_the_dense_one_with_small_weights_set_to_zero(routing,
     assert (usage.kept < 5).any()
     assert (usage.dropped > 0).any()
 
-    def only_kept(experts: Experts, h: torch.Tensor, weights: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+    def only_kept(
+        experts: ExpertStack, h: torch.Tensor, weights: torch.Tensor, kept: torch.Tensor | None = None
+    ) -> torch.Tensor:
         assert kept is not None
         assert not weights[~kept[:, None].expand_as(weights)].any()
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
         return plain(experts, h, weights)
 
-    plain = Experts.forward
-    monkeypatch.setattr(Experts, "forward", only_kept)
+    plain = ExpertStack.forward
+    monkeypatch.setattr(ExpertStack, "forward", only_kept)
     torch.testing.assert_close(ours, model(window, prompt, routing), rtol=0, atol=1e-12)
     monkeypatch.undo()
     assert float((ours - model(window, prompt, "mixture")).abs().max()) > 1e-4

@@ -103,7 +103,7 @@ def assert_same_way(ours: Tensor, theirs: Tensor) -> None:
 
 
 def backbone_start(data: TaskDatasets, bank: ExpertBank) -> dict[str, Tensor]:
-    run = next(backbone.runs(StageInputs(data, bank, BackboneConfig(**SHARED))))
+    run = next(backbone.runs(StageInputs(data=data, bank=bank, config=BackboneConfig(**SHARED))))
     return {name: p.detach().double() for name, p in run.parameters.items()}
 
 
@@ -145,7 +145,10 @@ def test_a_router_of_several_workers_is_that_of_one(
 ) -> None:
     one, several = (with_experts.copy_to(tmp_path / name) for name in ("one", "several"))
     config = RouterConfig(**SHARED | ROUTER)
-    start = {name: p.detach().double() for name, p in next(router.runs(StageInputs(data, one, config))).parameters.items()}
+    start = {
+        name: p.detach().double()
+        for name, p in next(router.runs(StageInputs(data=data, bank=one, config=config))).parameters.items()
+    }
     fit_stage("router", data, one, config, progress=False)
     workers.fit(size, several, "router", **ROUTER)
     assert_same_way(way(several, "router", start), way(one, "router", start))

@@ -97,7 +97,7 @@ def trained(run: Run) -> dict[str, Tensor]:
 
 def test_the_backbone_stage(data: TaskDatasets, make_bank: MakeBank) -> None:
     bank = make_bank(dropout=0.0)
-    run = next(backbone.runs(StageInputs(data, bank, BackboneConfig(**SHARED))))  # type: ignore[arg-type]
+    run = next(backbone.runs(StageInputs(data=data, bank=bank, config=BackboneConfig(**SHARED))))  # type: ignore[arg-type]
     plain = BaselineM3DT(run.model).double()
     start = trained(run)
     train_plainly(plain, list(plain.parameters()), run.samplers[0], "none")
@@ -107,7 +107,7 @@ def test_the_backbone_stage(data: TaskDatasets, make_bank: MakeBank) -> None:
 def test_the_experts_stage(data: TaskDatasets, make_bank: MakeBank) -> None:
     bank = make_bank(dropout=0.0)
     fit_stage("backbone", data, bank, BackboneConfig(**SHARED), progress=False)  # type: ignore[arg-type]
-    inputs = StageInputs(data, bank, ExpertsConfig(**SHARED, grouping="random", experts_at_once=3))  # type: ignore[arg-type]
+    inputs = StageInputs(data=data, bank=bank, config=ExpertsConfig(**SHARED, grouping="random", experts_at_once=3))  # type: ignore[arg-type]
     bank.commit({}, groups={task.name: i % 3 for i, task in enumerate(data.tasks)}, grouping={"grouping": "random", "seed": 0})
     run = next(experts.runs(inputs))
     plain = BaselineM3DT(run.model).double()
@@ -125,7 +125,7 @@ def test_the_router_stage(data: TaskDatasets, make_bank: MakeBank, skip_below: f
         ("experts", ExpertsConfig(**SHARED | {"learning_rate": 1e-2}, grouping="random")),  # type: ignore[arg-type]
     ):
         fit_stage(stage, data, bank, dataclasses.replace(config, precision="float32"), progress=False)
-    run = next(router.runs(StageInputs(data, bank, RouterConfig(**SHARED, skip_below=skip_below))))  # type: ignore[arg-type]
+    run = next(router.runs(StageInputs(data=data, bank=bank, config=RouterConfig(**SHARED, skip_below=skip_below))))  # type: ignore[arg-type]
     plain = BaselineM3DT(run.model).double()
     start = trained(run)
     train_plainly(plain, [p for block in plain.blocks for p in block.router.parameters()], run.samplers[0], "mixture")

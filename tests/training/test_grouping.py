@@ -38,7 +38,7 @@ def slow_gradient(inputs: StageInputs[Any], task: int, batch_index: int, clip: f
 def inputs(data: TaskDatasets, make_bank: MakeBank) -> StageInputs[ExpertsConfig]:
     bank = make_bank()
     fit_stage(1, data, bank, BackboneConfig(**SHARED), progress=False)
-    return StageInputs(data, bank, ExpertsConfig(**SHARED, precision="float64", grouping_batches=3))
+    return StageInputs(data=data, bank=bank, config=ExpertsConfig(**SHARED, precision="float64", grouping_batches=3))
 
 
 def test_the_gram_matrix_is_that_of_the_agreement_vectors(inputs: StageInputs[ExpertsConfig]) -> None:

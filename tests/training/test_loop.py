@@ -36,7 +36,7 @@ def trained(run: Run, steps: int = 6) -> Trainer:
 
 
 def backbone_run(data: TaskDatasets, bank: ExpertBank, **changes: object) -> Run:
-    return next(backbone.runs(StageInputs(data, bank, BackboneConfig(**SHARED | changes))))  # type: ignore[arg-type]
+    return next(backbone.runs(StageInputs(data=data, bank=bank, config=BackboneConfig(**SHARED | changes))))  # type: ignore[arg-type]
 
 
 def bank_with_backbone(make_bank: MakeBank, data: TaskDatasets, **changes: object) -> ExpertBank:
@@ -99,11 +99,11 @@ def test_a_step_is_adamw_on_clipped_gradients_with_warm_up(data: TaskDatasets, m
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_stacked_experts_train_as_each_alone(data: TaskDatasets, make_bank: MakeBank, dropout: float) -> None:
-    """Float64: 1e-10 (issue 3). Gradients are clipped, by different factors."""
+    """In float64, to 1e-10. Gradients are clipped, by different factors."""
     bank = bank_with_backbone(make_bank, data, dropout=dropout)
     bank.commit({}, groups={task.name: i % 3 for i, task in enumerate(data.tasks)})
     config = ExpertsConfig(**SHARED | {"precision": "float64", "grad_clip": 5e-3, "steps": 25})  # type: ignore[arg-type]
-    inputs = StageInputs(data, bank, config)
+    inputs = StageInputs(data=data, bank=bank, config=config)
     together = trained(experts.chunk_run(inputs, (0, 1, 2)), 25)
     assert (together.report().grad_norms[0]) > 5e-3
     for expert in range(3):
@@ -120,7 +120,7 @@ def test_only_the_stages_own_part_is_trained(
     bank = bank_with_backbone(make_bank, data)
     bank.commit({}, groups={task.name: i % 3 for i, task in enumerate(data.tasks)})
     fit_stage("experts", data, bank, ExpertsConfig(**SHARED), progress=False)  # type: ignore[arg-type]
-    inputs = StageInputs(data, bank, make_config(**SHARED))  # type: ignore[arg-type]
+    inputs = StageInputs(data=data, bank=bank, config=make_config(**SHARED))  # type: ignore[arg-type]
     run = experts.chunk_run(inputs, (0, 1, 2)) if stage == "experts" else next(router.runs(inputs))
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     trained(run)
@@ -148,13 +148,13 @@ def test_logs_are_records_and_losses_of_every_expert(data: TaskDatasets, make_ba
 def test_a_checkpoint_from_before_experts_were_counted_is_continued(data: TaskDatasets, make_bank: MakeBank) -> None:
     bank = make_bank()
     config = BackboneConfig(**SHARED | {"log_every": 4})  # type: ignore[arg-type]
-    run = next(backbone.runs(StageInputs(data, bank, config)))
+    run = next(backbone.runs(StageInputs(data=data, bank=bank, config=config)))
     trainer = trained(run, 3)
     state = trainer.state(1)
     write_checkpoint(bank.path, dataclasses.replace(state, sums=state.sums[:2]), trainer.tensors())
     checkpoint, _ = newest_checkpoint(bank.path, run.name)
     assert checkpoint is not None
-    continued = Trainer(next(backbone.runs(StageInputs(data, bank, config))), "cpu")
+    continued = Trainer(next(backbone.runs(StageInputs(data=data, bank=bank, config=config))), "cpu")
     continued.restore(checkpoint)
     trainer.step()
     continued.step()

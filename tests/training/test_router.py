@@ -35,7 +35,7 @@ def bank(data: TaskDatasets, make_bank: MakeBank) -> ExpertBank:
 
 
 def router_run(data: TaskDatasets, bank: ExpertBank, **changes: object) -> Run:
-    return next(router.runs(StageInputs(data, bank, RouterConfig(**SHARED | {"steps": 60} | changes))))  # type: ignore[arg-type]
+    return next(router.runs(StageInputs(data=data, bank=bank, config=RouterConfig(**SHARED | {"steps": 60} | changes))))  # type: ignore[arg-type]
 
 
 def entropy(run: Run, data: TaskDatasets) -> float:

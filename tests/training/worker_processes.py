@@ -108,7 +108,11 @@ def train_with_hooks(bank: str, folder: str, steps: list[int], config: dict[str,
     opened = ExpertBank.open(bank)
     with joined("cpu") as world:
         for until in steps:
-            run = next(backbone.runs(StageInputs(made_up.made_up_data(), opened, BackboneConfig(**config | {"steps": until}))))
+            run = next(
+                backbone.runs(
+                    StageInputs(data=made_up.made_up_data(), bank=opened, config=BackboneConfig(**config | {"steps": until}))
+                )
+            )
             run = Run(**{name: getattr(run, name) for name in Run.__slots__} | {"hooks": Halving(run)})
             loop.train(run, Path(folder), device="cpu", threads=1, progress=False, world=world)
             assert isinstance(run.hooks, Halving)

@@ -1,0 +1,188 @@
+"""`Actor`: the half of `M3DTAgent` that acts. It turns observations into actions.
+
+    model, prompts, statistics ── reset(task) ──► `Acting` ── act(obs, reward) ──► actions in [-1, 1]
+
+Per slot, with return scale s and target return G, the return-to-go is R̂₀ = G / s, then R̂ₜ = R̂ₜ₋₁ - rₜ₋₁ / s. Without
+rewards, or with `rtg_mode="constant"`, R̂ stays G / s. Prompt tokens attend only to each other, so their keys and values are
+computed once per reset, exactly. The tokens of the last T = context_length steps are computed anew at every step, because
+sliding the window changes every token in it.
+
+Shape legend: N slots; observations and actions of several tasks are zero-padded to widths 39 and 8.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import numpy.typing as npt
+import torch
+
+from ..bank import ExpertBank
+from ..config import ModelConfig
+from ..config.checks import require_instance
+from ..data.prompts import Prompt
+from ..data.stats import TaskStatistics
+from ..errors import ConfigError, StageError
+from ..machine import torch_device
+from ..model import M3DT, RoutingUsage, faster_precision, with_same_weights
+from ..tasks import TaskSpec, resolve
+from .acting import Acting, window_dtype
+from .choice import Experts, Precision, RtgMode, checked_experts, checked_precision
+from .conditions import KnownTasks
+from .inputs import Float32Array
+from .one_thread import OneThread
+
+
+class Actor:
+    """A model with the prompts and statistics of its tasks, and its state between two calls of `act`. See `M3DTAgent`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tasks: Sequence[str | TaskSpec],
+        *,
+        device: str | torch.device = "cpu",
+        precision: Precision = "float32",
+    ) -> None:
+        require_instance("config", config, ModelConfig)
+        precision = checked_precision(precision)
+        self.config = config
+        self.tasks = resolve(tasks)
+        self.device = torch_device(device)
+        if precision == "auto":
+            precision = faster_precision(config.n_tokens, config.embed_dim, self.device)
+        self.precision = precision
+        self.bank: ExpertBank | None = None
+        self.statistics: Mapping[str, TaskStatistics] = {}
+        self.prompts: Mapping[str, tuple[Prompt, ...]] = {}
+        self._thread = OneThread()
+        self._use(M3DT(dataclasses.replace(config, n_experts=0, top_k=None)), "none")
+
+    def _use(self, model: M3DT, experts: Experts) -> None:
+        self.model = model.to(self.device).eval()
+        if self.precision == "bfloat16":
+            self.model.requires_grad_(False).lower_frozen(torch.bfloat16)
+        self._experts = experts
+        self._acting: Acting | None = None  # None before `reset`
+
+    def copy(self) -> Self:
+        """A second agent with the same weights in the same memory, for another thread or for other episodes beside these.
+
+        It takes a millisecond and hardly any memory. The copy has `experts` of its own and no episodes; call its `reset`. What
+        changes the weights in place, such as `agent.model.double()`, changes both; training one leaves the other as it was.
+        """
+        other = copy.copy(self)
+        other.model = with_same_weights(self.model)
+        other._acting, other._thread = None, OneThread()
+        return other
+
+    @property
+    def experts(self) -> Experts:
+        """Which experts act; may be set at any time, even within an episode.
+
+        "none" is the backbone alone, an index one expert, "mixture" all experts weighed by the router, and a `Routing` the
+        heaviest of them for each slot. A complete bank starts with "mixture", or with a `Routing` of 0.99 of the weight where
+        the router was trained to concentrate.
+        """
+        return self._experts
+
+    @experts.setter
+    def experts(self, experts: Experts) -> None:
+        experts = self.checked_experts(experts)
+        with self._thread:
+            if self._acting is not None:
+                self._acting.use(experts)
+            self._experts = experts
+
+    def checked_experts(self, experts: Experts) -> Experts:
+        """`experts` as the agent keeps them, if they can act: a NumPy integer becomes one of Python.
+
+        Raises:
+            ConfigError: "mixture" or a `Routing` without a trained router, or an expert that is not trained or does not exist;
+                the message names the valid ones.
+        """
+        return checked_experts(experts, self.model, self.bank)
+
+    def routing_usage(self) -> RoutingUsage:
+        """What the last `act` used in each of L blocks: how many experts, and the share of router weight left out, (L, n) each.
+
+        n: the slots that acted.
+
+        Raises:
+            StageError: `experts` is not a `Routing`, or nothing has acted yet.
+        """
+        return self.model.routing_usage()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the windows and prompts that the model takes: float64 where its parameters are, else float32."""
+        return window_dtype(self.model)
+
+    def reset(
+        self,
+        task: str | TaskSpec | Sequence[str | TaskSpec] | None = None,
+        *,
+        prompt: Prompt | None = None,
+        statistics: TaskStatistics | None = None,
+        target_return: float | None = None,
+        rtg_mode: RtgMode = "rewards",
+    ) -> None:
+        """Forgets all histories and fixes the task of the episodes that follow. If it fails, the agent stays as it was.
+
+        Args:
+            task: a task of the agent, for any number of slots (the first `act` decides), or a list with one task per slot.
+            prompt, statistics: instead of `task`, for a task the agent was not trained on; the widths are the prompt's.
+            target_return: undiscounted and unscaled, for every slot; None is each task's own.
+            rtg_mode: "rewards" lowers the return-to-go by the rewards given to `act`, "constant" ignores them.
+
+        Raises:
+            UnknownTaskError: a task the agent does not have.
+            ConfigError: both or neither of task and prompt, an empty list, an unknown mode, or arguments of other types.
+            StageError: a task by name before any stage was fitted, or another thread is using the agent.
+            ShapeError: a prompt that does not fit the model or the statistics.
+            InvalidValueError: a target return or a prompt that is not finite, or not once it is scaled for the model.
+        """
+        if not isinstance(rtg_mode, str) or rtg_mode not in ("rewards", "constant"):
+            raise ConfigError(f"rtg_mode must be 'rewards' or 'constant'; got {rtg_mode!r}")
+        known = KnownTasks(self.tasks, self.prompts, self.statistics)
+        conditions = known.requested(task, prompt, statistics, target_return)
+        with self._thread:
+            self._acting = Acting(self.model, conditions, experts=self._experts, rtg_mode=rtg_mode)
+
+    def act(
+        self,
+        obs: npt.ArrayLike,
+        *,
+        reward: npt.ArrayLike | None = None,
+        reset_mask: npt.ArrayLike | None = None,
+        active: npt.ArrayLike | None = None,
+    ) -> Float32Array:
+        """The actions for the current observations. If it fails, the agent stays as it was.
+
+        An agent serves one thread: its episodes go on with every call. Give each thread its own with `copy`.
+
+        Args:
+            obs: for one task (obs_dim,) or (N, obs_dim); after `reset` with a list of N tasks (N, 39), zero-padded.
+            reward: () or (N,), what the previous actions earned; None leaves returns-to-go as they are.
+            reset_mask: () or (N,) bool; where True, obs[i] is the first of an episode and reward[i] is ignored. The first
+                `act` after `reset` opens an episode in every slot anyway.
+            active: () or (N,) bool; where False, obs[i] and reward[i] are ignored, the slot's history stays as it is and its
+                action is 0; the model does not compute it. None is every slot.
+
+        Returns:
+            float32 in [-1, 1], always finite: (act_dim,) or (N, act_dim) for one task; (N, 8) for a list, with padding of
+            exactly 0. From step `max_timesteps` of an episode on, the last timestep's embedding is used.
+
+        Raises:
+            StageError: `reset` was not called yet, or another thread is using the agent.
+            ShapeError: not numbers, or a shape that does not fit; the message names the valid ones.
+            InvalidValueError: a NaN or infinite observation or reward; a return-to-go that leaves float32's range; or values,
+                or weights, from which the model computes no finite action. The message names the slot.
+        """
+        with self._thread:
+            if self._acting is None:
+                raise StageError("act before reset: call reset(task=...) first")
+            return self._acting.act(obs, reward=reward, reset_mask=reset_mask, active=active)
