@@ -1,5 +1,9 @@
-"""`m3dt`, the command line. app.py is its table of commands; every command, or group of commands, has its own file."""
+"""`m3dt`, the command line. app.py is its table of commands, and program.py runs one.
 
-from .app import app, main
+Every command, or group of commands, has its own file.
+"""
 
-__all__ = ["app", "main"]
+from .app import app
+from .program import main, program
+
+__all__ = ["app", "main", "program"]

@@ -2,7 +2,7 @@
 
 import sys
 
-from .app import main
+from .program import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -30,6 +30,7 @@ from .options import (
     choose_tasks,
     parse_pairs,
     parse_shard,
+    path_option,
     ray_cluster,
 )
 from .output import emit, make_table, quiet_stdout, say, size
@@ -54,7 +55,7 @@ def collect_command(
     ] = "expert",
     noise: Annotated[float, typer.Option(help="Standard deviation of the noise added to actions.")] = 0.0,
     mixture: Annotated[str | None, typer.Option(help="Several levels and their shares, like random:0.2,expert:0.8.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="File of policies trained with `m3dt behavior train` to use.")] = None,
+    weights: Annotated[Path | None, path_option(help="File of policies trained with `m3dt behavior train` to use.")] = None,
     source: Source = None,
     stop_after_success: Annotated[
         int | None, typer.Option(min=1, help="End Meta-World episodes on their N-th successful step; default: full length.")

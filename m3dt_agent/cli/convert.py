@@ -16,7 +16,19 @@ from ..config import DataConfig
 from ..errors import ConfigError
 from ..tasks import TaskSpec
 from .info import bank_table, describe_bank
-from .options import DEFAULT_ROOT, AllTasks, AsJson, Root, SetSeed, Source, TaskNames, TaskSet, choose_tasks
+from .options import (
+    DEFAULT_ROOT,
+    AllTasks,
+    AsJson,
+    Root,
+    SetSeed,
+    Source,
+    TaskNames,
+    TaskSet,
+    choose_tasks,
+    path_argument,
+    path_option,
+)
 from .output import emit, make_table, quiet_stdout, size
 
 if TYPE_CHECKING:
@@ -25,16 +37,16 @@ if TYPE_CHECKING:
 
 def convert_command(
     origin: Annotated[
-        str, typer.Argument(metavar="FROM", help="Folder of published weights; with --to-published or --storage: a bank.")
+        str, path_argument(metavar="FROM", help="Folder of published weights; with --to-published or --storage: a bank.")
     ],
-    target: Annotated[Path, typer.Argument(metavar="TO", help="New folder for the bank or, with --to-published, the files.")],
+    target: Annotated[Path, path_argument(metavar="TO", help="New folder for the bank or, with --to-published, the files.")],
     names: TaskNames = None,
     all_tasks: AllTasks = False,
     task_set: TaskSet = None,
     set_seed: SetSeed = 0,
     root: Root = DEFAULT_ROOT,
     source: Source = None,
-    groups: Annotated[Path | None, typer.Option(help="JSON file with the authors' grouping of tasks.")] = None,
+    groups: Annotated[Path | None, path_option(help="JSON file with the authors' grouping of tasks.")] = None,
     n_heads: Annotated[int, typer.Option(help="Number of attention heads, which the weights do not show.")] = 8,
     to_published: Annotated[
         bool, typer.Option("--to-published", help="Convert a bank into files that the authors' scripts load.")

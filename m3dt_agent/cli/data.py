@@ -12,7 +12,7 @@ import typer
 from ..errors import DatasetError
 from ..machine import duration
 from ..tasks import TASKS, TaskSpec, get, resolve
-from .options import DEFAULT_ROOT, AsJson, Root, Seed, Source, TaskNames
+from .options import DEFAULT_ROOT, AsJson, Root, Seed, Source, TaskNames, path_argument, path_option
 from .output import emit, make_table, quiet_stdout, say, size
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _level_cells(info: BehaviorInfo) -> tuple[str, str]:
 @behavior_app.command("train")
 def behavior_train(
     name: Annotated[str, typer.Argument(metavar="TASK", help="The task to learn.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/behavior/TASK.")] = None,
+    out: Annotated[Path | None, path_option(help="Folder of the run; default: runs/behavior/TASK.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Environment steps in all; a larger number continues a run.")] = 100_000,
     checkpoint_every: Annotated[
         int, typer.Option(min=1, help="Steps between checkpoints; the policy is measured at each one.")
@@ -151,7 +151,7 @@ def data_pack(names: TaskNames = None, root: Root = DEFAULT_ROOT, source: Source
 @data_app.command("import")
 def data_import(
     format_name: Annotated[str, typer.Argument(metavar="FORMAT", help="mt160, tdmpc2, prompt-dt or minari.")],
-    path: Annotated[Path, typer.Argument(help="Folder of the published data, or one file of tdmpc2's.")],
+    path: Annotated[Path, path_argument(help="Folder of the published data, or one file of tdmpc2's.")],
     names: TaskNames = None,
     root: Root = DEFAULT_ROOT,
     source: Annotated[str, typer.Option(help="Name of the datasets' source, m3dt/<task>/<source>-v0.")] = "published",

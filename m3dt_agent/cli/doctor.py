@@ -6,15 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from rich.table import Table
-
-from .options import AsJson
-from .output import emit, quiet_stdout, size
+from .options import AsJson, path_option
+from .output import emit, make_table, quiet_stdout, size
 
 
 def doctor_command(
-    folder: Annotated[Path, typer.Option(help="Folder for datasets and banks, whose free disk space is shown.")] = Path(),
+    folder: Annotated[Path, path_option(help="Folder for datasets and banks, whose free disk space is shown.")] = Path(),
     as_json: AsJson = False,
 ) -> None:
     """Show versions, simulators, rendering, cores, the speed of bfloat16 and free disk space."""
@@ -22,7 +19,8 @@ def doctor_command(
 
     with quiet_stdout():
         found = diagnose(folder)
-    table = Table(show_header=False, box=None, pad_edge=False)
+    table = make_table("", ("", ""), (), left=2)
+    table.box, table.pad_edge = None, False
     for name, version in {"python": found.python, "system": found.system, **found.versions}.items():
         table.add_row(name, version or "not installed")
     for name, state in {**found.simulators, **{f"rendering with {k}": v for k, v in found.rendering.items()}}.items():

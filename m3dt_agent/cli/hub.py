@@ -10,25 +10,40 @@ import dataclasses
 import importlib.util
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
+from ..tasks import TaskSpec
 from .info import bank_table, describe_bank
-from .options import DEFAULT_ROOT, AsJson, Root, SetSeed, Source, TaskNames, TaskSet, named_tasks, parse_experts
+from .options import (
+    DEFAULT_ROOT,
+    AsJson,
+    Root,
+    SetSeed,
+    Source,
+    TaskNames,
+    TaskSet,
+    named_tasks,
+    parse_experts,
+    path_argument,
+    path_option,
+    with_options_of,
+)
 from .output import emit, make_table, quiet_stdout, size
 
 if TYPE_CHECKING:
     from ..scores import EpisodeResult
 
-Repo = Annotated[str, typer.Argument(help="Repository on the Hub, namespace/name, or a folder, written ./like/this.")]
+Repo = Annotated[str, path_argument(help="Repository on the Hub, namespace/name, or a folder, written ./like/this.")]
 Origin = Annotated[
-    str, typer.Argument(help="Repository on the Hub, namespace/name, a folder, written ./like/this, or builtin:NAME.")
+    str, path_argument(help="Repository on the Hub, namespace/name, a folder, written ./like/this, or builtin:NAME.")
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag (stage-backbone, stage-router, …) or sha; default: main.")]
-TokenFile = Annotated[Path | None, typer.Option(help="File that holds the token; default: your login on huggingface.co.")]
+TokenFile = Annotated[Path | None, path_option(help="File that holds the token; default: your login on huggingface.co.")]
 Endpoint = Annotated[str | None, typer.Option(help="Address of the Hub; default: HF_ENDPOINT, or huggingface.co.")]
 Private = Annotated[
     bool | None,
@@ -38,9 +53,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 
 
 def push_command(
-    bank: Annotated[str, typer.Argument(help="The bank: a folder, or builtin:NAME.")],
+    bank: Annotated[str, path_argument(help="The bank: a folder, or builtin:NAME.")],
     repo: Repo,
-    rows: Annotated[Path | None, typer.Option(help="File of `m3dt eval --rows`, for the scores on the card.")] = None,
+    rows: Annotated[Path | None, path_option(help="File of `m3dt eval --rows`, for the scores on the card.")] = None,
     policy: Annotated[str | None, typer.Option(help="Policy whose rows are the bank's own, if several could be.")] = None,
     private: Private = None,
     overwrite: Overwrite = False,
@@ -87,7 +102,7 @@ def draw_scores(rows: Sequence[EpisodeResult], path: Path) -> Path | None:
 
 def pull_command(
     repo: Origin,
-    folder: Annotated[Path | None, typer.Argument(help="New folder for a copy; default: keep it in the cache.")] = None,
+    folder: Annotated[Path | None, path_argument(help="New folder for a copy; default: keep it in the cache.")] = None,
     revision: Revision = None,
     experts: Annotated[str | None, typer.Option(help="Pull only these experts, like 3,7.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Pull only the expert of this task; may be repeated.")] = None,
@@ -115,19 +130,28 @@ def pull_command(
     emit(document, as_json=as_json, table=bank_table(document))
 
 
-def data_push_command(
-    repo: Repo,
-    names: TaskNames = None,
-    task_set: TaskSet = None,
-    set_seed: SetSeed = 0,
-    root: Root = DEFAULT_ROOT,
-    source: Source = None,
-    private: Private = None,
-    overwrite: Overwrite = False,
-    token_file: TokenFile = None,
-    endpoint: Endpoint = None,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Collection:
+    """What `data push` and `data pull` are both told: which datasets, where they are here, and where on the Hub."""
+
+    repo: Repo
+    names: TaskNames = None
+    task_set: TaskSet = None
+    set_seed: SetSeed = 0
+    root: Root = DEFAULT_ROOT
+    source: Source = None
+    overwrite: Overwrite = False
+    token_file: TokenFile = None
+    endpoint: Endpoint = None
+    as_json: AsJson = False
+
+    def tasks(self) -> tuple[TaskSpec, ...] | None:
+        """The tasks that were named; None: all."""
+        return named_tasks(self.names, self.task_set, self.set_seed) or None
+
+
+@with_options_of(_Collection)
+def data_push_command(asked: _Collection, private: Private = None) -> None:
     """Push the datasets of all tasks, or of those named, into one repository.
 
     If it is interrupted, run the same command again to continue.
@@ -136,33 +160,24 @@ def data_push_command(
 
     with quiet_stdout():
         pushed = push_datasets(
-            root,
-            repo,
-            named_tasks(names, task_set, set_seed) or None,
-            source=source,
+            asked.root,
+            asked.repo,
+            asked.tasks(),
+            source=asked.source,
             private=private,
-            overwrite=overwrite,
-            token=read_token(token_file),
-            endpoint=endpoint,
+            overwrite=asked.overwrite,
+            token=read_token(asked.token_file),
+            endpoint=asked.endpoint,
         )
-    document = {"repo": repo, **dataclasses.asdict(pushed)}
-    title = f"{len(pushed.datasets)} dataset(s) sent to {repo}, {pushed.commits} commit(s), now at {pushed.sha or 'a folder'}"
-    emit(document, as_json=as_json, table=make_table(title, ("dataset",), ([name] for name in pushed.datasets)))
+    document = {"repo": asked.repo, **dataclasses.asdict(pushed)}
+    sent = (
+        f"{len(pushed.datasets)} dataset(s) sent to {asked.repo}, {pushed.commits} commit(s), now at {pushed.sha or 'a folder'}"
+    )
+    emit(document, as_json=asked.as_json, table=make_table(sent, ("dataset",), ([name] for name in pushed.datasets)))
 
 
-def data_pull_command(
-    repo: Repo,
-    names: TaskNames = None,
-    task_set: TaskSet = None,
-    set_seed: SetSeed = 0,
-    root: Root = DEFAULT_ROOT,
-    source: Source = None,
-    revision: Revision = None,
-    overwrite: Overwrite = False,
-    token_file: TokenFile = None,
-    endpoint: Endpoint = None,
-    as_json: AsJson = False,
-) -> None:
+@with_options_of(_Collection)
+def data_pull_command(asked: _Collection, revision: Revision = None) -> None:
     """Pull the datasets of all tasks, or of those named, into a Minari root.
 
     If it is interrupted, run the same command again to continue.
@@ -171,22 +186,22 @@ def data_pull_command(
 
     with quiet_stdout():
         pulled = pull_datasets(
-            repo,
-            root,
-            named_tasks(names, task_set, set_seed) or None,
-            source=source,
+            asked.repo,
+            asked.root,
+            asked.tasks(),
+            source=asked.source,
             revision=revision,
-            overwrite=overwrite,
-            token=read_token(token_file),
-            endpoint=endpoint,
+            overwrite=asked.overwrite,
+            token=read_token(asked.token_file),
+            endpoint=asked.endpoint,
         )
     rows: list[dict[str, Any]] = [
         {"dataset": name, "path": str(path), "new": name in pulled.new, "bytes": _bytes(path)}
         for name, path in pulled.paths.items()
     ]
     cells = ([row["dataset"], "pulled" if row["new"] else "kept", size(row["bytes"])] for row in rows)
-    table = make_table(f"{repo} at {pulled.sha or 'a folder'}", ("dataset", "", "size"), cells, left=2)
-    emit({"repo": repo, "sha": pulled.sha, "datasets": rows}, as_json=as_json, table=table)
+    table = make_table(f"{asked.repo} at {pulled.sha or 'a folder'}", ("dataset", "", "size"), cells, left=2)
+    emit({"repo": asked.repo, "sha": pulled.sha, "datasets": rows}, as_json=asked.as_json, table=table)
 
 
 def read_token(file: Path | None) -> str | None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from ..config import STAGES
 from .options import AsJson, BankName
-from .output import emit, make_table, size
+from .output import TextTable, emit, make_table, size
 
 if TYPE_CHECKING:
     from ..bank import ExpertBank
@@ -42,11 +40,10 @@ def describe_bank(bank: ExpertBank) -> dict[str, Any]:
     }
 
 
-def bank_table(document: dict[str, Any]) -> Table:
+def bank_table(document: dict[str, Any]) -> TextTable:
     """The table of a document that `describe_bank` returned."""
     model, groups = document["model"], document["groups"] or {}
     table = make_table(f"Bank {document['path']}", ("", ""), [], left=2)
-    table.show_header = False
     table.add_row("model", f"{model['embed_dim']} wide, {model['n_layers']} layers, {model['n_experts']} experts per block")
     for stage, status in document["stages"].items():
         table.add_row(f"stage {stage}", status)

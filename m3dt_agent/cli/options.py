@@ -1,14 +1,20 @@
 """Options that several commands have, each declared once, and how their values are read.
 
 TaskNames, TaskSet, Root, Workers, RayAddress, …       types of a command's parameters, with their help texts
+path_option, path_argument                             parameters whose value is, or may be, a path: ~ is the user's folder
+with_options_of                                        one parameter for each field of a dataclass, for commands that share them
 choose_tasks, ray_cluster, parse_shard, parse_pairs, …   from what was typed to values, or an error that shows the form
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
@@ -20,17 +26,46 @@ from ..tasks import TaskSpec
 
 N = TypeVar("N", int, float)
 
+SETS = ("mt10", "mt20", "mt40", "mt80", "mt120", "mt160")
 DEFAULT_ROOT = Path("datasets")
 """The Minari root that commands use unless --root names another."""
 
+
+def expanded(value: Any) -> Any:
+    """A path, or a text that may be one, as it was typed, with ~ for the user's folder: shells leave `--root=~/x` as it is.
+
+    Raises:
+        ConfigError: it is empty, or there is no such user.
+    """
+    if value is None:
+        return None
+    text = os.path.expanduser(value)
+    if not text:
+        raise ConfigError("a path is empty; write . for the folder you are in")
+    if text.startswith("~"):
+        raise ConfigError(f"there is no home folder for {text!r}; write ./{text} if it is a path")
+    return type(value)(text)
+
+
+path_option = functools.partial(typer.Option, callback=expanded)
+path_argument = functools.partial(typer.Argument, callback=expanded)
+
+
+def complete_tasks(incomplete: str) -> list[str]:
+    """The tasks, sets and domains whose names begin so, for the shell's completion."""
+    names = (*(task.name for task in task_table.TASKS), *task_table.DOMAINS, *SETS)
+    return [name for name in names if name.startswith(incomplete)]
+
+
 TaskNames = Annotated[
-    list[str] | None, typer.Argument(help="Names of tasks, sets (mt10 … mt160) or domains, in any combination.")
+    list[str] | None,
+    typer.Argument(help="Names of tasks, sets (mt10 … mt160) or domains, in any combination.", autocompletion=complete_tasks),
 ]
 AllTasks = Annotated[bool, typer.Option("--all", help="All 160 tasks.")]
 TaskSet = Annotated[str | None, typer.Option("--set", help="A published set: mt10, mt20, mt40, mt80, mt120 or mt160.")]
 SetSeed = Annotated[int, typer.Option("--set-seed", help="Which of the three published draws of a set: 0, 1 or 2.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Root = Annotated[Path, typer.Option(help="Minari root folder of the datasets.")]
+Root = Annotated[Path, path_option(help="Minari root folder of the datasets.")]
 Source = Annotated[str | None, typer.Option(help="Source of the datasets, the last part of m3dt/<task>/<source>-v0.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda or cuda:1.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that run simulators; 0: this process; default: one per core.")]
@@ -47,7 +82,7 @@ RayAddress = Annotated[
 CpusPerJob = Annotated[int, typer.Option(help="With --ray: CPUs that a job reserves.")]
 GpusPerJob = Annotated[float, typer.Option(help="With --ray: GPUs that a job reserves; fractions are allowed.")]
 Retries = Annotated[int, typer.Option(help="How often a job is tried again if it or its machine fails.")]
-BankName = Annotated[str, typer.Argument(help="A bank: a folder, or builtin:NAME.")]
+BankName = Annotated[str, path_argument(help="A bank: a folder, or builtin:NAME.")]
 ActingExperts = Annotated[
     str | None,
     typer.Option("--experts", help="mixture, none or an expert's number; default: the mixture, if all stages are trained."),
@@ -67,6 +102,33 @@ ReturnToGoMode = Annotated[
     typer.Option("--rtg-mode", help="Return-to-go: lowered by each reward, or constant over the episode."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+
+
+def with_options_of(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorates a command whose first parameter is a `kind`: in its place, typer sees one parameter for each field of it."""
+    hints = get_type_hints(kind, include_extras=True)
+    fields = {
+        field.name: inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(kind)
+    }
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        _, *others = inspect.signature(command, eval_str=True).parameters.values()
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            command(kind(**{name: values.pop(name) for name in fields}), **values)
+
+        own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in others]
+        run.__signature__ = inspect.Signature([*fields.values(), *own])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
 def choose_tasks(names: Sequence[str] | None, *, all_tasks: bool, task_set: str | None, seed: int) -> tuple[TaskSpec, ...]:

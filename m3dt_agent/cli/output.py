@@ -2,24 +2,39 @@
 
 stdout   the result: a table or, with --json, one JSON document and nothing else
 stderr   everything else: progress, estimates, warnings of simulators, errors
+
+Text is text: names, paths and messages may come from a stranger's file, so nothing in them is markup, and control characters
+are shown instead of sent to the terminal. With `NO_COLOR` set, or where the output is no terminal, there are no escape codes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
+
+from ..machine import QUIET, is_quiet
+from ..text import visible, visible_lines
 
 
 def say(message: str) -> None:
-    """Prints one line on stderr, for the person watching."""
-    Console(stderr=True, highlight=False).print(message, soft_wrap=True, markup=False)
+    """Prints a note on stderr for the person watching; with --quiet, nothing."""
+    if not is_quiet():
+        complain(message)
+
+
+def complain(message: str) -> None:
+    """Prints an error on stderr. If stderr cannot be written to, there is nobody to tell, and nothing happens."""
+    with contextlib.suppress(OSError):
+        _console(stderr=True).print(Text(visible_lines(message)), soft_wrap=True)
 
 
 def emit(document: Any, *, as_json: bool, table: RenderableType) -> None:
@@ -27,31 +42,67 @@ def emit(document: Any, *, as_json: bool, table: RenderableType) -> None:
     if as_json:
         print(json.dumps(document, indent=2, allow_nan=False))
     else:
-        Console().print(table)
+        _console(stderr=False).print(table)
 
 
-def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> Table:
-    """A table whose first `left` columns are aligned left and the others, numbers, right. None is shown as a dash."""
-    table = Table(title=title, title_justify="left")
+class TextTable(Table):
+    """A table of text: a title, columns and cells. None is shown as a dash."""
+
+    def add_row(self, *cells: object, **settings: Any) -> None:
+        super().add_row(*map(_cell, cells), **settings)
+
+
+def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> TextTable:
+    """A table whose first `left` columns are aligned left and the others, numbers, right. Without column names, no header."""
+    table = TextTable(title=Text(visible(title)) if title else None, title_justify="left", show_header=any(columns))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < left else "right", overflow="fold", no_wrap=i == 0)
+        header = Text(visible(column))
+        table.add_column(header, justify="left" if i < left else "right", overflow="fold", no_wrap=i == 0)
     for row in rows:
-        table.add_row(*("-" if cell is None else f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*row)
     return table
+
+
+def together(*parts: RenderableType) -> Group:
+    """Tables and lines of text, one below the other."""
+    return Group(*(Text(visible_lines(part)) if isinstance(part, str) else part for part in parts))
 
 
 @contextlib.contextmanager
 def quiet_stdout() -> Iterator[None]:
-    """Sends what libraries and child processes print on stdout inside the block to stderr; stdout is for the result."""
+    """Sends what libraries and child processes print on stdout inside the block to stderr; stdout is for the result.
+
+    With --quiet it is dropped.
+    """
     sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(open(os.devnull, "w")) if is_quiet() else sys.stderr
+        saved = os.dup(1)
+        os.dup2(other.fileno() if is_quiet() else 2, 1)
+        try:
+            with contextlib.redirect_stdout(other):
+                yield
+        finally:
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
+@contextlib.contextmanager
+def notes(*, quiet: bool) -> Iterator[None]:
+    """Inside the block, log records and warnings are lines of text on stderr. quiet: no progress, notes, warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_VisibleFormatter())
+    root, before = logging.getLogger(), os.environ.get(QUIET)
+    root.addHandler(handler)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
+        if quiet:
+            os.environ[QUIET] = "1"  # workers inherit it
+        if is_quiet():
+            handler.setLevel(logging.ERROR)
+        yield
     finally:
-        os.dup2(saved, 1)
-        os.close(saved)
+        root.removeHandler(handler)
+        os.environ.pop(QUIET, None) if before is None else os.environ.update({QUIET: before})
 
 
 def size(n_bytes: float) -> str:
@@ -60,3 +111,17 @@ def size(n_bytes: float) -> str:
         if n_bytes >= factor:
             return f"{n_bytes / factor:.1f} {unit}"
     return f"{n_bytes / 1e3:.0f} kB"
+
+
+class _VisibleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible_lines(super().format(record))
+
+
+def _console(*, stderr: bool) -> Console:
+    system = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(stderr=stderr, color_system=system, highlight=False, markup=False, emoji=False)
+
+
+def _cell(cell: object) -> Text:
+    return Text("-" if cell is None else f"{cell:.1f}" if isinstance(cell, float) else visible_lines(cell))

@@ -11,7 +11,17 @@ import typer
 from ..config import EvalConfig
 from ..tasks import get
 from .acting import Acting
-from .options import ActingExperts, ActingPrecision, AsJson, Device, MaxExperts, ReturnToGoMode, RoutingMass, StopOnSuccess
+from .options import (
+    ActingExperts,
+    ActingPrecision,
+    AsJson,
+    Device,
+    MaxExperts,
+    ReturnToGoMode,
+    RoutingMass,
+    StopOnSuccess,
+    path_option,
+)
 from .output import emit, make_table, quiet_stdout
 
 if TYPE_CHECKING:
@@ -22,7 +32,7 @@ DEFAULT_BANK = "builtin:mt160"
 
 def play_command(
     task: Annotated[str, typer.Argument(help="Name of the task.")],
-    bank: Annotated[str, typer.Option(help="A bank: a folder, or builtin:NAME.")] = DEFAULT_BANK,
+    bank: Annotated[str, path_option(help="A bank: a folder, or builtin:NAME.")] = DEFAULT_BANK,
     seed: Annotated[int, typer.Option(help="Seed of the episode.")] = EvalConfig().seed,
     experts: ActingExperts = None,
     routing_mass: RoutingMass = None,
@@ -31,7 +41,7 @@ def play_command(
     stop_on_success: StopOnSuccess = False,
     rtg_mode: ReturnToGoMode = "rewards",
     video: Annotated[
-        Path | None, typer.Option(help="Also record it as .gif, .webp or .mp4; MUJOCO_GL chooses the renderer.")
+        Path | None, path_option(help="Also record it as .gif, .webp or .mp4; MUJOCO_GL chooses the renderer.")
     ] = None,
     device: Device = "cpu",
     as_json: AsJson = False,

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Group
-from rich.table import Table
 
-from .options import AsJson, Seed, Workers
-from .output import emit, quiet_stdout, say
+from .options import AsJson, Seed, Workers, path_option
+from .output import RenderableType, emit, make_table, quiet_stdout, say, together
 
 
 def quickstart_command(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs", "quickstart"),
+    out: Annotated[Path, path_option(help="Folder of the run.")] = Path("runs", "quickstart"),
     steps: Annotated[
         str | None,
         typer.Option(help="Steps of the three stages, like 1500,300,200; default: what this machine can do."),
@@ -39,20 +37,17 @@ def quickstart_command(
     emit(summary, as_json=as_json, table=_quickstart_tables(summary))
 
 
-def _quickstart_tables(summary: dict[str, Any]) -> Group:
+def _quickstart_tables(summary: dict[str, Any]) -> RenderableType:
     """Two tables: the scores of all four policies per task, and the held-out action errors per group of tasks."""
-    scores = Table("task", title="Mean normalized scores", title_justify="left")
-    for policy in summary["scores"]:
-        scores.add_column(policy, justify="right")
+    scores = make_table("Mean normalized scores", ("task", *summary["scores"]), ())
     for task in summary["tasks"]:
         scores.add_row(task, *(f"{summary['scores'][policy][task]:.1f}" for policy in summary["scores"]))
     scores.add_section()
     scores.add_row("mean", *(f"{summary[policy]:.1f}" for policy in summary["scores"]))
-    errors = Table("expert", "its tasks", title="Action error on held-out demonstrations", title_justify="left")
-    for policy in ("backbone", "final"):
-        errors.add_column(policy, justify="right")
+    columns = ("expert", "its tasks", "backbone", "final")
+    errors = make_table("Action error on held-out demonstrations", columns, (), left=2)
     for group in summary["held_out_error"]:
         errors.add_row(str(group["expert"]), ", ".join(group["tasks"]), f"{group['backbone']:.5f}", f"{group['final']:.5f}")
     steps = ", ".join(f"{stage} {n:,}" for stage, n in summary["steps"].items())
     closing = f"{summary['seconds']:.0f} s in all; steps: {steps} ({summary['precision']})"
-    return Group(scores, errors, closing, f"bank: {summary['bank']}", f"figure: {summary['figure']}")
+    return together(scores, errors, closing, f"bank: {summary['bank']}", f"figure: {summary['figure']}")

@@ -25,6 +25,7 @@ from .options import (
     TaskNames,
     TaskSet,
     parse_experts,
+    path_option,
     ray_cluster,
 )
 from .output import emit, quiet_stdout
@@ -34,7 +35,7 @@ Pull = Annotated[
     str | None,
     typer.Option(help="Datasets on the Hub, user/name or user/name@revision, to fetch into --root first, on every node."),
 ]
-Bank = Annotated[Path, typer.Option(help="Folder of the bank; made if it does not exist.")]
+Bank = Annotated[Path, path_option(help="Folder of the bank; made if it does not exist.")]
 StageName = Annotated[str, typer.Option(help="backbone, experts, router, or 1, 2, 3; all: one after the other.")]
 Preset = Annotated[
     str | None,

@@ -31,7 +31,7 @@ from ..data.task_datasets import TaskDatasets
 from ..disk import file_lock
 from ..errors import BankError, ConfigError
 from ..jobs import Engine, opened, run_jobs, shard_of
-from ..machine import shows_progress
+from ..machine import is_quiet, shows_progress
 from .logs import LogRecord, LogRow, add_rows, log_file, read_log
 from .stage_inputs import StageInputs
 
@@ -128,7 +128,7 @@ class _Reporter:
         self._name, self._last = name, time.monotonic()
 
     def __call__(self, record: LogRecord) -> None:
-        if time.monotonic() - self._last >= _REPORT_SECONDS:
+        if not is_quiet() and time.monotonic() - self._last >= _REPORT_SECONDS:
             self._last = time.monotonic()
             tqdm.write(f"{self._name}: step {record.step:,} of {record.steps:,}, loss {record.loss:.4f}", file=sys.stderr)
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..config import STAGES, Stage
 from ..disk import disk_space_errors, write_file
-from ..machine import shows_progress
+from ..machine import is_quiet, shows_progress
 
 COLUMNS = ("step", "expert", "loss", "lr", "grad_norm", "conflict", "experts_kept", "seconds")
 LogRow = dict[str, str]
@@ -73,8 +73,8 @@ def log_file(bank: Path, stage: Stage) -> Path:
 
 
 def announce(message: str, progress: bool | None) -> None:
-    """Prints a message on stderr, unless `progress` is False."""
-    if progress is not False:
+    """Prints a message on stderr, unless `progress` is False or it is None and `m3dt --quiet` was asked for."""
+    if progress or (progress is None and not is_quiet()):
         tqdm.write(message, file=sys.stderr)
 
 
