@@ -133,7 +133,7 @@ class BankPush:
         evaluation = self.evaluation if last else Evaluation()
         if not evaluation.rows and there is not None and statuses(there) == statuses(merged):
             return []
-        old = (self.repo.fetch(head, [CARD]) / CARD).read_text(errors="replace") if CARD in head.files else None
+        old = self.repo.read(head, CARD).decode(errors="replace") if CARD in head.files else None
         if not evaluation.rows and old is not None and MARK not in old:
             return []
         card = self._model_card(merged, evaluation)

@@ -26,6 +26,7 @@ from m3dt_agent.errors import BankError, ConfigError, StageError
 from m3dt_agent.hub.bank_pushes import BankPush, Evaluation, PushedBank, push_to_folder
 from m3dt_agent.hub.client import HubRepo, is_repo_id
 from m3dt_agent.hub.remote_banks import MANIFEST, remote_manifest, require_listed
+from m3dt_agent.hub.snapshots import Snapshot
 from m3dt_agent.scores import EpisodeResult
 from m3dt_agent.tasks import TaskSpec, lookup
 
@@ -138,13 +139,13 @@ def _from_cache(repo: HubRepo, sha: str, selection: _Selection) -> ExpertBank | 
     if not repo.cache.holds(sha, [MANIFEST]):
         return None
     try:
-        manifest = Manifest.from_json((folder / MANIFEST).read_text(), folder / MANIFEST)
+        manifest = Manifest.from_json(repo.read(Snapshot(sha, {}), MANIFEST), folder / MANIFEST)
         chosen = selection.of(manifest)
         wanted = manifest if chosen is None else manifest.with_experts(chosen)
         if not repo.offline and not repo.cache.holds(sha, wanted.files):
             return None
         return ExpertBank.open(folder, experts=chosen, read_only=True)
-    except (BankError, UnicodeDecodeError):
+    except BankError:
         if repo.offline:
             raise
         return None

@@ -4,10 +4,11 @@
     fetch(snapshot, names) ──► a folder of the local cache                every file is checked against the listed hashes
     commit(make, head) ──► Snapshot of the new head                       one atomic commit, made again if the head has moved
 
-Two functions of huggingface_hub are avoided on purpose. `snapshot_download` returns an old cached copy after a 401 or 503
-without saying so, and checks sizes only; `upload_folder` makes several commits. A token is sent to the endpoint it was given
-for; the login that huggingface_hub keeps is sent to huggingface.co only. Error messages name status codes and files, never
-addresses, which may carry signatures.
+Reading goes through `transport`, `downloads` and `cache`, which trust nothing that a server says; what writes uses functions
+of huggingface_hub. Three of those are avoided on purpose: `hf_hub_download` takes headers of the server as paths and does not
+stop at the listed size, `snapshot_download` returns an old cached copy after a 401 or 503 without saying so, and
+`upload_folder` makes several commits. A token is sent to the endpoint it was given for; the login that huggingface_hub keeps is
+sent to huggingface.co only. Error messages name status codes and files, never addresses, which may carry signatures.
 """
 
 from __future__ import annotations
@@ -15,26 +16,33 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import quote
 
 import huggingface_hub
-from huggingface_hub import CommitOperationAdd, HfApi, constants
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import RevisionNotFoundError
 
-from m3dt_agent.disk import disk_space_errors, require_space
+from m3dt_agent.disk import disk_space_errors, open_regular, path_errors, require_space
+from m3dt_agent.documents import MAX_BYTES, checked_shape
 from m3dt_agent.errors import ConfigError, HubConflictError, HubError, M3DTError
 from m3dt_agent.hub.cache import RepoCache
-from m3dt_agent.hub.failures import ATTEMPTS, explain, is_transient, patiently, pause, status_of
-from m3dt_agent.hub.snapshots import Change, Operation, RemoteFile, Snapshot
+from m3dt_agent.hub.downloads import DamagedError, download
+from m3dt_agent.hub.endpoints import checked_endpoint, checked_token
+from m3dt_agent.hub.failures import ATTEMPTS, Caller, RefusedError, patiently, pause, refused
+from m3dt_agent.hub.redaction import redact_logs
+from m3dt_agent.hub.snapshots import Change, Operation, Snapshot, require_commit_id
+from m3dt_agent.hub.transport import Patience, Transport, bound_uploads
+from m3dt_agent.text import visible
 
 RepoType = Literal["model", "dataset"]
 
-OFFICIAL_ENDPOINT = "https://huggingface.co"
-"""The only endpoint that receives the login kept by huggingface_hub."""
 COMMIT_ATTEMPTS = 8
 """Tries of a commit whose head keeps moving; each failed try means that somebody else's commit got in."""
 _WORKERS = 8  # files downloaded at once; huggingface_hub uses the same number
@@ -51,13 +59,14 @@ class HubRepo:
 
     Args:
         token: None uses the login that huggingface_hub keeps (HF_TOKEN or `hf auth login`) if `endpoint` is huggingface.co, and
-            no token at any other endpoint.
+            no token at any other endpoint. Spaces around it are removed.
         endpoint: None uses HF_ENDPOINT, by default huggingface.co.
         cache_dir: None uses huggingface_hub's cache.
         offline: True makes no request at all; None follows HF_HUB_OFFLINE.
 
     Raises:
-        ConfigError: `repo_id` is not of the form namespace/name.
+        ConfigError: `repo_id` is not of the form namespace/name, the endpoint is no address, the token holds characters that no
+            token has, or M3DT_HUB_TIMEOUT or M3DT_HUB_MIN_SPEED in the environment is no number.
     """
 
     def __init__(
@@ -73,12 +82,14 @@ class HubRepo:
         if not is_repo_id(repo_id):
             raise ConfigError(f"{repo_id!r} is neither a folder here nor an id on the Hub (namespace/name)")
         self.repo_id, self.repo_type = repo_id, repo_type
-        self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        self.endpoint = checked_endpoint(endpoint)
         self.cache = RepoCache(repo_id, repo_type, cache_dir)
         self.offline = huggingface_hub.is_offline_mode() if offline is None else offline
-        kept = huggingface_hub.get_token() if self.endpoint == OFFICIAL_ENDPOINT else None
-        self._token = token or kept
-        self._api = HfApi(endpoint=self.endpoint, token=self._token or False, library_name="m3dt-agent")
+        token = checked_token(token, self.endpoint)
+        self._caller = Caller(self.endpoint, repo_id, token)
+        self._transport = Transport(self.endpoint, token, Patience.from_environment())
+        self._api = HfApi(endpoint=self.endpoint, token=token or False, library_name="m3dt-agent")
+        redact_logs()
 
     def __str__(self) -> str:
         return f"{self.repo_type} {self.repo_id}"
@@ -92,14 +103,13 @@ class HubRepo:
             HubError: no such repository or revision, no access, the Hub cannot be reached, or offline.
         """
         if self.offline:
-            raise HubError(f"{self}: offline (HF_HUB_OFFLINE), and revision {revision or 'main'!r} is not in the cache")
-        with self._errors(f"revision {revision or 'main'!r}"):
-            info = patiently(
-                lambda: self._api.repo_info(self.repo_id, revision=revision, repo_type=self.repo_type, files_metadata=True)
-            )
-        siblings = getattr(info, "siblings", None) or ()
-        files = {s.rfilename: RemoteFile(s.size or 0, s.blob_id or "", s.lfs.sha256 if s.lfs else None) for s in siblings}
-        return Snapshot(str(info.sha), files)
+            wanted = visible(repr(revision or "main"))
+            raise HubError(f"{self}: offline (HF_HUB_OFFLINE), and revision {wanted} is not in the cache")
+        path = f"/api/{self.repo_type}s/{self.repo_id}"
+        path += f"/revision/{quote(revision, safe='')}" if revision is not None else ""
+        with self._errors(f"revision {visible(repr(revision or 'main'))}"):
+            listing = patiently(lambda: self._transport.read_json(f"{path}?blobs=true", f"the listing of {self}"))
+            return Snapshot.from_listing(listing, str(self))
 
     def head(self) -> Snapshot | None:
         """The newest commit of main, or None if the repository does not exist or the token may not see it.
@@ -109,8 +119,8 @@ class HubRepo:
         """
         try:
             return self.look()
-        except HubError as error:
-            if isinstance(error.__cause__, RepositoryNotFoundError) and not isinstance(error.__cause__, GatedRepoError):
+        except RefusedError as error:
+            if error.no_repository:
                 return None
             raise
 
@@ -121,8 +131,10 @@ class HubRepo:
             HubError: as `look`.
         """
         with self._errors("its tags"):
-            refs = patiently(lambda: self._api.list_repo_refs(self.repo_id, repo_type=self.repo_type))
-        return {tag.name: tag.target_commit for tag in refs.tags}
+            path = f"/api/{self.repo_type}s/{self.repo_id}/refs"
+            refs = patiently(lambda: self._transport.read_json(path, f"the list of tags of {self}"))
+            found = checked_shape(refs.get("tags") or [], list[dict[str, Any]], HubError, name=f"the list of tags of {self}")
+        return {str(tag.get("name")): require_commit_id(tag.get("targetCommit"), str(self)) for tag in found}
 
     def fetch(self, snapshot: Snapshot, names: Iterable[str]) -> Path:
         """Brings files into the cache and returns the folder that holds the repository as of that commit.
@@ -136,11 +148,26 @@ class HubRepo:
         wanted = sorted(set(names))
         self._require_listed(snapshot, wanted)
         missing = [name for name in wanted if not self.cache.holds(snapshot.sha, [name])]
-        self.cache.path.mkdir(parents=True, exist_ok=True)
-        require_space(self.cache.path, sum(snapshot.files[name].size for name in missing))
-        with disk_space_errors(self.cache.path), ThreadPoolExecutor(_WORKERS) as pool:
+        if missing:
+            with path_errors(self.cache.path):
+                self.cache.path.mkdir(parents=True, exist_ok=True)
+            require_space(self.cache.path, sum(snapshot.files[name].size for name in missing))
+        with ThreadPoolExecutor(_WORKERS) as pool:
             list(pool.map(functools.partial(self._fetch_one, snapshot), wanted))
         return self.cache.folder(snapshot.sha)
+
+    def read(self, snapshot: Snapshot, name: str, max_bytes: int = MAX_BYTES) -> bytes:
+        """The bytes of a small file, brought into the cache.
+
+        Raises:
+            HubError: it has more than `max_bytes`, and as `fetch`. DiskSpaceError: no room.
+        """
+        listed = snapshot.files.get(name)
+        if listed is not None and listed.size > max_bytes:
+            raise HubError(f"{self} at {snapshot.sha[:12]}: {name} has {listed.size:,} bytes; at most {max_bytes:,} are read")
+        self.fetch(snapshot, [name])
+        with open_regular(self.cache.file(snapshot.sha, name)) as file:
+            return file.read(max_bytes + 1)
 
     def fetch_into(self, folder: Path, snapshot: Snapshot, names: Iterable[str]) -> None:
         """Brings files into `folder`, under their names, without the cache. A file that is there with the right bytes is kept.
@@ -150,8 +177,8 @@ class HubRepo:
         """
         wanted = sorted(set(names))
         self._require_listed(snapshot, wanted)
-        with disk_space_errors(folder), ThreadPoolExecutor(_WORKERS) as pool:
-            list(pool.map(lambda name: self._fetch_one(snapshot, name, folder), wanted))
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            list(pool.map(functools.partial(self._fetch_into, folder, snapshot), wanted))
 
     # Writing
 
@@ -162,7 +189,7 @@ class HubRepo:
             HubError: the token may not create it, or the Hub cannot be reached.
         """
         with self._errors("making it"):
-            patiently(lambda: self._api.create_repo(self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True))
+            self._write(lambda: self._api.create_repo(self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True))
 
     def commit(self, make: Callable[[Snapshot], Change], head: Snapshot) -> Snapshot:
         """Commits the change that `make` returns for `head`, and returns the new head, or `head` if the change is empty.
@@ -181,11 +208,10 @@ class HubRepo:
             try:
                 with self._errors(f"committing {change.message!r}"):
                     sent = self._send(change, head)
-            except HubError as error:
-                status = status_of(error.__cause__)
-                if status != 412 and not (is_transient(error.__cause__) and attempt < ATTEMPTS):
+            except RefusedError as error:
+                if error.status != 412 and not (error.transient and attempt < ATTEMPTS):
                     raise
-                pause(attempt if status != 412 else -1, error.__cause__)
+                pause(attempt if error.status != 412 else -1, error)
                 head = self.look()
             else:
                 return self.look(sent)
@@ -199,10 +225,10 @@ class HubRepo:
         """
         if tags.get(name) == sha:
             return
-        with self._errors(f"tagging {name!r}"):
+        with self._errors(f"tagging {visible(repr(name))}"):
             if name in tags:
-                patiently(lambda: self._delete_tag(name))
-            patiently(
+                self._write(lambda: self._delete_tag(name))
+            self._write(
                 lambda: self._api.create_tag(self.repo_id, tag=name, revision=sha, repo_type=self.repo_type, exist_ok=True)
             )
         tags[name] = sha
@@ -213,13 +239,18 @@ class HubRepo:
         Raises:
             HubError: refused, or the Hub cannot be reached.
         """
-        with self._errors(f"removing tag {name!r}"):
-            patiently(lambda: self._delete_tag(name))
+        with self._errors(f"removing tag {visible(repr(name))}"):
+            self._write(lambda: self._delete_tag(name))
         tags.pop(name, None)
 
     # Details
 
+    def _write(self, call: Callable[[], object]) -> None:
+        """Makes a small change on the Hub."""
+        patiently(lambda: self._transport.patience.within(call))
+
     def _send(self, change: Change, head: Snapshot) -> str:
+        bound_uploads()
         info = self._api.create_commit(
             self.repo_id,
             [_fresh(operation) for operation in change.operations],
@@ -227,7 +258,7 @@ class HubRepo:
             repo_type=self.repo_type,
             parent_commit=head.sha,
         )
-        return info.oid
+        return require_commit_id(info.oid, str(self))
 
     def _delete_tag(self, name: str) -> None:
         with contextlib.suppress(RevisionNotFoundError):  # somebody else is moving it too
@@ -238,41 +269,52 @@ class HubRepo:
         if missing:
             raise HubError(f"{self} at {snapshot.sha[:12]} holds no {', '.join(missing)}")
 
-    def _fetch_one(self, snapshot: Snapshot, name: str, folder: Path | None = None) -> None:
-        expected = snapshot.files.get(name)
-        for last in (False, True):
-            with self._errors(name):
-                path = Path(patiently(lambda: self._download(snapshot.sha, name, folder)))
-            if expected is None or expected.matches(path):
-                return
-            path.resolve().unlink(missing_ok=True)  # the cache keeps the bytes in blobs/, and a link to them
-            path.unlink(missing_ok=True)
-            if last:
-                raise HubError(f"{self} at {snapshot.sha[:12]}: {name} arrived damaged twice")
+    def _fetch_one(self, snapshot: Snapshot, name: str) -> None:
+        listed = snapshot.files.get(name)
+        if listed is not None and not self.cache.has(snapshot.sha, name, listed):
+            self.cache.add(snapshot.sha, name, listed, functools.partial(self._download, snapshot, name))
 
-    def _download(self, sha: str, name: str, folder: Path | None) -> str:
-        return huggingface_hub.hf_hub_download(
-            self.repo_id,
-            name,
-            repo_type=self.repo_type,
-            revision=sha,
-            cache_dir=None if folder else self.cache.path,
-            local_dir=folder,
-            token=self._token or False,
-            endpoint=self.endpoint,
-            library_name="m3dt-agent",
-        )
+    def _fetch_into(self, folder: Path, snapshot: Snapshot, name: str) -> None:
+        target = folder / name
+        with path_errors(target):
+            if target.is_file() and snapshot.files[name].matches(target):
+                return
+            target.parent.mkdir(parents=True, exist_ok=True)
+            new = target.with_name(f"{secrets.token_hex(8)}.incomplete")
+            try:
+                self._download(snapshot, name, new)
+                os.replace(new, target)
+            finally:
+                new.unlink(missing_ok=True)
+
+    def _download(self, snapshot: Snapshot, name: str, target: Path) -> None:
+        """Writes a file to `target`, where nothing is. What arrives damaged is asked for once more."""
+        kind = "datasets/" if self.repo_type == "dataset" else ""
+        url = f"{self.endpoint}/{kind}{self.repo_id}/resolve/{snapshot.sha}/{quote(name)}"
+        for last in (False, True):
+            try:
+                with self._errors(name):
+                    download(self._transport, url, snapshot.files[name], target)
+                return
+            except DamagedError as error:
+                target.unlink(missing_ok=True)
+                if last:
+                    raise HubError(f"{self} at {snapshot.sha[:12]}: {name} arrived damaged twice: {error}") from None
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """Turns every failure inside into a `HubError` that says what was being done; a full disk stays a `DiskSpaceError`."""
+        """Turns every failure inside into a `RefusedError` that says what was being done. Errors of this package, of the disk
+        and of paths on it stay what they are."""
         try:
             with disk_space_errors(self.cache.path):
                 yield
         except M3DTError:
             raise
         except Exception as error:  # huggingface_hub, httpx and hf_xet raise exceptions of many kinds
-            raise HubError(f"{self}, {what}: {explain(error, self.endpoint, self._token is not None)}") from error
+            if isinstance(error, OSError) and error.filename is not None:
+                with path_errors(self.cache.path):
+                    raise
+            raise refused(error, f"{self}, {what}", self._caller) from None
 
 
 def _fresh(operation: Operation) -> Operation:

@@ -113,8 +113,7 @@ def remote_records(repo: HubRepo, snapshot: Snapshot) -> Records:
         if foreign := snapshot.foreign():
             raise DatasetError(f"{repo} holds something other than datasets: {', '.join(foreign)}; push to another repository")
         return {}
-    text = (repo.fetch(snapshot, [MANIFEST]) / MANIFEST).read_text(errors="replace")
-    return from_json(text, f"{MANIFEST} of {repo} at {snapshot.sha[:12]}")
+    return from_json(repo.read(snapshot, MANIFEST), f"{MANIFEST} of {repo} at {snapshot.sha[:12]}")
 
 
 def local_datasets(root: Path, tasks: Iterable[str | TaskSpec] | None, source: str | None) -> list[tuple[TaskSpec, Path]]:

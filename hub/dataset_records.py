@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +19,20 @@ import numpy as np
 
 from m3dt_agent import tasks as task_table
 from m3dt_agent.bank.tensor_files import FileRecord
-from m3dt_agent.config import from_dict
 from m3dt_agent.data.episodes import dataset_id, read_episodes, read_metadata
 from m3dt_agent.data.validation import METADATA_FILE, STEPS_FILE, validate_dataset
+from m3dt_agent.documents import checked_shape, read_document
 from m3dt_agent.errors import DatasetError, M3DTError
 from m3dt_agent.hub.cards import DatasetRow
 from m3dt_agent.hub.snapshots import sha256_file
 from m3dt_agent.tasks import TaskSpec
+from m3dt_agent.text import visible
 
 FORMAT_VERSION = 1
 DATASET_FILES = (METADATA_FILE.as_posix(), STEPS_FILE.as_posix())
 """The files of a dataset, relative to its folder."""
 _OUR_CODE = "m3dt_agent."
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +109,21 @@ def foreign_code(metadata: Mapping[str, Any], task: TaskSpec) -> list[str]:
     for key in ("env_spec", "eval_env_spec"):
         if (text := metadata.get(key)) is None:
             continue
-        try:
-            spec = json.loads(text)
-            runs = [spec.get("entry_point"), spec.get("vector_entry_point")]
-            ours = json.loads(gym.spec(task.env_id).to_json())
-            fine = spec.get("id") == task.env_id and spec.get("kwargs", {}) == ours["kwargs"]
-            fine = fine and not spec.get("additional_wrappers")
-            fine = fine and all(run is None or str(run).startswith(_OUR_CODE) for run in runs)
-        except (TypeError, ValueError, AttributeError):
-            fine = False
-        if not fine:
-            problems.append(f"its {key} names something other than {task.env_id}, and Minari would run it: {str(text)[:80]!r}")
+        if not _is_own_environment(text, task):
+            shown = visible(repr(str(text)), longest=80)
+            problems.append(f"its {key} names something other than {task.env_id}, and Minari would run it: {shown}")
     return problems
+
+
+def _is_own_environment(text: object, task: TaskSpec) -> bool:
+    try:
+        spec = read_document(text, dict[str, Any], DatasetError) if isinstance(text, str) else {}
+    except DatasetError:
+        return False
+    runs = [spec.get("entry_point"), spec.get("vector_entry_point")]
+    ours = json.loads(gym.spec(task.env_id).to_json())
+    same = spec.get("id") == task.env_id and spec.get("kwargs", {}) == ours["kwargs"] and not spec.get("additional_wrappers")
+    return same and all(run is None or str(run).startswith(_OUR_CODE) for run in runs)
 
 
 def to_json(records: Records) -> str:
@@ -126,27 +132,34 @@ def to_json(records: Records) -> str:
     return json.dumps({"format": "m3dt-datasets", "format_version": FORMAT_VERSION, "datasets": content}, indent=1)
 
 
-def from_json(text: str, where: str) -> Records:
+def from_json(text: str | bytes, where: str) -> Records:
     """Reads and checks the records in `text`. where: the name of the file in error messages.
 
     Raises:
         DatasetError: not a `datasets.json`, a newer format, or invalid content.
     """
+    values = read_document(text, dict[str, Any], DatasetError, name=where)
+    if values.get("format") != "m3dt-datasets":
+        raise DatasetError(f"{where} is damaged or foreign: its format is not m3dt-datasets")
+    if (version := values.get("format_version")) != FORMAT_VERSION:
+        raise DatasetError(
+            f"{where} is damaged or foreign: format version {version!r}; this version of m3dt-agent reads {FORMAT_VERSION}"
+        )
+    records: Records = checked_shape(values.get("datasets"), Records, DatasetError, name=where)
+    for name, record in records.items():
+        _require_own_name(name, record, where)
+    return records
+
+
+def _require_own_name(name: str, record: DatasetRecord, where: str) -> None:
     try:
-        values = json.loads(text)
-        if values["format"] != "m3dt-datasets":
-            raise DatasetError("its format is not m3dt-datasets")
-        if values["format_version"] != FORMAT_VERSION:
-            got = values["format_version"]
-            raise DatasetError(f"format version {got!r}; this version of m3dt-agent reads {FORMAT_VERSION}")
-        return dict(_checked(name, record) for name, record in values["datasets"].items())
-    except (ValueError, KeyError, TypeError, AttributeError, M3DTError) as error:
+        fine = record.id == name and set(record.files) == set(DATASET_FILES)
+    except M3DTError as error:  # an unknown task, a source that is no name
         raise DatasetError(f"{where} is damaged or foreign: {error}") from error
-
-
-def _checked(name: str, values: Mapping[str, Any]) -> tuple[str, DatasetRecord]:
-    files = {file: FileRecord(**record) for file, record in values["files"].items()}
-    record = from_dict(DatasetRecord, {**values, "files": files})
-    if record.id != name or set(files) != set(DATASET_FILES):
-        raise DatasetError(f"it lists {name!r} with {', '.join(files)}, which are not a dataset's id and files")
-    return name, record
+    if not fine:
+        raise DatasetError(
+            f"{where} is damaged or foreign: it lists {visible(repr(name), longest=200)} with "
+            f"{visible(', '.join(record.files), longest=200)}, which are not a dataset's id and files"
+        )
+    if bad := [file for file, found in record.files.items() if found.bytes < 0 or not _SHA256.fullmatch(found.sha256)]:
+        raise DatasetError(f"{where} is damaged or foreign: {name}/{bad[0]} has a size or sha256 that cannot be")

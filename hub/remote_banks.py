@@ -26,12 +26,8 @@ def remote_manifest(repo: HubRepo, snapshot: Snapshot) -> Manifest | None:
     """
     if MANIFEST not in snapshot.files:
         return None
-    folder = repo.fetch(snapshot, [MANIFEST])
-    where = Path(f"{repo.repo_id}@{snapshot.sha[:12]}", MANIFEST)
-    try:
-        return Manifest.from_json((folder / MANIFEST).read_text(), where)
-    except UnicodeDecodeError as error:
-        raise BankError(f"{where} is damaged or foreign: {error}") from error
+    text = repo.read(snapshot, MANIFEST)
+    return Manifest.from_json(text, Path(f"{repo.repo_id}@{snapshot.sha[:12]}", MANIFEST))
 
 
 def require_listed(repo: HubRepo, snapshot: Snapshot, files: Mapping[str, FileRecord]) -> None:

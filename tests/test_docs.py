@@ -13,7 +13,7 @@ from hub_server import Hub
 from huggingface_hub import constants
 
 from m3dt_agent.cli import main
-from m3dt_agent.hub import client
+from m3dt_agent.hub import endpoints
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -69,7 +69,7 @@ def _hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.mktemp("hub")
     with Hub(folder / "hub", tokens={"hf_me": "me"}) as hub:
         monkeypatch.setenv("HF_TOKEN", "hf_me")
-        monkeypatch.setattr(client, "OFFICIAL_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(endpoints, "OFFICIAL_ENDPOINT", hub.endpoint)
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -50,9 +50,8 @@ PUSH_STEPS = {
 }
 PULL_STEPS = {
     "look": "GET /api/models/alice/bank",
-    "manifest head": "HEAD .*/bank.json",
     "manifest": "GET .*/bank.json",
-    "file head": "HEAD .*/backbone.safetensors",
+    "file": "GET .*/backbone.safetensors",
     "storage": "GET /_cdn/",
 }
 
