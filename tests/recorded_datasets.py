@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.runs.data import level_shares, source_name
 from m3dt_agent.cli import main as m3dt
 from m3dt_agent.data.collect import CollectConfig, collect
-from m3dt_agent.errors import DatasetError
+from m3dt_agent.errors import DatasetError, M3DTError
 from m3dt_agent.tasks import get
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -52,8 +52,10 @@ def staging(make: Maker, root: Path) -> str:
     (root / ".collect").touch()
     try:
         make(root)
-    except NotADirectoryError as error:
-        return str(Path(error.filename).relative_to(root))
+    except M3DTError as error:
+        if found := re.search(r"(\S+) cannot be used: there is a file where a folder should be", str(error)):
+            return str(Path(found[1]).relative_to(root))
+        raise
     raise RuntimeError("it began elsewhere")
 
 

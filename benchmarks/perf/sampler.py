@@ -98,14 +98,13 @@ def synthetic_datasets(folder: Path, n_bytes: int) -> TaskDatasets:
         packed.append(
             PackedTask(
                 task=task,
-                steps=steps.map(),
+                stored=steps,
                 offsets=np.arange(episodes + 1) * task.max_episode_steps,
                 returns=np.arange(episodes, dtype=np.float64),
                 success=None,
                 stop_after_success=0,
                 obs_mean=np.zeros(task.obs_dim),
                 obs_std=np.ones(task.obs_dim),
-                file=steps,
             )
         )
     return TaskDatasets(specs, tuple(packed))

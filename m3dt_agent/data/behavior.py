@@ -34,6 +34,7 @@ import gymnasium as gym
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ..disk import open_regular, user_path
 from ..errors import ConfigError
 from ..tasks import TASKS, TaskSpec
 from .behavior_policies import (
@@ -200,7 +201,7 @@ def _returns_table() -> dict[str, dict[str, dict[str, float]]]:
 
 def _trained_layers(task: TaskSpec, level: str, weights: str | Path | None) -> tuple[Float32Array, ...]:
     if weights is not None:
-        return _read_layers(Path(weights), task, level)
+        return _read_layers(user_path(weights), task, level)
     with resources.as_file(resources.files("m3dt_agent").joinpath("assets", _WEIGHTS_ASSET)) as path:
         return _read_layers(path, task, level)
 
@@ -208,13 +209,31 @@ def _trained_layers(task: TaskSpec, level: str, weights: str | Path | None) -> t
 def _read_layers(path: Path, task: TaskSpec, level: str) -> tuple[Float32Array, ...]:
     """Six float32 arrays, as in `LAYER_NAMES`. A task's own policy takes precedence over its domain's."""
     try:
-        with safe_open(path, framework="numpy") as file:
+        with open_regular(path), safe_open(path, framework="numpy") as file:
             keys = set(file.keys())
             for name in (task.name, policy_name(task)):
                 if f"{name}/{level}/w0" in keys:
-                    return tuple(file.get_tensor(f"{name}/{level}/{layer}").astype(np.float32) for layer in LAYER_NAMES)
-    except (OSError, SafetensorError) as error:
+                    layers = [file.get_tensor(f"{name}/{level}/{layer}").astype(np.float32) for layer in LAYER_NAMES]
+                    return _checked_layers(path, f"{name}/{level}", layers, task)
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{path}: not a readable file of behavior policies: {error}") from error
-    found = {key.split("/")[1] for key in keys if key.split("/")[0] in (task.name, policy_name(task))}
+    found = {key.split("/")[1] for key in keys if "/" in key and key.split("/")[0] in (task.name, policy_name(task))}
     valid = ("random", "zero", *sorted(found | ({"expert"} if task.domain == "metaworld" else set())))
     raise ConfigError(f"task {task.name!r} has no behavior policy {level!r}; it has {', '.join(valid)}")
+
+
+def _checked_layers(path: Path, name: str, layers: list[Float32Array], task: TaskSpec) -> tuple[Float32Array, ...]:
+    """The layers, if they are a policy of `task`: matrices and biases that fit each other, all finite."""
+    inputs = len(goal_features(task, np.zeros(task.obs_dim, np.float32)))
+    for i in range(0, len(layers), 2):
+        weights, bias = layers[i], layers[i + 1]
+        outputs = task.act_dim if i == len(layers) - 2 else bias.size
+        if weights.shape != (inputs, outputs) or bias.shape != (outputs,):
+            shapes = f"{weights.shape} and {bias.shape}"
+            raise ConfigError(f"{path}: layer {i // 2} of {name} is {shapes}, which does not fit task {task.name!r}")
+        if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
+            raise ConfigError(f"{path}: layer {i // 2} of {name} holds a NaN or an infinity")
+        inputs = outputs
+    return tuple(layers)

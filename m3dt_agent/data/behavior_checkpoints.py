@@ -26,9 +26,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
-from ..disk import disk_space_errors, publish, scratch_folder, write_file
-from ..errors import ConfigError
+from ..disk import disk_space_errors, open_regular, publish, scratch_folder, write_file
+from ..documents import read_document
+from ..errors import ConfigError, PathError
 from ..tasks import TaskSpec
 from .behavior import MeasuredReturn
 from .behavior_policies import LAYER_NAMES, Float32Array
@@ -47,6 +49,15 @@ class Snapshot:
     steps: int
     layers: Layers
     measured: MeasuredReturn
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """The content of `progress.json`. returns: steps, as text → what the snapshot was measured to reach."""
+
+    task: str
+    seed: int
+    returns: dict[str, MeasuredReturn]
 
 
 def export(task: TaskSpec, snapshots: Sequence[Snapshot], folder: Path) -> dict[str, MeasuredReturn]:
@@ -92,11 +103,7 @@ def save_checkpoint(folder: Path, task: TaskSpec, seed: int, model: Any, snapsho
     Raises:
         DiskSpaceError: the disk is full; older checkpoints stay.
     """
-    progress = {
-        "task": task.name,
-        "seed": seed,
-        "returns": {str(snapshot.steps): asdict(snapshot.measured) for snapshot in snapshots},
-    }
+    progress = _Progress(task.name, seed, {str(snapshot.steps): snapshot.measured for snapshot in snapshots})
     layers = {
         f"{snapshot.steps}/{name}": layer
         for snapshot in snapshots
@@ -106,7 +113,7 @@ def save_checkpoint(folder: Path, task: TaskSpec, seed: int, model: Any, snapsho
     with disk_space_errors(target), scratch_folder(folder) as scratch:
         safetensors.numpy.save_file(_state(model), scratch / "state.safetensors")
         safetensors.numpy.save_file(layers, scratch / "snapshots.safetensors")
-        (scratch / "progress.json").write_text(json.dumps(progress, indent=1))
+        (scratch / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
         publish(scratch, target)
     for older in folder.glob("checkpoint-*"):
         if older != target:
@@ -117,19 +124,24 @@ def read_snapshots(checkpoint: Path, task: TaskSpec, seed: int) -> list[Snapshot
     """The snapshots of a checkpoint, oldest first.
 
     Raises:
-        ConfigError: the checkpoint is of another task or seed.
+        ConfigError: the checkpoint is of another task or seed, or damaged.
     """
-    progress = json.loads((checkpoint / "progress.json").read_text())
-    if (progress["task"], progress["seed"]) != (task.name, seed):
+    progress = read_document(checkpoint / "progress.json", _Progress, ConfigError)
+    if (progress.task, progress.seed) != (task.name, seed):
         raise ConfigError(
-            f"{checkpoint.parent} holds a run of {progress['task']!r} with seed {progress['seed']}; "
+            f"{checkpoint.parent} holds a run of {progress.task!r} with seed {progress.seed}; "
             f"asked for was {task.name!r} with seed {seed}"
         )
-    tensors = safetensors.numpy.load_file(checkpoint / "snapshots.safetensors")
-    return [
-        Snapshot(int(steps), tuple(tensors[f"{steps}/{name}"] for name in LAYER_NAMES), MeasuredReturn(**measured))
-        for steps, measured in progress["returns"].items()
-    ]
+    file = checkpoint / "snapshots.safetensors"
+    try:
+        with open_regular(file):
+            tensors = safetensors.numpy.load_file(file)
+        return [
+            Snapshot(int(steps), tuple(tensors[f"{steps}/{name}"] for name in LAYER_NAMES), measured)
+            for steps, measured in progress.returns.items()
+        ]
+    except (PathError, SafetensorError, KeyError, ValueError) as error:
+        raise ConfigError(f"{file} is damaged ({error}); remove {checkpoint} to go on from the checkpoint before") from error
 
 
 def load_state(model: Any, checkpoint: Path, steps: int) -> None:

@@ -27,15 +27,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..disk import write_file
+from ..disk import user_path, write_file
 from ..errors import ConfigError
 from ..jobs import Engine, LocalProcesses, run_jobs, runs_here
 from ..machine import shows_progress
 from ..tasks import Domain, TaskSpec
 from .behavior import parse_level
 from .collect_plan import CollectConfig, CollectPlan, episode_levels, make_plan, staging_folder
-from .episodes import Episode, read_metadata, write_dataset
-from .kept import Totals, is_kept, totals_from_metadata, totals_to_metadata
+from .episodes import Episode, check_episode, read_metadata, write_dataset
+from .kept import Totals, is_kept, number_in, totals_from_metadata, totals_to_metadata
 from .shards import PolicyFactory, close_environment, read_shard
 
 __all__ = ["CollectConfig", "CollectSummary", "collect", "episode_levels"]
@@ -102,15 +102,17 @@ def collect(
     Raises:
         ConfigError: a level that a task does not have, "custom" without `policy` or `policy` without "custom", or a policy
             that cannot be pickled.
-        DatasetError: a dataset of that name exists with another config and not `overwrite`, or another process is making it.
+        DatasetError: a dataset of that name exists with another config and not `overwrite`, another process is making it, or an
+            episode holds NaN, an infinity or a number beyond `data.limits`; the message names the episode and its seed.
         DiskSpaceError: the disk is full; finished shards stay.
+        PathError: `root` cannot be written.
         M3DTError: an episode failed in a worker at every attempt; the message has its task and traceback.
     """
-    root, engine = Path(root), engine or LocalProcesses(workers)
+    root, engine = user_path(root), engine or LocalProcesses(workers)
     plans = [make_plan(task, root, config, policy) for task in dict.fromkeys(tasks)]
     _check(plans, policy, engine)
     pending = [plan for plan in plans if not _is_finished(plan, overwrite=overwrite)]
-    made = {summary.task: summary for summary in _make(pending, root, engine, progress)}
+    made = {summary.task: summary for summary in _make(pending, root, engine, progress, overwrite=overwrite)}
     with contextlib.suppress(OSError):  # not there, or it holds other unfinished datasets
         (root / ".collect").rmdir()
     return [made.get(plan.task) or _kept(plan) for plan in plans]
@@ -137,14 +139,17 @@ def _is_finished(plan: CollectPlan, *, overwrite: bool) -> bool:
     return finished
 
 
-def _make(plans: Sequence[CollectPlan], root: Path, engine: Engine, progress: bool | None) -> Iterator[CollectSummary]:
+def _make(
+    plans: Sequence[CollectPlan], root: Path, engine: Engine, progress: bool | None, *, overwrite: bool
+) -> Iterator[CollectSummary]:
     """Makes the shards that are missing, and each dataset as soon as its last shard is there."""
     with contextlib.ExitStack() as stack:
         for plan in plans:
             stack.enter_context(staging_folder(plan.staging))
+        plans = [plan for plan in plans if not _is_finished(plan, overwrite=overwrite)]  # by another process, until now
         todo = [(plan, job) for plan in plans for job in plan.missing()]
         left = {plan.task: len(plan.missing()) for plan in plans}
-        yield from (_build(plan, root) for plan in plans if left[plan.task] == 0)
+        yield from (_build(plan, root, overwrite=overwrite) for plan in plans if left[plan.task] == 0)
         episodes = sum(len(job.levels) for _, job in todo)
         bar = stack.enter_context(tqdm(total=episodes, unit="episode", desc="collect", disable=not shows_progress(progress)))
         stack.callback(close_environment)
@@ -155,10 +160,10 @@ def _make(plans: Sequence[CollectPlan], root: Path, engine: Engine, progress: bo
             left[plan.task] -= 1
             bar.update(len(job.levels))
             if left[plan.task] == 0:
-                yield _build(plan, root)
+                yield _build(plan, root, overwrite=overwrite)
 
 
-def _build(plan: CollectPlan, root: Path) -> CollectSummary:
+def _build(plan: CollectPlan, root: Path, *, overwrite: bool) -> CollectSummary:
     """Writes the dataset from its shards, with one shard in memory at a time, and removes the shards."""
     began = time.monotonic()
     metadata: dict[str, str | int | float | bool] = {
@@ -168,14 +173,17 @@ def _build(plan: CollectPlan, root: Path) -> CollectSummary:
         "stop_after_success": plan.config.stop_after_success or 0,
         **_statistics(plan),
     }
-    write_dataset(root, plan.task, plan.config.source_name, _read_shards(plan), metadata=metadata, replace=True)
+    write_dataset(root, plan.task, plan.config.source_name, _read_shards(plan), metadata=metadata, replace=overwrite)
     shutil.rmtree(plan.staging)
     return _summary(plan, metadata, plan.seconds + time.monotonic() - began, kept=False)
 
 
 def _read_shards(plan: CollectPlan) -> Iterator[Episode]:
     for job in plan.jobs:
-        yield from read_shard(plan.shard(job))
+        file = plan.shard(job)
+        for index, episode in enumerate(read_shard(file), job.first):
+            check_episode(episode, plan.task, f"{file}: episode {index}", "; remove this file and collect again")
+            yield episode
 
 
 def _statistics(plan: CollectPlan) -> dict[str, int | float]:
@@ -200,13 +208,13 @@ def _kept(plan: CollectPlan) -> CollectSummary:
 
 
 def _summary(plan: CollectPlan, metadata: Mapping[str, Any], seconds: float, *, kept: bool) -> CollectSummary:
-    rate = metadata.get("m3dt_success_rate")
+    has_rate = "m3dt_success_rate" in metadata
     return CollectSummary(
         task=plan.task,
         path=plan.path,
         **totals_from_metadata(metadata),
-        mean_normalized_score=float(metadata["m3dt_mean_normalized_score"]),
-        success_rate=None if rate is None else float(rate),
+        mean_normalized_score=float(number_in(metadata, "m3dt_mean_normalized_score")),
+        success_rate=float(number_in(metadata, "m3dt_success_rate")) if has_rate else None,
         seconds=seconds,
         kept=kept,
     )

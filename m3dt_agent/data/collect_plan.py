@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..disk import disk_space_errors
+from ..disk import path_errors
 from ..errors import ConfigError, DatasetError
+from ..systems import locked
 from ..tasks import TaskSpec
 from .behavior import levels, parse_level
 from .episodes import dataset_id, dataset_path
@@ -193,17 +192,22 @@ def staging_folder(path: Path) -> Iterator[None]:
     Raises:
         DatasetError: another process holds the lock, because it makes the same dataset.
         DiskSpaceError: the disk is full.
+        PathError: the folder cannot be made.
     """
-    with disk_space_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"another process is collecting into {path}; wait for it, or stop it") from None
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                held = stack.enter_context(locked(path, wait=False))
+            except FileNotFoundError:  # another process has finished just now, and removed an empty folder
+                continue
+            except OSError:
+                with path_errors(path):
+                    raise
+            if not held:
+                raise DatasetError(f"another process is collecting into {path}; wait for it, or stop it")
+            if path.exists():
+                break
         for abandoned in path.glob(".writing-*"):
             abandoned.unlink(missing_ok=True)
         yield
-    finally:
-        os.close(descriptor)

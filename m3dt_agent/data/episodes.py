@@ -26,7 +26,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import disk_space_errors, replace_folder, require_space, scratch_folder, write_file
+from ..disk import path_errors, replace_folder, require_space, restore_replaced, scratch_folder, user_path, write_file
 from ..errors import DatasetError
 from ..tasks import TaskSpec
 from .validation import ScannedEpisode, episode_problems, read_metadata, scan_episodes, validate_dataset
@@ -46,6 +46,7 @@ _ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 _ROOT_LOCK = threading.Lock()  # the variable belongs to the whole process
 _SOURCE = re.compile(r"\w[-\w]*")  # what Minari accepts in an id, without "/"
 _VERSION = "-v0"
+_ARRAYS = ("observations", "actions", "rewards", "terminations", "truncations")
 # If the disk fills up while HDF5 writes, the process crashes (measured with HDF5 2.0 and h5py 3.16). So we stop while there is
 # still room to close the file.
 _HDF5_MARGIN = 32_000_000
@@ -99,14 +100,20 @@ def dataset_id(task: TaskSpec, source: str) -> str:
 
 def dataset_path(root: Path | str, id: str) -> Path:  # noqa: A002
     """The folder of the dataset with the Minari id `id` under the Minari root `root`; its file is `data/main_data.hdf5`."""
-    return Path(root, id)
+    return user_path(root) / id
 
 
 def find_sources(root: Path | str, task: TaskSpec) -> dict[str, Path]:
-    """Source name → folder of every dataset of `task` under `root`. Half-written ones are included: using one is an error."""
-    folder = Path(root, "m3dt", task.name)
-    found = sorted(folder.glob(f"*{_VERSION}")) if folder.is_dir() else []
-    return {path.name.removesuffix(_VERSION): path for path in found if path.is_dir() and not path.name.startswith(".")}
+    """Source name → folder of every dataset of `task` under `root`. Half-written ones are included: using one is an error.
+
+    Raises:
+        PathError: the folder of the task cannot be read.
+    """
+    folder = user_path(root) / "m3dt" / task.name
+    restore_replaced(folder)
+    with path_errors(folder):
+        found = sorted(folder.glob(f"*{_VERSION}")) if folder.is_dir() else []
+        return {path.name.removesuffix(_VERSION): path for path in found if path.is_dir() and not path.name.startswith(".")}
 
 
 def read_episodes(path: Path | str) -> Iterator[Episode]:
@@ -117,8 +124,9 @@ def read_episodes(path: Path | str) -> Iterator[Episode]:
     Raises:
         DatasetError: there is no whole dataset, its file is damaged, or an episode's arrays are missing or unreadable.
     """
-    read_metadata(Path(path))
-    for scanned in scan_episodes(Path(path), None):
+    path = user_path(path)
+    read_metadata(path)
+    for scanned in scan_episodes(path, None):
         if scanned.problems:
             raise DatasetError(f"{path}: {scanned.problems[0]}")
         yield to_episode(scanned)
@@ -129,6 +137,19 @@ def to_episode(scanned: ScannedEpisode) -> Episode:
     arrays = dict(scanned.arrays)
     success = arrays.pop("success", None)
     return Episode(**arrays, success=None if success is None else success[-len(arrays["actions"]) :], seed=scanned.seed)
+
+
+def check_episode(episode: Episode, task: TaskSpec, where: str, advice: str = "") -> None:
+    """Checks that an episode fits its task: shapes, finite numbers within bounds, and nothing after its end.
+
+    Raises:
+        DatasetError: it does not. The message begins with `where`, names the step, and ends with `advice`.
+    """
+    arrays = {name: getattr(episode, name) for name in _ARRAYS}
+    if episode.success is not None:
+        arrays["success"] = episode.success
+    if problems := episode_problems(arrays, task):
+        raise DatasetError(f"{where}{problems[0]}{advice}")
 
 
 def write_dataset(
@@ -158,12 +179,14 @@ def write_dataset(
         DatasetError: the dataset exists and not `replace`; there are no episodes; or one does not fit the task (the message
             names episode and step).
         DiskSpaceError: the disk is full.
+        PathError: the folder cannot be written.
     """
-    name, root = dataset_id(task, source), Path(root).absolute()  # Minari misreads relative roots
+    name, root = dataset_id(task, source), user_path(root).absolute()  # Minari misreads relative roots
     target = dataset_path(root, name)
+    restore_replaced(target.parent)
     if target.exists() and not replace:
         raise DatasetError(f"{target} exists already; delete it or choose another source name")
-    with disk_space_errors(target), scratch_folder(root) as scratch:
+    with path_errors(target), scratch_folder(root) as scratch:
         _write_with_minari(scratch, name, task, source, _to_buffers(episodes, task, scratch), metadata)
         built = dataset_path(scratch, name)
         if problems := validate_dataset(built, task):  # h5py ignores errors while it closes a file
@@ -178,12 +201,8 @@ def _to_buffers(episodes: Iterable[Episode], task: TaskSpec, scratch: Path) -> I
 
     index = -1
     for index, episode in enumerate(episodes):
-        arrays = {
-            name: getattr(episode, name) for name in ("observations", "actions", "rewards", "terminations", "truncations")
-        }
-        success = {} if episode.success is None else {"success": episode.success}
-        if problems := episode_problems(arrays | success, task):
-            raise DatasetError(f"task {task.name!r}, episode {index}{problems[0]}")
+        check_episode(episode, task, f"task {task.name!r}, episode {index}")
+        arrays = {name: getattr(episode, name) for name in _ARRAYS}
         require_space(scratch, _HDF5_MARGIN + _HDF5_OVERHEAD * sum(array.nbytes for array in arrays.values()))
         # Minari stores the info of the reset first
         infos = {"success": np.concatenate([[False], episode.success])} if episode.success is not None else None

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+from ..disk import path_errors, restore_replaced
 from ..errors import DatasetError
 from .validation import read_metadata
 
@@ -34,8 +35,10 @@ def is_kept(path: Path, key: str, fingerprint: str, *, overwrite: bool) -> bool:
     Raises:
         DatasetError: without `overwrite`, there is a dataset with another fingerprint or a damaged one.
     """
-    if not path.exists():
-        return False
+    restore_replaced(path.parent)
+    with path_errors(path):
+        if not path.exists():
+            return False
     try:
         found = read_metadata(path).get(key)
     except DatasetError as error:
@@ -60,9 +63,28 @@ def totals_to_metadata(totals: Totals) -> dict[str, int | float]:
 
 
 def totals_from_metadata(metadata: Mapping[str, Any]) -> Totals:
-    """The inverse of `totals_to_metadata`; other entries are ignored."""
+    """The inverse of `totals_to_metadata`; other entries are ignored.
+
+    Raises:
+        DatasetError: an entry is missing or not a number.
+    """
     return Totals(
-        episodes=int(metadata["m3dt_episodes"]),
-        steps=int(metadata["m3dt_steps"]),
-        mean_return=float(metadata["m3dt_mean_return"]),
+        episodes=int(number_in(metadata, "m3dt_episodes")),
+        steps=int(number_in(metadata, "m3dt_steps")),
+        mean_return=float(number_in(metadata, "m3dt_mean_return")),
     )
+
+
+def number_in(metadata: Mapping[str, Any], key: str) -> int | float:
+    """The number that a dataset's metadata has under `key`.
+
+    Raises:
+        DatasetError: it has none, or something that is no number.
+    """
+    found = metadata.get(key)
+    if type(found) not in (int, float):
+        raise DatasetError(
+            f"the metadata of a dataset has {key} = {str(found)[:80]!r} where its maker wrote a number; "
+            "remove the dataset, or pass overwrite=True"
+        )
+    return found

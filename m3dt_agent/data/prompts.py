@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..errors import BankError, ShapeError
+from ..errors import BankError, InvalidValueError, ShapeError
+from .limits import LARGEST_RETURN, LARGEST_VALUE
 from .stats import TaskStatistics
 from .windows import Window, WindowArrays, empty_window
 
@@ -36,6 +37,7 @@ class Prompt:
 
     Raises:
         ShapeError: there are no steps, or the fields have different lengths or the wrong number of dimensions.
+        InvalidValueError: a number is not finite, or leaves the bounds of `limits`.
     """
 
     states: NDArray[np.float32]  # (P, obs_dim)
@@ -49,6 +51,10 @@ class Prompt:
         widths = {name: len(shape) for name, shape in shapes.items()}
         if len(lengths) != 1 or 0 in lengths or widths != {"states": 2, "actions": 2, "returns_to_go": 1, "timesteps": 1}:
             raise ShapeError(f"a prompt needs (P, obs_dim), (P, act_dim), (P,), (P,) with P >= 1; got {shapes}")
+        for name, limit in (("states", LARGEST_VALUE), ("actions", LARGEST_VALUE), ("returns_to_go", LARGEST_RETURN)):
+            largest = np.abs(getattr(self, name)).max(initial=0)  # NaN if one of the numbers is
+            if not largest <= limit:
+                raise InvalidValueError(f"a prompt needs finite {name} of at most {limit:g}; got {largest:g}")
 
 
 def make_prompts(data: TaskDatasets, prompt_length: int) -> dict[str, tuple[Prompt, ...]]:
@@ -128,8 +134,9 @@ def prompts_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Promp
     """The inverse of `prompts_to_tensors`.
 
     Raises:
-        BankError: a tensor is missing or unknown; the message names it.
+        BankError: a tensor is missing, unknown or of another type; the message names it.
         ShapeError: the fields of a prompt do not fit together.
+        InvalidValueError: a number is not finite, or out of bounds (see `Prompt`).
     """
     counts: dict[str, int] = {}
     for key in tensors:
@@ -141,6 +148,10 @@ def prompts_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Promp
     if expected != set(tensors):
         missing, unknown = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
         raise BankError(f"prompts: missing tensors {missing}, unknown tensors {unknown}")
+    for key, tensor in tensors.items():
+        wanted = torch.int64 if key.endswith("/timesteps") else torch.float32
+        if tensor.dtype != wanted:
+            raise BankError(f"prompts: {key} is {tensor.dtype}; it must be {wanted}")
     return {
         task: tuple(Prompt(*(tensors[f"{task}/{i}/{name}"].numpy().copy() for name in names)) for i in range(count))
         for task, count in groups.items()

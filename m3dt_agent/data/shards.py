@@ -9,6 +9,7 @@ writes it to disk.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,15 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from ..errors import DatasetError
+from ..disk import open_regular
+from ..errors import DatasetError, PathError
 from ..tasks import TaskSpec
 from .behavior import behavior_policy, parse_level
 from .behavior_policies import BehaviorPolicy, NoisyPolicy, from_callable
-from .episodes import Episode
+from .episodes import Episode, check_episode
+
+_AFTER_A_BAD_EPISODE = "; it would be the same the next time, so mend the policy, or choose another level, noise or seed"
+_LARGEST_SHARD = 1_000_000_000  # bytes; five episodes of the widest task have 0.6 million
 
 PolicyFactory: TypeAlias = Callable[[TaskSpec], BehaviorPolicy]
 """Makes the policy of the level "custom" for a task, in a worker. It must be picklable unless workers=0."""
@@ -56,14 +61,19 @@ class ShardJob:
         return f"{self.first:05d}-{self.first + len(self.levels) - 1:05d}.safetensors"
 
     def __call__(self) -> Shard:
-        """Runs the episodes. The task's environment stays open for the next job of this process (see `close_environment`)."""
+        """Runs the episodes. The task's environment stays open for the next job of this process (see `close_environment`).
+
+        Raises:
+            DatasetError: an episode holds a number that no dataset may hold, such as NaN.
+        """
         began = time.monotonic()
         env = _environment(self.task)
         policies = {level: _make_policy(self, level, env) for level in set(self.levels)}
-        episodes = [
-            rollout(env, self.task, policies[level], episode_seed(self.seed, self.task, index), self.stop_after_success)
-            for index, level in enumerate(self.levels, self.first)
-        ]
+        episodes = []
+        for index, level in enumerate(self.levels, self.first):
+            seed = episode_seed(self.seed, self.task, index)
+            episodes.append(rollout(env, self.task, policies[level], seed, self.stop_after_success))
+            check_episode(episodes[-1], self.task, f"episode {index} (level {level!r}, seed {seed})", _AFTER_A_BAD_EPISODE)
         return Shard(_encode(episodes), time.monotonic() - began)
 
 
@@ -80,34 +90,37 @@ def rollout(
 ) -> Episode:
     """Runs one whole episode of `env` under `policy`; both are reset with `seed`.
 
+    They get copies of observations and actions, so that what they do with them does not change the recording.
+
     stop_after_success: N ends the episode early, as terminated, on its N-th successful step (1: at the first success).
     """
     length = task.max_episode_steps
     observations = np.empty((length + 1, task.obs_dim), np.float32)
     actions = np.empty((length, task.act_dim), np.float32)
-    rewards = np.empty(length, np.float32)
+    rewards = np.empty(length)  # an infinity only where float32 has none
     ends = np.zeros((2, length), bool)  # terminated, truncated
     success = np.zeros(length, bool)
     observations[0], _ = env.reset(seed=seed)
     policy.reset(seed)
     t, over = 0, False
     while not over:
-        actions[t] = policy(observations[t])
-        observations[t + 1], rewards[t], terminated, truncated, info = env.step(actions[t])
+        actions[t] = policy(observations[t].copy())
+        observations[t + 1], rewards[t], terminated, truncated, info = env.step(actions[t].copy())
         success[t] = info.get("success", False)
         stop = stop_after_success is not None and int(success[: t + 1].sum()) >= stop_after_success
         ends[:, t] = (terminated or stop, truncated)
         over = bool(ends[:, t].any())
         t += 1
-    return Episode(
-        observations=observations[: t + 1],
-        actions=actions[:t],
-        rewards=rewards[:t],
-        terminations=ends[0, :t],
-        truncations=ends[1, :t],
-        success=success[:t] if task.domain == "metaworld" else None,
-        seed=seed,
-    )
+    with np.errstate(over="ignore"):  # the reward becomes an infinity, which is reported where episodes are checked
+        return Episode(
+            observations=observations[: t + 1],
+            actions=actions[:t],
+            rewards=rewards[:t],
+            terminations=ends[0, :t],
+            truncations=ends[1, :t],
+            success=success[:t] if task.domain == "metaworld" else None,
+            seed=seed,
+        )
 
 
 def episode_seed(seed: int, task: TaskSpec, index: int) -> int:
@@ -154,24 +167,28 @@ def _encode(episodes: Sequence[Episode]) -> bytes:
 
 
 def read_shard(path: Path) -> Iterator[Episode]:
-    """The episodes of a shard, in order.
+    """The episodes of a shard, in order. Only that they can be read is checked.
 
     Raises:
         DatasetError: the file is damaged; the message says what to do.
     """
     try:
-        tensors = safetensors.numpy.load(path.read_bytes())
-    except SafetensorError as error:
+        with open_regular(path) as file:
+            content = file.read(_LARGEST_SHARD)
+        tensors = safetensors.numpy.load(content)
+        lengths, seeds = tensors["lengths"].tolist(), tensors["seeds"].tolist()
+        for i, (end, length, seed) in enumerate(zip(itertools.accumulate(lengths), lengths, seeds, strict=True)):
+            steps = slice(end - length, end)
+            yield Episode(
+                observations=tensors["observations"][steps.start + i : steps.stop + i + 1],
+                actions=tensors["actions"][steps],
+                rewards=tensors["rewards"][steps],
+                terminations=tensors["terminations"][steps],
+                truncations=tensors["truncations"][steps],
+                success=tensors["success"][steps] if "success" in tensors else None,
+                seed=int(seed),
+            )
+    except (SafetensorError, PathError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DatasetError):
+            raise  # of whoever takes the episodes
         raise DatasetError(f"{path} is damaged ({error}); remove it and collect again") from error
-    end = np.cumsum(tensors["lengths"])
-    for i, (length, seed) in enumerate(zip(tensors["lengths"], tensors["seeds"], strict=True)):
-        steps = slice(end[i] - length, end[i])
-        yield Episode(
-            observations=tensors["observations"][steps.start + i : steps.stop + i + 1],
-            actions=tensors["actions"][steps],
-            rewards=tensors["rewards"][steps],
-            terminations=tensors["terminations"][steps],
-            truncations=tensors["truncations"][steps],
-            success=tensors["success"][steps] if "success" in tensors else None,
-            seed=int(seed),
-        )

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import BankError, InvalidValueError
+from .limits import LARGEST_RETURN, LARGEST_VALUE, SMALLEST_SCALE
 
 if TYPE_CHECKING:
     from .task_datasets import TaskDatasets
 
+_LAYOUTS = ("one number", "a vector of numbers")
 _FIELDS = ("mean", "std", "return_scale", "target_return", "state_clip")
 
 
@@ -39,7 +41,7 @@ class TaskStatistics:
 
     Raises:
         InvalidValueError: mean and std have different shapes, std, return_scale or state_clip is not positive, or a value other
-            than state_clip is not finite.
+            than state_clip is not finite or leaves the bounds of `limits`, so that a normalized number could leave float32.
     """
 
     mean: NDArray[np.float32]  # (obs_dim,)
@@ -53,9 +55,17 @@ class TaskStatistics:
             raise InvalidValueError(f"statistics need mean and std (obs_dim,); got {self.mean.shape} and {self.std.shape}")
         if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all() and (self.std > 0).all()):
             raise InvalidValueError("statistics need a finite mean and a finite, positive std in every dimension")
+        if np.abs(self.mean).max(initial=0) > LARGEST_VALUE or self.std.min(initial=1) < SMALLEST_SCALE:
+            got = f"got {np.abs(self.mean).max():g} and {self.std.min():g}"
+            raise InvalidValueError(f"statistics need a mean of at most {LARGEST_VALUE:g}, a std of {SMALLEST_SCALE:g}; {got}")
         if not (math.isfinite(self.return_scale) and self.return_scale > 0 and math.isfinite(self.target_return)):
             got = f"got {self.return_scale!r} and {self.target_return!r}"
             raise InvalidValueError(f"statistics need return_scale > 0 and a finite target_return; {got}")
+        if self.return_scale < SMALLEST_SCALE or abs(self.target_return) > LARGEST_RETURN:
+            got = f"got {self.return_scale!r} and {self.target_return!r}"
+            raise InvalidValueError(
+                f"statistics need return_scale >= {SMALLEST_SCALE:g} and a target_return of at most {LARGEST_RETURN:g}; {got}"
+            )
         if self.state_clip is not None and not self.state_clip > 0:
             raise InvalidValueError(f"state_clip must be None or > 0; got {self.state_clip!r}")
 
@@ -104,7 +114,7 @@ def statistics_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, TaskStat
     """The inverse of `statistics_to_tensors`.
 
     Raises:
-        BankError: a tensor is missing or unknown; the message names it.
+        BankError: a tensor is missing, unknown or of another shape or type; the message names it.
         InvalidValueError: the values are out of range (see `TaskStatistics`).
     """
     names = list(dict.fromkeys(key.rpartition("/")[0] for key in tensors))
@@ -112,7 +122,17 @@ def statistics_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, TaskStat
     if expected != set(tensors):
         missing, unknown = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
         raise BankError(f"statistics: missing tensors {missing}, unknown tensors {unknown}")
-    return {task: _from_tensors({field: tensors[f"{task}/{field}"] for field in _FIELDS}) for task in names}
+    found = {task: {field: tensors[f"{task}/{field}"] for field in _FIELDS} for task in names}
+    for task, fields in found.items():
+        _require_layout(task, fields)
+    return {task: _from_tensors(fields) for task, fields in found.items()}
+
+
+def _require_layout(task: str, fields: Mapping[str, Tensor]) -> None:
+    for name, tensor in fields.items():
+        vector = name in ("mean", "std")
+        if not tensor.is_floating_point() or (tensor.ndim != 1 if vector else tensor.numel() != 1):
+            raise BankError(f"statistics: {task}/{name} is {tensor.dtype} {tuple(tensor.shape)}; it must be {_LAYOUTS[vector]}")
 
 
 def _from_tensors(fields: Mapping[str, Tensor]) -> TaskStatistics:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DataConfig
+from ..disk import path_errors, user_path
 from ..errors import ConfigError, DatasetError
 from ..tasks import TaskSpec, lookup, resolve
 from .episodes import find_sources
@@ -65,7 +66,7 @@ class TaskDatasets:
         source: str | None = None,
         *,
         config: DataConfig | None = None,
-        cache: Path | None = None,
+        cache: Path | str | None = None,
     ) -> TaskDatasets:
         """Opens the datasets of `tasks` under the Minari root `root`; packs those that are not packed yet.
 
@@ -74,18 +75,20 @@ class TaskDatasets:
             tasks: names, set names, domains or specs.
             source: which dataset to use where a task has several.
             config: how many prompts, and how statistics are computed; None: the defaults.
-            cache: where packs are stored; None: `<root>/.packed`.
+            cache: where packs are stored; None: `<root>/.packed`, or a folder of the user's cache if that cannot be written.
 
         Raises:
             UnknownTaskError: a task does not exist.
             DatasetError: a task has no dataset, several and `source` is None, or one that does not validate.
             DiskSpaceError: there is no room for a pack.
+            PathError: a folder cannot be read, or packs cannot be written.
         """
+        root = user_path(root).absolute()
         specs = resolve([tasks] if isinstance(tasks, str) else tasks)
-        paths = [_choose(Path(root), task, source) for task in specs]  # reports a missing one before anything is packed
+        paths = [_choose(root, task, source) for task in specs]  # reports a missing one before anything is packed
         packed = tuple(pack_dataset(path, task, cache) for path, task in zip(paths, specs, strict=True))
         names = [task.name for task in specs]
-        reopen = functools.partial(cls.open, Path(root).absolute(), names, source, config=config, cache=cache)
+        reopen = functools.partial(cls.open, root, names, source, config=config, cache=cache)
         return cls(specs, packed, config or DataConfig(), reopen)
 
     def subset(self, names: Iterable[str | TaskSpec]) -> TaskDatasets:
@@ -124,7 +127,8 @@ def _choose(root: Path, task: TaskSpec, source: str | None) -> Path:
     sources = find_sources(root, task)
     if not sources:
         folder = root / "m3dt"
-        others = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        with path_errors(folder):
+            others = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
         shown = ", ".join(others[:12]) + (", …" if len(others) > 12 else "") if others else "none"
         raise DatasetError(f"no dataset of task {task.name!r} under {root}; tasks with datasets there: {shown}")
     if source is None and len(sources) > 1:

@@ -20,6 +20,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
+from ..disk import user_path
 from ..errors import ConfigError, MissingDependencyError
 from ..tasks import TaskSpec
 from .behavior import MeasuredReturn
@@ -128,7 +129,7 @@ def train_behavior(
         MissingDependencyError: sbx or the task's simulator is not installed.
         DiskSpaceError: the disk is full; the previous checkpoint stays.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     shaping = shaping or SHAPED_REWARDS.get(task.name) or (lambda observation, reward: reward)
     checkpoint = newest_checkpoint(folder)
     snapshots = [] if checkpoint is None else read_snapshots(checkpoint, task, config.seed)
@@ -168,7 +169,13 @@ class _TrainingEnv(gym.Wrapper[Float32Array, Float32Array, Float32Array, Float32
 
     def step(self, action: Float32Array) -> tuple[Float32Array, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return goal_features(self._task, observation), self._shaping(observation, float(reward)), terminated, truncated, info
+        return (
+            goal_features(self._task, observation),
+            self._shaping(observation.copy(), float(reward)),
+            terminated,
+            truncated,
+            info,
+        )
 
 
 def _make_model(env: gym.Env[Float32Array, Float32Array], config: BehaviorTrainingConfig, seed: int) -> Any:

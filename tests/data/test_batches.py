@@ -194,7 +194,7 @@ def test_batches_stay_what_they_are(
     data = dataclasses.replace(data, config=DataConfig(state_clip=clip))
     oracle, wanted = Oracle(root, data, CONFIG), tasks_per_batch or batch_size
     if in_memory:
-        packed = tuple(dataclasses.replace(p, steps=np.array(p.steps), file=None) for p in data.packed)
+        packed = tuple(dataclasses.replace(p, stored=np.array(p.steps)) for p in data.packed)
         data = dataclasses.replace(data, packed=packed)
     sampler = make_sampler(data, CONFIG, batch_size=batch_size, tasks_per_batch=tasks_per_batch, seed=3, expert=2)
     for step in range(8):

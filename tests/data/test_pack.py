@@ -151,7 +151,7 @@ def test_changed_source_is_packed_again(dataset: Path) -> None:
 def test_rows_are_read_as_they_are_mapped(dataset: Path) -> None:
     packed = pack_dataset(dataset, TASK)
     width = TASK.obs_dim + TASK.act_dim + 1
-    in_memory = dataclasses.replace(packed, steps=np.array(packed.steps), file=None)
+    in_memory = dataclasses.replace(packed, stored=np.array(packed.steps))
     for first, count, length in ((0, 1, 1), (7, 20, 20), (47, 1, 6), (36, 12, 13)):
         expected = np.zeros((length, width), np.float32)
         expected[length - count :] = packed.steps[first : first + count]

@@ -33,14 +33,13 @@ def data(path: Path) -> TaskDatasets:
     file = StepsFile(path, WIDTH)
     packed = PackedTask(
         task=TASK,
-        steps=file.map(),
+        stored=file,
         offsets=np.arange(EPISODES + 1) * LENGTH,
         returns=np.arange(EPISODES, dtype=np.float64),
         success=None,
         stop_after_success=0,
         obs_mean=np.zeros(TASK.obs_dim),
         obs_std=np.ones(TASK.obs_dim),
-        file=file,
     )
     return TaskDatasets((TASK,), (packed,))
 
@@ -65,5 +64,6 @@ def test_sampling_a_whole_pack_adds_no_pages(path: Path, data: TaskDatasets) -> 
     for step in range(300):  # 19,200 windows; the pack has 8,594 pages
         sampler.sample(step)
     assert resident_bytes(path) == before
-    data.packed[0].steps.sum()
+    steps = data.packed[0].steps  # mapped as long as it is here
+    steps.sum()
     assert resident_bytes(path) > before + 30_000_000  # the measure measures

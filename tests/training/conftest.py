@@ -32,7 +32,7 @@ def made_up_task(name: str, seed: int, episodes: int = 6) -> PackedTask:
     to_go = np.concatenate([np.arange(length, 0, -1, np.float32) for length in lengths])
     return PackedTask(
         task=task,
-        steps=np.concatenate([states, actions, to_go[:, None]], axis=1),
+        stored=np.concatenate([states, actions, to_go[:, None]], axis=1),
         offsets=offsets.astype(np.int64),
         returns=lengths.astype(np.float64),
         success=None,
