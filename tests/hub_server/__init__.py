@@ -13,7 +13,7 @@ It keeps a record of every request (`requests`, `count`, `bytes_in`, `bytes_out`
 An error of its own is answered with 500 and raised again by `stop`.
 """
 
-from hub_server.calls import Request
+from hub_server.calls import Answer, Request
 from hub_server.hub import Hub
 
-__all__ = ["Hub", "Request"]
+__all__ = ["Answer", "Hub", "Request"]

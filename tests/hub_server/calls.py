@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,12 +53,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Answer:
-    """Status, headers, and a body in memory or on disk."""
+    """Status, headers, and a body in memory, on disk, or made while it is sent (`endless`: until the client goes away)."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     part: Part | None = None
+    endless: Iterable[bytes] | None = None
 
 
 @dataclass

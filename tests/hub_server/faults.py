@@ -3,6 +3,7 @@
 kind       looked up by             what happens
 before     "METHOD path?query"      a callback runs, then the request is handled
 fail       "METHOD path?query"      an HTTP error instead of handling it
+forge      "METHOD path?query"      a callback makes another answer of the one it would have been
 drop       "METHOD path?query"      the connection closes after it was handled, before the answer
 cut        the file's path          the connection closes within the body
 corrupt    the file's path          one byte of the body is another
@@ -14,6 +15,10 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hub_server.calls import Answer
 
 
 @dataclass
@@ -27,6 +32,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     after_bytes: int = 0
     callback: Callable[[], object] | None = None
+    change: Callable[[Answer], Answer] | None = None
 
 
 class Faults:

@@ -102,7 +102,9 @@ class Handler(BaseHTTPRequestHandler):
             fail = self.hub.faults.take("fail", self.request_seen.line)
             if fail is not None:
                 raise RefusedError(fail.status, "the test asked for this", headers=fail.headers)
-            return self.routed(call)
+            forge = self.hub.faults.take("forge", self.request_seen.line)
+            answer = self.routed(call)
+            return answer if forge is None or forge.change is None else forge.change(answer)
         except RefusedError as error:
             headers = {
                 "X-Error-Message": error.message,
@@ -154,6 +156,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
+        if answer.endless is not None:
+            self.send_header("Connection", "close")
+            self.end_headers()
+            for data in answer.endless:
+                self.write(data)
+            self.hang_up()
+            return
         self.send_header("Content-Length", str(answer.part.length if answer.part else len(answer.body)))
         self.end_headers()
         if self.command == "HEAD":

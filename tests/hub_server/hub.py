@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from hub_server.calls import Request
+from hub_server.calls import Answer, Request
 from hub_server.faults import Fault, Faults
 from hub_server.http_server import Server
 from hub_server.store import ObjectStore, Repo, StoredFile
@@ -116,6 +116,10 @@ class Hub:
     def fail(self, pattern: str, status: int, times: int | None = 1, headers: Mapping[str, str] | None = None) -> None:
         """Answer the next matching requests with an error; `headers` such as Retry-After or X-Error-Code."""
         self.faults.add(Fault("fail", re.compile(pattern), times, status=status, headers=headers or {}))
+
+    def forge(self, pattern: str, change: Callable[[Answer], Answer], times: int | None = None) -> None:
+        """Answer the next matching requests with what `change` makes of the answer."""
+        self.faults.add(Fault("forge", re.compile(pattern), times, change=change))
 
     def drop(self, pattern: str, times: int | None = 1) -> None:
         """Handle the next matching requests, then close the connection instead of answering."""

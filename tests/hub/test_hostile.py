@@ -1,0 +1,372 @@
+"""A Hub that lies: its ids of commits, ETags, headers and names lead elsewhere, and its files never end.
+
+Every attempt ends in a named error or in the right bytes, and no byte outside the cache, the root and their scratch folders has
+changed: the trees are compared before and after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from contracts import random_bank, random_datasets
+from hub_server import Answer, Hub
+
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.config import ModelConfig
+from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.errors import HubError, M3DTError
+from m3dt_agent.hub.banks import pull_bank, push_bank
+from m3dt_agent.hub.client import HubRepo
+from m3dt_agent.hub.datasets import pull_datasets, push_datasets
+
+REPO, DATA, ALICE = "alice/bank", "alice/demonstrations", "hf_alice"
+TASKS = ("cheetah-vel-3", "reacher-easy")
+LISTING = "GET /api/(models|datasets)/alice/[a-z]+(/revision/[^?]*)?[?]"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TaskDatasets]:
+    root = tmp_path_factory.mktemp("data")
+    return root, random_datasets(root, TASKS)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory, data: tuple[Path, TaskDatasets]) -> ExpertBank:
+    config = ModelConfig(8, 1, 2, n_experts=2, context_length=2, prompt_length=1, max_timesteps=60)
+    return random_bank(tmp_path_factory.mktemp("bank") / "bank", data[1], config)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A user's files, in and around the places where a cache and a dataset root are."""
+    home = tmp_path / "home"
+    for name in ("keys/id_rsa", "notes.txt", "datasets/m3dt/notes.txt", "datasets/own.txt", "cache/own.txt", "id.lock"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(f"mine: {name}")
+    return home
+
+
+def tree(folder: Path) -> dict[str, str | bytes]:
+    """Everything below a folder: bytes of files, targets of links."""
+    found: dict[str, str | bytes] = {}
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
+            found[str(path.relative_to(folder))] = content
+    return found
+
+
+def outside(home: Path) -> dict[str, str | bytes]:
+    """The part of the tree that no pull may change."""
+    ours = (
+        "cache/models--alice--bank",
+        "cache/datasets--alice--demonstrations",
+        "datasets/.pull",
+        "datasets/m3dt/cheetah-vel-3",
+    )
+    ours += ("datasets/m3dt/reacher-easy", "datasets/m3dt/namespace_metadata.json")
+    return {name: content for name, content in tree(home).items() if not name.startswith(ours)}
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Answer], Answer]:
+    """An answer whose JSON was changed."""
+
+    def forge(answer: Answer) -> Answer:
+        value = json.loads(answer.body)
+        change(value)
+        return dataclasses.replace(answer, body=json.dumps(value).encode())
+
+    return forge
+
+
+def with_headers(headers: Mapping[str, str]) -> Callable[[Answer], Answer]:
+    return lambda answer: dataclasses.replace(answer, headers={**answer.headers, **headers})
+
+
+def named(attempt: Callable[[], object]) -> M3DTError | None:
+    """The named error of an attempt, None if it went well; any other is a failure."""
+    found = None
+    try:
+        attempt()
+    except M3DTError as error:
+        found = error
+    assert str(found).isprintable()
+    return found
+
+
+FORGED_IDS = [
+    "../../../keys",
+    "..",
+    "../..",
+    "../../home/keys",
+    "/etc",
+    "a" * 39,
+    "A" * 40,
+    "٣" * 40,
+    "a" * 40 + "\n",
+    "a" * 4000,
+    "\x1b]0;x\x07",
+    "",
+    None,
+    7,
+    ["a" * 40],
+]
+
+
+@pytest.mark.parametrize("sha", FORGED_IDS, ids=lambda sha: ascii(sha)[:20])
+def test_an_id_of_a_commit_is_never_a_path(
+    lfs_hub: Hub, bank: ExpertBank, data: tuple[Path, TaskDatasets], home: Path, sha: object
+) -> None:
+    push_bank(bank, REPO, token=ALICE)
+    push_datasets(data[0], DATA, token=ALICE)
+    lfs_hub.forge(LISTING, edited(lambda answer: answer.update(sha=sha)))
+    before = tree(home)
+    for attempt in (
+        lambda: pull_bank(REPO, cache_dir=home / "cache"),
+        lambda: pull_datasets(DATA, home / "datasets", cache_dir=home / "cache", overwrite=True),
+    ):
+        error = named(attempt)
+        assert isinstance(error, HubError)
+        assert "id" in str(error)
+    assert tree(home) == before
+
+
+def test_an_id_of_a_pushed_commit_and_of_a_tag_is_checked(lfs_hub: Hub, bank: ExpertBank, home: Path) -> None:
+    lfs_hub.forge("POST .*/commit/", edited(lambda answer: answer.update(commitOid="../../x")), times=1)
+    error = named(lambda: push_bank(bank, REPO, token=ALICE))
+    assert "id" in str(error)
+    assert not lfs_hub.count("revision/.*x")
+    push_bank(bank, REPO, token=ALICE)
+    lfs_hub.forge("GET .*/refs", edited(lambda answer: answer["tags"][0].update(targetCommit="../../x")))
+    assert "id" in str(named(lambda: push_bank(bank, REPO, token=ALICE)))
+
+
+FORGED_HEADERS = [
+    {"ETag": '"../../../keys/id_rsa"', "X-Linked-Etag": '"../../../keys/id_rsa"'},
+    {"ETag": '"../../../notes.txt"'},
+    {"ETag": 'W/"/etc/passwd"', "X-Linked-Etag": ""},
+    {"X-Repo-Commit": "../../../keys"},
+    {"X-Repo-Commit": "../../../../home/datasets", "ETag": '"../../own.txt"'},
+    {"X-Xet-Hash": "../../keys", "Link": '<file:///etc/passwd>; rel="xet-auth"'},
+    {"X-Error-Code": "EntryNotFound", "Content-Disposition": 'attachment; filename="../../keys"'},
+]
+
+
+@pytest.mark.parametrize("headers", FORGED_HEADERS, ids=lambda headers: "-".join(headers))
+@pytest.mark.parametrize("damaged", [False, True], ids=["right bytes", "wrong bytes"])
+def test_a_header_is_never_a_path(
+    lfs_hub: Hub, bank: ExpertBank, data: tuple[Path, TaskDatasets], home: Path, headers: dict[str, str], damaged: bool
+) -> None:
+    """With wrong bytes the download is tried a second time, which used to remove what the first had made."""
+    push_bank(bank, REPO, token=ALICE)
+    push_datasets(data[0], DATA, token=ALICE)
+    lfs_hub.forge("(GET|HEAD) .*/resolve/|/_cdn/", with_headers(headers))
+    if damaged:
+        lfs_hub.corrupt(".*", times=None)
+    before = outside(home)
+    errors = [
+        named(lambda: pull_bank(REPO, cache_dir=home / "cache")),
+        named(lambda: pull_datasets(DATA, home / "datasets", cache_dir=home / "cache", overwrite=True)),
+    ]
+    assert outside(home) == before
+    if damaged:
+        assert all("arrived damaged twice" in str(error) for error in errors)
+        assert not list(home.rglob("*.incomplete"))
+        assert not list(home.rglob("*.safetensors"))
+    else:
+        assert errors == [None, None]
+        assert pull_bank(REPO, cache_dir=home / "cache", offline=True).bank.manifest == bank.manifest
+
+
+def test_a_link_in_the_cache_is_never_followed_to_write_or_remove(lfs_hub: Hub, bank: ExpertBank, home: Path) -> None:
+    """As an earlier version, or another program, may have left it."""
+    sha = push_bank(bank, REPO, token=ALICE).sha
+    folder = pull_bank(REPO, cache_dir=home / "cache").bank.path
+    storage = folder.parents[1]
+    blob = (folder / "backbone.safetensors").resolve()
+    for victim, link in {"notes.txt": folder / "backbone.safetensors", "keys/id_rsa": folder / "bank.json"}.items():
+        link.unlink()
+        link.symlink_to(home / victim)
+    (folder / "router.safetensors").resolve().unlink()
+    blob.unlink()
+    blob.symlink_to(home / "id.lock")
+    before = outside(home)
+    assert pull_bank(REPO, cache_dir=home / "cache").bank.manifest == bank.manifest
+    assert outside(home) == before
+    shutil.rmtree(storage / "blobs")
+    shutil.rmtree(folder)
+    (home / "elsewhere").mkdir()
+    (storage / "blobs").symlink_to(home / "elsewhere")
+    folder.parent.mkdir(exist_ok=True)
+    before = tree(home)
+    assert "leads out of the cache" in str(named(lambda: pull_bank(REPO, sha, cache_dir=home / "cache")))
+    assert tree(home) == before
+
+
+NAMES = ["../../keys/id_rsa", "/etc/passwd", "experts/../../../x", "a\\..\\x", "C:/x", "a//b", ".", "x/.."]
+NAMES += ["a\0b", "a\nb", "\x1b[31mx"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_listed_name_that_leads_elsewhere_is_refused_by_name(
+    lfs_hub: Hub, bank: ExpertBank, data: tuple[Path, TaskDatasets], home: Path, name: str
+) -> None:
+    push_bank(bank, REPO, token=ALICE)
+    push_datasets(data[0], DATA, token=ALICE)
+    lfs_hub.forge(LISTING, edited(lambda answer: answer["siblings"].append({**answer["siblings"][0], "rfilename": name})))
+    before = tree(home)
+    for attempt in (
+        lambda: pull_bank(REPO, cache_dir=home / "cache"),
+        lambda: pull_datasets(DATA, home / "datasets", cache_dir=home / "cache"),
+    ):
+        error = named(attempt)
+        assert isinstance(error, HubError)
+        assert repr(name) in str(error)
+    assert tree(home) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": -1},
+        {"size": 1.5},
+        {"size": 10**30},
+        {"size": None},
+        {"blobId": "../../x"},
+        {"blobId": None},
+        {"lfs": {"sha256": "../" * 20, "size": 3}},
+        {"lfs": {"sha256": 7}},
+        {"lfs": []},
+        {"rfilename": 7},
+        {"rfilename": None},
+    ],
+    ids=str,
+)
+def test_a_listing_that_cannot_be(lfs_hub: Hub, bank: ExpertBank, home: Path, change: dict[str, Any]) -> None:
+    push_bank(bank, REPO, token=ALICE)
+    lfs_hub.forge(LISTING, edited(lambda answer: answer["siblings"][0].update(change)))
+    before = tree(home)
+    assert isinstance(named(lambda: pull_bank(REPO, cache_dir=home / "cache")), HubError)
+    assert tree(home) == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"[" * 100_000, b'{"sha": NaN}', b'{"a": 1, "a": 2}', b"\xff", b'{"sha": 1e999}', b'{"siblings": 5}', b'"x"'],
+    ids=ascii,
+)
+def test_an_answer_that_is_no_listing(lfs_hub: Hub, bank: ExpertBank, home: Path, body: bytes) -> None:
+    push_bank(bank, REPO, token=ALICE)
+    lfs_hub.forge(f"{LISTING}|GET .*/refs", lambda answer: dataclasses.replace(answer, body=body))
+    error = named(lambda: pull_bank(REPO, cache_dir=home / "cache"))
+    assert isinstance(error, HubError)
+    assert REPO in str(error)
+    assert isinstance(named(lambda: push_bank(bank, REPO, token=ALICE)), HubError)
+
+
+# -- time and size -------------------------------------------------------------------------------------------------------------
+
+
+class Endless:
+    """A body that goes on until the client leaves; it counts what it has sent."""
+
+    def __init__(self, piece: bytes, every_s: float = 0.0, most: int = 2 << 30) -> None:
+        self.piece, self.every_s, self.most, self.sent = piece, every_s, most, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        while self.sent < self.most:
+            self.sent += len(self.piece)
+            yield self.piece
+            time.sleep(self.every_s)
+
+    def forge(self, answer: Answer) -> Answer:
+        kept = {name: value for name, value in answer.headers.items() if name != "Location"}
+        return Answer(200, kept, endless=self)
+
+
+@pytest.mark.parametrize("name", ["bank.json", "backbone.safetensors"])
+def test_a_download_stops_at_the_listed_size(lfs_hub: Hub, bank: ExpertBank, home: Path, name: str) -> None:
+    push_bank(bank, REPO, token=ALICE)
+    body = Endless(b"\0" * 100_000)
+    lfs_hub.forge(f"GET .*/resolve/.*{name}", body.forge)
+    error = named(lambda: pull_bank(REPO, cache_dir=home / "cache"))
+    assert f"{name} arrived damaged twice: more bytes are sent than the" in str(error)
+    assert body.sent < 30 << 20  # of 2 GB: what fits into the buffers of two connections
+    assert max((len(content) for content in tree(home / "cache").values()), default=0) <= 100_000
+
+
+def test_an_announced_size_is_compared_before_anything_is_read(lfs_hub: Hub, bank: ExpertBank, home: Path) -> None:
+    push_bank(bank, REPO, token=ALICE)
+    lfs_hub.forge("GET .*/resolve/.*bank.json", lambda answer: Answer(200, body=b"\0" * 5_000_000))
+    assert "more bytes are sent" in str(named(lambda: pull_bank(REPO, cache_dir=home / "cache")))
+
+
+def test_a_listing_without_an_end(lfs_hub: Hub, bank: ExpertBank, home: Path) -> None:
+    push_bank(bank, REPO, token=ALICE)
+    body = Endless(b" " * 100_000)
+    lfs_hub.forge(LISTING, body.forge)
+    assert "is longer than the 16 MB that are read" in str(named(lambda: pull_bank(REPO, cache_dir=home / "cache")))
+    assert body.sent < 60 << 20
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M3DT_HUB_TIMEOUT", "0.2")
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("where", [LISTING, "GET .*/resolve/.*bank.json", "GET .*/resolve/.*backbone"])
+def test_a_byte_now_and_then_is_not_enough(lfs_hub: Hub, bank: ExpertBank, home: Path, where: str) -> None:
+    push_bank(bank, REPO, token=ALICE)
+    lfs_hub.forge(where, Endless(b" ", every_s=0.05, most=400).forge)
+    began = time.monotonic()
+    error = named(lambda: pull_bank(REPO, cache_dir=home / "cache"))
+    assert "fewer than 1,000 bytes a second" in str(error)
+    assert "M3DT_HUB_MIN_SPEED" in str(error)
+    assert time.monotonic() - began < 8
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_slow_connection_is_allowed_for(lfs_hub: Hub, bank: ExpertBank, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push_bank(bank, REPO, token=ALICE)
+    content = lfs_hub.read("models", REPO, "bank.json")
+    pieces = [content[i : i + 100] for i in range(0, len(content), 100)]
+
+    def slowly(answer: Answer) -> Answer:
+        return Answer(200, endless=(time.sleep(0.05) or piece for piece in pieces))
+
+    lfs_hub.forge("GET .*/resolve/.*bank.json", slowly)
+    monkeypatch.setenv("M3DT_HUB_MIN_SPEED", "0")
+    assert pull_bank(REPO, cache_dir=home / "cache").bank.manifest == bank.manifest
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("step", ["GET /api/models/alice/bank[?]", "GET .*/refs", "POST .*/create", "POST .*/tag/"])
+def test_a_server_that_does_not_answer(lfs_hub: Hub, bank: ExpertBank, step: str) -> None:
+    """For a minute: it is asked as often as after any lost connection, and then given up."""
+    awake = threading.Event()
+    lfs_hub.before(step, lambda: awake.wait(30), times=None)
+    began = time.monotonic()
+    try:
+        error = named(lambda: push_bank(bank, REPO, token=ALICE))
+    finally:
+        awake.set()
+    assert isinstance(error, HubError)
+    assert time.monotonic() - began < 10
+
+
+def test_the_settings_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("M3DT_HUB_TIMEOUT", "0"), ("M3DT_HUB_TIMEOUT", "nan"), ("M3DT_HUB_MIN_SPEED", "fast")):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, text)
+            with pytest.raises(M3DTError, match=f"{name} must be a number.*{text}"):
+                HubRepo(REPO, "model")
