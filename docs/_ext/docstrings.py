@@ -1,7 +1,8 @@
 """Docstrings for the reference: written for a reader of the code, in light Markdown; turned into reStructuredText here.
 
 What is between single backticks becomes code. An indented block that is not a section of Google's style (Args, Raises, …) is a
-drawing, a table or a session: it becomes a literal block. Characters that mean something else in reStructuredText are escaped.
+drawing, a table or a session: it becomes a literal block. Lines "name: what it is", continued with an indent, become a list.
+Characters that mean something else in reStructuredText are escaped.
 
 The build ends with a check: every public name of every documented module has an entry.
 """
@@ -31,6 +32,7 @@ PAGES = Path(__file__).parents[1] / "api"
 _LONGEST_VALUE = 160  # characters
 _SECTION = re.compile(r"^(Args|Arguments|Attributes|Raises|Returns|Yields|Note|Warning|Keyword Args):$")
 _ITEM = re.compile(r"^(- |\d+\. )")
+_NAME = re.compile(r"^\w[\w, -]*: \S")
 _COLUMNS = re.compile(r"\S {2,}\S")
 _CODE = re.compile(r"(``[^`]+``|`[^`\n]+`)")
 
@@ -50,6 +52,8 @@ def to_restructured_text(lines: list[str]) -> list[str]:
             out += ["", "::", "", *("    " + line for line in block), ""]
         elif _SECTION.match(block[0]):
             out += ["", *block[:1], *_inline(block[1:])]
+        elif _explains_names(block):
+            out += ["", *_inline(_as_items(block)), ""]
         else:
             if _ITEM.match(block[0]) and out and out[-1] and not _ITEM.match(out[-1]) and not out[-1].startswith(" "):
                 out.append("")
@@ -63,7 +67,7 @@ def _block(lines: list[str], start: int) -> list[str]:
         return []
     first, end = lines[start], start + 1
     indented = first.startswith(" ")
-    section = _SECTION.match(first)
+    section, continues = _SECTION.match(first), _ITEM.match(first) or _NAME.match(first)
     while end < len(lines):
         line = lines[end]
         if not line.strip():
@@ -73,10 +77,20 @@ def _block(lines: list[str], start: int) -> list[str]:
         elif indented or section:
             if not line.startswith(" "):
                 break
-        elif _ITEM.match(line) or _SECTION.match(line) or (line.startswith(" ") and not _ITEM.match(first)):
+        elif _ITEM.match(line) or _SECTION.match(line) or (line.startswith(" ") and not continues):
             break
         end += 1
     return lines[start:end]
+
+
+def _explains_names(block: list[str]) -> bool:
+    """Whether a block consists of lines "name: what it is", of which some are continued with an indent."""
+    return all(_NAME.match(line) or line.startswith(" ") for line in block) and any(line.startswith(" ") for line in block)
+
+
+def _as_items(lines: list[str]) -> list[str]:
+    """Lines with a hanging indent, as a list: each line that is not indented begins an item."""
+    return ["  " + line.strip() if line.startswith(" ") else "- " + line for line in lines]
 
 
 def _continues_item(out: list[str]) -> bool:
