@@ -20,8 +20,9 @@ from typing import Any
 from tqdm import tqdm
 
 from m3dt_agent.data.episodes import Episode, dataset_id, dataset_path, write_dataset
-from m3dt_agent.data.kept import Totals, is_kept, totals_from_metadata, totals_to_metadata
+from m3dt_agent.data.kept import Totals, is_kept, number_in, totals_from_metadata, totals_to_metadata
 from m3dt_agent.data.validation import PROMPT_EPISODES, read_metadata
+from m3dt_agent.disk import path_errors, user_path
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.hub.published.episodes import Listing, PublishedTask
 from m3dt_agent.hub.published.formats import FORMATS
@@ -81,14 +82,16 @@ def import_datasets(
             does not fit its task (file and step named); or a dataset of that name that was made from something else and not
             `overwrite`.
         DiskSpaceError: the disk is full.
+        PathError: a file cannot be read, or `root` cannot be written.
     """
     find = lookup(dict(FORMATS), format, "data format")
     wanted = None if tasks is None else resolve([tasks] if isinstance(tasks, str) else tasks)
-    path, root = Path(path).absolute(), Path(root)
-    if not path.exists():
-        raise DatasetError(f"{path} does not exist")
-    names = _choose(listing := find(path, wanted), path, wanted)
-    plans = [_plan(listing.open[name](), format, path, root, source) for name in names]
+    path, root = user_path(path).absolute(), user_path(root)
+    with path_errors(path):
+        if not path.exists():
+            raise DatasetError(f"{path} does not exist")
+        names = _choose(listing := find(path, wanted), path, wanted)
+        plans = [_plan(listing.open[name](), format, path, root, source) for name in names]
     kept = {plan.path: is_kept(plan.path, FINGERPRINT_KEY, plan.fingerprint, overwrite=overwrite) for plan in plans}
     with _progress_bar([plan for plan in plans if not kept[plan.path]], progress) as bar:
         return [_kept(plan) if kept[plan.path] else _write(plan, root, source, bar, overwrite=overwrite) for plan in plans]
@@ -179,6 +182,6 @@ def _summary(plan: _Plan, metadata: Mapping[str, Any], *, kept: bool) -> ImportS
         task=plan.found.task,
         path=plan.path,
         **totals_from_metadata(metadata),
-        clipped_actions=int(metadata["m3dt_clipped_actions"]),
+        clipped_actions=int(number_in(metadata, "m3dt_clipped_actions")),
         kept=kept,
     )

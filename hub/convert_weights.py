@@ -10,10 +10,10 @@ published/weight_files.py says what the folder holds, and published/weight_names
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +24,8 @@ from m3dt_agent.config import STAGES
 from m3dt_agent.data.prompts import make_prompts
 from m3dt_agent.data.stats import compute_statistics
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.disk import disk_space_errors, publish, require_new_folder, scratch_folder
+from m3dt_agent.disk import path_errors, publish, require_new_folder, scratch_folder, user_path
+from m3dt_agent.documents import read_document
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.hub.published.weight_files import read_published, write_published_files
 from m3dt_agent.hub.published.weight_names import from_published, published_config, to_published
@@ -53,9 +54,9 @@ def bank_from_published(
         UnknownTaskError: the groups name a task that does not exist.
         DiskSpaceError: no room.
     """
-    path = Path(path)
+    path = user_path(path)
     require_new_folder(path)
-    changes = {} if groups is None else {"groups": _read_groups(Path(groups))}
+    changes = {} if groups is None else {"groups": _read_groups(user_path(groups))}
     tensors = read_published(folder)
     config = published_config(tensors, n_heads=n_heads)
     has_router = any(name.startswith("router/") for name in tensors)
@@ -65,7 +66,7 @@ def bank_from_published(
     if has_router:
         files["router.safetensors"] = model.router_tensors()
     statistics, prompts = compute_statistics(data), make_prompts(data, config.prompt_length)
-    with disk_space_errors(path), scratch_folder(path.parent) as scratch:
+    with path_errors(path), scratch_folder(path.parent) as scratch:
         ExpertBank.create(scratch, config, data.tasks, statistics, prompts, data.config).commit(files, **changes)
         publish(scratch, path)
     return ExpertBank.open(path, check="sizes")
@@ -88,7 +89,7 @@ def write_published(source: ExpertBank | M3DT, folder: str | Path, *, allow_stan
         StageError: the bank has no backbone.
         DiskSpaceError: no room.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     require_new_folder(folder)
     bank = source if isinstance(source, ExpertBank) else None
     model = source.model() if isinstance(source, ExpertBank) else source
@@ -109,16 +110,22 @@ def write_published(source: ExpertBank | M3DT, folder: str | Path, *, allow_stan
     write_published_files(
         folder,
         {name: tensor for name, tensor in to_published(model).items() if name.partition("/")[0] in kept},
-        steps={stage: settings.get(stage, {}).get("steps", 0) for stage in STAGES},
-        seed=settings.get("backbone", {}).get("seed", 0),
+        steps={stage: _setting(settings, stage, "steps") for stage in STAGES},
+        seed=_setting(settings, "backbone", "seed"),
     )
+
+
+def _setting(settings: Mapping[str, Mapping[str, Any]], stage: str, name: str) -> int:
+    """A number that a stage was trained with; 0 if the bank does not say."""
+    value = settings.get(stage, {}).get(name, 0)
+    return value if type(value) is int and value >= 0 else 0
 
 
 def _read_groups(file: Path) -> dict[str, int]:
     """Reads task → expert from the authors' JSON, {"expert_<e>": [published task name, …]}."""
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        content = read_document(file, Any, ConfigError)
+    except ConfigError as error:
         raise ConfigError(f"{file} is not a JSON file of groups: {error}") from error
     published = {task.published_name: task.name for task in task_table.TASKS}
     groups: dict[str, int] = {}

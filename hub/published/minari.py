@@ -7,21 +7,23 @@ data/main_data.hdf5     a group for each episode
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from m3dt_agent.data.episodes import to_episode
-from m3dt_agent.data.validation import (
+from m3dt_agent.data.metadata import (
     METADATA_FILE,
     STEPS_FILE,
-    ScannedEpisode,
     count_problems,
+    origin_problems,
     read_metadata,
     read_prompt_episodes,
-    scan_episodes,
+    recorded_in,
 )
+from m3dt_agent.data.validation import ScannedEpisode, scan_episodes
 from m3dt_agent.errors import ConfigError, DatasetError
 from m3dt_agent.hub.published.episodes import (
     Listing,
@@ -32,6 +34,8 @@ from m3dt_agent.hub.published.episodes import (
     make_episode,
 )
 from m3dt_agent.tasks import TaskSpec
+
+log = logging.getLogger(__name__)
 
 
 def find_minari(path: Path, wanted: Wanted) -> Listing:
@@ -47,15 +51,19 @@ def find_minari(path: Path, wanted: Wanted) -> Listing:
 
 def _open_minari(task: TaskSpec, path: Path) -> PublishedTask:
     metadata = read_metadata(path)
-    if metadata.get("m3dt_task", task.name) != task.name:
-        raise DatasetError(f"{path} holds data of task {metadata['m3dt_task']!r}, not {task.name!r}")
+    if problems := origin_problems(metadata, task):
+        raise DatasetError(f"{path} cannot be imported for task {task.name!r}: {problems[0]}")
+    recorded = recorded_in(metadata)
+    if recorded not in (None, task.env_id):
+        log.warning("%s was recorded in %s; it is taken for data of task %s", path, recorded, task.name)
     stop = metadata.get("stop_after_success", 0)
-    if type(stop) is not int or stop < 0:
-        raise DatasetError(f"{path}: stop_after_success is {stop!r}; it must be an integer >= 0")
-    original = str(metadata.get("dataset_id", path.name))
+    if type(stop) is not int or not 0 <= stop <= task.max_episode_steps:
+        raise DatasetError(f"{path}: stop_after_success is {stop!r}; it must be an integer from 0 to {task.max_episode_steps}")
+    original = str(metadata.get("dataset_id", path.name))[:200]
     files = (path / METADATA_FILE, path / STEPS_FILE)
     read = functools.partial(_read_minari, task, path)
-    return PublishedTask(task, original, files, read, None, {"stop_after_success": stop})
+    origin = {} if recorded in (None, task.env_id) else {"m3dt_recorded_in": recorded}
+    return PublishedTask(task, original, files, read, None, {"stop_after_success": stop, **origin})
 
 
 def _read_minari(task: TaskSpec, path: Path) -> Iterator[PublishedEpisode]:
@@ -65,7 +73,7 @@ def _read_minari(task: TaskSpec, path: Path) -> Iterator[PublishedEpisode]:
     for scanned in scan_episodes(path, task):
         where = f"{path}, episode {scanned.index}"
         if not scanned.arrays:  # other problems, such as float64, may disappear in the conversion
-            raise DatasetError(f"{path}: {scanned.problems[0]}")
+            raise DatasetError(f"{path}, {scanned.problems[0]}")
         made = make_episode(where, task, _minari_arrays(scanned), seed=scanned.seed, is_prompt=scanned.index in prompts)
         episodes, steps = episodes + 1, steps + made.episode.length
         yield made

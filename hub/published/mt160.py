@@ -9,13 +9,13 @@ The last two files are the task's prompts. The final observation of an episode i
 from __future__ import annotations
 
 import functools
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from m3dt_agent.errors import DatasetError
+from m3dt_agent.hub.published.archives import read_npz, why_refused
 from m3dt_agent.hub.published.episodes import (
     MAX_EPISODES,
     Listing,
@@ -88,24 +88,6 @@ def _mt160_episode(task: TaskSpec, file: Path, *, is_prompt: bool) -> PublishedE
 
 def _load_npz(file: Path) -> dict[str, Numbers]:
     try:
-        return _unpack(file)
+        return read_npz(file, _NPZ_LIMIT)
     except Exception as error:  # a damaged archive raises almost anything
-        raise DatasetError(f"{file} cannot be read: {error}") from error
-
-
-def _unpacked_bytes(file: Path) -> int:
-    with zipfile.ZipFile(file) as archive:
-        return sum(info.file_size for info in archive.infolist())
-
-
-def _unpack(file: Path) -> dict[str, Numbers]:
-    loaded = np.load(file, allow_pickle=False)
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise ValueError("it holds one array, not an archive of named ones")
-    with loaded as archive:
-        if (n_bytes := _unpacked_bytes(file)) > _NPZ_LIMIT:
-            raise ValueError(f"it unpacks to {n_bytes / 1e6:,.0f} MB, which is too much for an episode")
-        arrays: dict[str, Numbers] = {name: archive[name] for name in archive.files}
-    if odd := [name for name, array in arrays.items() if array.dtype.kind not in "fiub"]:
-        raise ValueError(f"{odd[0]} is {arrays[odd[0]].dtype}, not an array of numbers")
-    return arrays
+        raise DatasetError(f"{file} cannot be read: {why_refused(error)}") from error

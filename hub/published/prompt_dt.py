@@ -33,6 +33,7 @@ from m3dt_agent.hub.published.safe_pickles import load_arrays
 from m3dt_agent.tasks import TASKS, TaskSpec
 
 _PROMPT_DT_FILE = re.compile(r"(ant_dir|cheetah_vel)-([0-9]+)-(prompt-)?\w+\.pkl")
+_KEYS = ("observations", "next_observations", "actions", "rewards", "terminals")
 
 
 def find_prompt_dt(path: Path, _: Wanted) -> Listing:
@@ -64,12 +65,12 @@ def _open_prompt_dt(task: TaskSpec, found: Sequence[tuple[Path, bool]]) -> Publi
 
 def _read_prompt_dt(task: TaskSpec, files: Sequence[tuple[Path, bool]]) -> Iterator[PublishedEpisode]:
     for file, is_prompt in files:
-        for i, arrays in enumerate(load_arrays(file)):
+        for i, arrays in enumerate(load_arrays(file, _KEYS)):
             yield _prompt_dt_episode(f"{file}, trajectory {i}", task, arrays, is_prompt=is_prompt)
 
 
 def _prompt_dt_episode(where: str, task: TaskSpec, arrays: Mapping[str, Numbers], *, is_prompt: bool) -> PublishedEpisode:
-    require_keys(where, arrays, ("observations", "next_observations", "actions", "rewards", "terminals"))
+    require_keys(where, arrays, _KEYS)
     observations, following = arrays["observations"], arrays["next_observations"]
     if observations.ndim != 2 or observations.shape != following.shape:
         found = f"observations is {observations.shape}, next_observations {following.shape}"

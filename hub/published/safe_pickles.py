@@ -6,27 +6,34 @@ substitute harmless classes of our own, and they refuse every other name. A pick
     numpy.dtype, numpy.ndarray, …multiarray._reconstruct, .scalar, …numeric._frombuffer, _codecs.encode    load_arrays
     tensordict….TensorDict, ._reductions._make_td, .utils._StringOnlyDict, __builtin__.set                 map_tensordict
 
-Even the real dtype and ndarray are unsafe: a crafted state sets false flags in a dtype, and numbers are then used as pointers.
+The unpickler is the one written in Python. The one in C takes as much memory as a pickle announces: for bytes that are not there,
+and for a memo of four billion entries. Even the real dtype and ndarray are unsafe: a crafted state sets false flags in a dtype,
+and numbers are then used as pointers.
 The names of TensorDicts are those in files saved by tensordict 0.1.2, 0.2.0, 0.2.1, 0.3.2, 0.5.0, 0.6.2, 0.9.1 and 0.15.3.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
-from collections.abc import Mapping
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m3dt_agent.errors import DatasetError
+from m3dt_agent.data.limits import MOST_NUMBERS
+from m3dt_agent.disk import open_regular
+from m3dt_agent.errors import DatasetError, PathError
+from m3dt_agent.hub.published.archives import check_torch_file, why_refused
 
 _NUMBER = re.compile(r"[<>|=]?[fiub][1248]")  # as numpy writes dtypes: float, integer, unsigned, bool, and their bytes
-_REFUSED = re.compile(r"GLOBAL (\S+)")  # how torch reports a name that it refuses
+_LARGEST_PICKLE = 1_000_000_000  # bytes; Prompt-DT's files have 80 MB
 
 
 class _Dtype:
@@ -76,28 +83,90 @@ for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
     _ADMITTED[f"{_core}.numeric._frombuffer"] = _frombuffer
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _ArrayUnpickler(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _ADMITTED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which arrays of numbers have no use for")
         return _ADMITTED[f"{module}.{name}"]
 
+    def load_build(self) -> None:
+        if not isinstance(self.stack[-2], (_Array, _Dtype)):  # else it would set attributes of a function of ours
+            raise pickle.UnpicklingError(f"it sets attributes of a {type(self.stack[-2]).__name__}")
+        super().load_build()
 
-def load_arrays(path: Path) -> list[dict[str, NDArray[Any]]]:
-    """Reads the pickled list of dictionaries at `path`; entries that are not arrays of numbers are left out.
+    def load_bytearray8(self) -> None:
+        self.append(bytearray(self.read(struct.unpack("<Q", self.read(8))[0])))  # as much as there is, not as is announced
+
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+class _Exactly:
+    """Reads from a file as much as is asked for, and says before it takes the memory if there is not so much."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._left = file, size
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self._left:
+            raise pickle.UnpicklingError("pickle data was truncated")
+        self._left -= size
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        line = self._file.readline()
+        self._left -= len(line)
+        return line
+
+
+def load_arrays(path: Path, names: Sequence[str]) -> list[dict[str, NDArray[Any]]]:
+    """Reads the pickled list of dictionaries at `path`: of each dictionary the arrays called `names`, those that it has.
+
+    A list of numbers, of arrays of one shape, or of lists of numbers is taken for the array that it could be.
 
     Raises:
-        DatasetError: the pickle names something other than arrays (the message says what), is cut short, or is not a list of
-            dictionaries.
+        DatasetError: the pickle names something other than arrays (the message says what), is cut short, too large, or is not a
+            list of dictionaries; or a value is no array of numbers.
     """
     try:
-        with path.open("rb") as file:
-            loaded = _ArrayUnpickler(file).load()
+        with open_regular(path) as file:
+            if (size := path.stat().st_size) > _LARGEST_PICKLE:
+                raise ValueError(f"it has {size:,} bytes; at most {_LARGEST_PICKLE:,} are read")
+            loaded = _ArrayUnpickler(_Exactly(file, size)).load()
     except Exception as error:  # a damaged pickle raises almost anything
-        raise DatasetError(f"{path} cannot be read: {error}") from error
+        known = isinstance(error, (pickle.UnpicklingError, ValueError, PathError))
+        raise DatasetError(f"{path} cannot be read: {error if known else f'it is damaged ({type(error).__name__})'}") from error
     if not isinstance(loaded, list) or not all(isinstance(entry, dict) for entry in loaded):
         raise DatasetError(f"{path} holds no list of dictionaries, but {type(loaded).__name__.lstrip('_')}")
-    return [{str(key): value.values for key, value in entry.items() if isinstance(value, _Array)} for entry in loaded]
+    return [
+        {name: _numbers(f"{path}, trajectory {i}: {name}", entry[name]) for name in names if name in entry}
+        for i, entry in enumerate(loaded)
+    ]
+
+
+def _numbers(where: str, value: object) -> NDArray[Any]:
+    if isinstance(value, _Array):
+        return value.values
+    if isinstance(value, (list, tuple)):
+        rows = [one.values if isinstance(one, _Array) else one for one in value]
+        if sum(map(_row_size, rows)) <= MOST_NUMBERS:
+            with contextlib.suppress(ValueError, TypeError, OverflowError):
+                array = np.asarray(rows)
+                if array.dtype.kind in "fiub":
+                    return array
+    raise DatasetError(
+        f"{where} is a {type(value).__name__.lstrip('_')} that is no array of numbers, nor a list that makes one"
+    )
+
+
+def _row_size(row: object) -> int:
+    """How many numbers a row has; more than may be read if it is not made of numbers."""
+    if isinstance(row, np.ndarray):
+        return row.size
+    parts = row if isinstance(row, (list, tuple)) else [row]
+    return len(parts) if all(isinstance(one, (int, float)) for one in parts) else MOST_NUMBERS + 1
 
 
 class _TensorDict:
@@ -132,12 +201,12 @@ def map_tensordict(path: Path) -> Mapping[str, Tensor]:
             message says what).
     """
     try:
+        if not check_torch_file(path):
+            raise ValueError("it is cut short, or torch.save did not write it")
         with torch.serialization.safe_globals(_STAND_INS):
             loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a damaged file raises almost anything
-        refused = _REFUSED.search(str(error))  # the rest of torch's message recommends loading the file unsafely
-        reason = f"it names {refused[1]}, which tensors have no use for" if refused else str(error).splitlines()[0]
-        raise DatasetError(f"{path} cannot be read: {reason}") from error
+        raise DatasetError(f"{path} cannot be read: {why_refused(error)}") from error
     state = loaded.state if isinstance(loaded, _TensorDict) else None
     tensors = state.get("_tensordict") if isinstance(state, dict) else None
     if not isinstance(tensors, dict):

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m3dt_agent.data.limits import MOST_NUMBERS
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.hub.published.episodes import (
     MAX_EPISODES,
@@ -78,6 +79,8 @@ def _map_steps(file: Path) -> _Steps:
     if len(episodes_and_rows) != 2 or any(shape != episodes_and_rows for shape in shapes) or 0 in episodes_and_rows:
         found = ", ".join(f"{key} {tuple(tensors[key].shape)}" for key in ("obs", "action", "reward", "task"))
         raise DatasetError(f"{file}: tensors must be (episodes, rows, …), reward and task (episodes, rows); got {found}")
+    if (largest := max(tensor[0].numel() for tensor in (steps.obs, steps.action))) > MOST_NUMBERS:
+        raise DatasetError(f"{file}: an episode has {largest:,} numbers; at most {MOST_NUMBERS:,} are read")
     if steps.task.is_floating_point() or steps.task.is_complex() or any(t.is_complex() for t in tensors.values()):
         raise DatasetError(f"{file}: task must hold integers and the others real numbers; task is {steps.task.dtype}")
     return steps

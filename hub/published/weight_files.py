@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
 from m3dt_agent.config import ModelConfig, Stage
-from m3dt_agent.disk import disk_space_errors, publish, scratch_folder
+from m3dt_agent.disk import path_errors, publish, scratch_folder, user_path
 from m3dt_agent.errors import BankError, ConfigError, ShapeError
+from m3dt_agent.hub.published.archives import check_torch_file, why_refused
 from m3dt_agent.hub.published.weight_names import published_config, published_shapes
 
 _KINDS = {
@@ -67,8 +66,9 @@ def read_published(folder: str | Path) -> dict[str, Tensor]:
         BankError: there is no backbone; there are several seeds, prefixes or groupings; an expert is missing; or a file holds
             anything but the tensors it should hold, all finite. The message names file and key.
     """
-    candidates = _candidates(Path(folder))
-    backbones, experts, mixtures = (_latest(found, kind, Path(folder)) for kind, found in candidates.items())
+    folder = user_path(folder)
+    candidates = _candidates(folder)
+    backbones, experts, mixtures = (_latest(found, kind, folder) for kind, found in candidates.items())
     if not backbones:
         raise BankError(f"no backbone in {folder} or its subfolders: no file prompt_model_<prefix>_iter_<N>_seed<seed>")
     tensors = _read_backbone(backbones[0])
@@ -97,7 +97,7 @@ def write_published_files(folder: Path, tensors: Mapping[str, Tensor], *, steps:
     Raises:
         DiskSpaceError: no room.
     """
-    with disk_space_errors(folder), scratch_folder(folder.parent) as scratch:
+    with path_errors(folder), scratch_folder(folder.parent) as scratch:
         for name, content in _contents(tensors, steps, seed):
             _save(scratch / name, content)
         publish(scratch, folder)
@@ -219,21 +219,12 @@ def _require_agreement(expert: Mapping[str, Tensor], mixture: Mapping[str, Tenso
 
 def _load(path: Path) -> dict[object, object]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=check_torch_file(path))
     except Exception as error:  # a damaged or hostile file can make the reader raise anything
-        raise BankError(f"{path} is damaged or foreign: {_reason(error)}") from error
+        raise BankError(f"{path} is damaged or foreign: {why_refused(error)}") from error
     if not isinstance(content, dict):
         raise BankError(f"{path} must hold a dict; got {type(content).__name__}")
     return content
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong with a file, in one line; torch's own message advises to switch `weights_only` off, which executes it."""
-    if named := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it names {named[1]}, and nothing but tensors is read"
-    if isinstance(error, UnpicklingError):
-        return "torch.save did not write it"
-    return f"{type(error).__name__} {str(error).partition(chr(10))[0]}".rstrip()
 
 
 def _blocks(path: Path) -> dict[str, object]:

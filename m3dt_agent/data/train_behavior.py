@@ -169,13 +169,8 @@ class _TrainingEnv(gym.Wrapper[Float32Array, Float32Array, Float32Array, Float32
 
     def step(self, action: Float32Array) -> tuple[Float32Array, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return (
-            goal_features(self._task, observation),
-            self._shaping(observation.copy(), float(reward)),
-            terminated,
-            truncated,
-            info,
-        )
+        reward = self._shaping(observation.copy(), float(reward))
+        return goal_features(self._task, observation), reward, terminated, truncated, info
 
 
 def _make_model(env: gym.Env[Float32Array, Float32Array], config: BehaviorTrainingConfig, seed: int) -> Any:

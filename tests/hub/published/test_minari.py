@@ -66,6 +66,11 @@ def test_minari(tmp_path: Path, foreign: Path) -> None:
     for names in (None, ["reach", "push"]):
         with pytest.raises(ConfigError, match="exactly one task"):
             import_datasets("minari", foreign, tmp_path / "root", names)
+    with pytest.raises(DatasetError, match="recorded in M3DT/reach-v0: it holds data of task 'reach', not 'walker-run'"):
+        import_datasets("minari", foreign, tmp_path / "root", ["walker-run"])
+    file = foreign / "data" / "metadata.json"
+    without = {key: value for key, value in json.loads(file.read_text()).items() if key != "env_spec"}
+    file.write_text(json.dumps(without))
     with pytest.raises(DatasetError, match=r"human-v0, episode 0: observations is \(21, 39\); it must be \(21, 24\)"):
         import_datasets("minari", foreign, tmp_path / "root", ["walker-run"])
 

@@ -87,7 +87,7 @@ NPZ_PROBLEMS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no observations": (change("observations", lambda x: None), r"1\.npz: observations missing; it has actions, dones, rew"),
     "no dones": (change("dones", lambda x: None), r"1\.npz: terminals missing"),
     "text": (change("timesteps", lambda x: np.array(["a"])), r"1\.npz cannot be read: timesteps is <U1, not an array of numb"),
-    "objects": (change("timesteps", lambda x: np.array([None])), r"1\.npz cannot be read: Object arrays cannot be loaded"),
+    "objects": (change("timesteps", lambda x: np.array([None])), r"1\.npz cannot be read: timesteps is object, not an arr"),
     "cut short": (lambda file: file.write_bytes(file.read_bytes()[:900]), r"1\.npz cannot be read: "),
     "empty": (lambda file: file.write_bytes(b""), r"1\.npz cannot be read: "),
     "one array": (lambda file: np.save(file.open("wb"), np.zeros(3)), r"1\.npz cannot be read: it holds one array"),
