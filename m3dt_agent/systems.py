@@ -82,6 +82,11 @@ def memory_bytes() -> int:
         return 1 << 40
 
 
+def user_id() -> int:
+    """The number of this process's user, who owns what it writes; 0 on Windows, which owns files by other means."""
+    return os.getuid() if hasattr(os, "getuid") else 0
+
+
 def flush(path: Path) -> None:
     """Waits until a file's content, or the renames made in a folder, would survive a power failure."""
     if os.name == "nt" and path.is_dir():

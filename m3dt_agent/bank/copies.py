@@ -8,10 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..disk import disk_space_errors, publish, require_new_folder, scratch_folder
+from ..disk import path_errors, publish, require_new_folder, scratch_folder
+from .journal import current_file, read_weights
 from .manifest import Manifest
-from .storage import Storage, as_stored, as_used, holds_weights
-from .tensor_files import FileRecord, read_content, read_tensors, write_tensors
+from .storage import Storage, as_stored, holds_weights
+from .tensor_files import FileRecord, read_content, write_tensors
 
 
 def copy_bank(source: Path, manifest: Manifest, target: Path, storage: Storage) -> None:
@@ -21,16 +22,15 @@ def copy_bank(source: Path, manifest: Manifest, target: Path, storage: Storage) 
 
     Raises:
         BankError: `target` exists and is not an empty folder, or a file of the source is missing or damaged.
-        ConfigError: no such storage. DiskSpaceError: no room.
+        ConfigError: no such storage. DiskSpaceError: no room. PathError: nothing can be written there.
     """
     copied = dataclasses.replace(manifest, storage=storage).checked()
 
     def copy(name: str, to: Path) -> FileRecord:
         if storage != manifest.storage and holds_weights(name):
-            tensors = as_used(source / name, read_tensors(source / name, manifest.files[name]), manifest.storage)
-            return write_tensors(to, as_stored(name, tensors, storage))
+            return write_tensors(to, as_stored(name, read_weights(source, name, manifest), storage))
         to.parent.mkdir(exist_ok=True)
-        to.write_bytes(read_content(source / name, manifest.files[name]).data)
+        to.write_bytes(read_content(current_file(source, name), manifest.files[name]).data)
         return manifest.files[name]
 
     _write_folder(target, copied, manifest.files, copy)
@@ -40,14 +40,14 @@ def write_bank(target: Path, manifest: Manifest, files: Mapping[str, Callable[[]
     """Writes a new bank to `target`: `manifest` with these files. Each function gives its file's tensors when it is written.
 
     Raises:
-        BankError: `target` exists and is not an empty folder. DiskSpaceError: no room.
+        BankError: `target` exists and is not an empty folder. DiskSpaceError: no room. PathError: nothing can be written there.
     """
     _write_folder(target, manifest, files, lambda name, to: write_tensors(to, as_stored(name, files[name](), manifest.storage)))
 
 
 def _write_folder(target: Path, manifest: Manifest, names: Iterable[str], write: Callable[[str, Path], FileRecord]) -> None:
     require_new_folder(target)
-    with disk_space_errors(target), scratch_folder(target.parent) as scratch:
+    with path_errors(target), scratch_folder(target.parent) as scratch:
         records = {name: write(name, scratch / name) for name in sorted(names)}
         (scratch / "bank.json").write_text(dataclasses.replace(manifest, files=records).checked().to_json())
         publish(scratch, target)

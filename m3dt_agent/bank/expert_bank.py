@@ -21,9 +21,8 @@ a journal:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,23 @@ from .. import tasks as task_table
 from ..config import DataConfig, ModelConfig
 from ..data.prompts import Prompt, prompts_to_tensors
 from ..data.stats import TaskStatistics, statistics_to_tensors
+from ..disk import path_errors, user_path
 from ..errors import BankError, ConfigError, StageError
 from ..tasks import TaskSpec
 from .contents import BankContents
 from .copies import copy_bank, write_bank
-from .journal import JOURNAL, locked, read_manifest, refuse_strangers, roll_forward, verified_manifest, write_commit
+from .journal import (
+    JOURNAL,
+    finish_commit,
+    locked,
+    manifest_file,
+    read_manifest,
+    refuse_strangers,
+    verified_manifest,
+    write_commit,
+)
 from .manifest import Manifest, expert_file
+from .merging import merged_fields, require_same_bank
 from .storage import Storage
 from .tensor_files import Check
 
@@ -68,9 +78,9 @@ class ExpertBank(BankContents):
         Raises:
             BankError: there already is a bank at `path`, or safetensors files of something else.
             ConfigError: the statistics or prompts are of other tasks than `tasks`.
-            DiskSpaceError: no room.
+            DiskSpaceError: no room. PathError: the folder cannot be made or written to.
         """
-        path = Path(path)
+        path = user_path(path)
         if is_bank(path):
             raise BankError(f"there already is a bank at {path}; open it, or choose another folder")
         names = tuple(spec.name for spec in task_table.resolve(tasks))
@@ -78,8 +88,9 @@ class ExpertBank(BankContents):
             if set(found) != set(names):
                 raise ConfigError(f"{what} must be those of the bank's tasks; they differ in {sorted(set(found) ^ set(names))}")
         bank = cls(path, Manifest(config, data_config, names))
-        path.mkdir(parents=True, exist_ok=True)
-        refuse_strangers(path, bank.manifest)
+        with path_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            refuse_strangers(path, bank.manifest)
         ordered_statistics = {name: statistics[name] for name in names}
         ordered_prompts = {name: prompts[name] for name in names}
         bank.commit(
@@ -103,16 +114,16 @@ class ExpertBank(BankContents):
 
         Args:
             experts: open it as if it had only these; the files of the others need not exist. None: all of the bank's.
-            read_only: refuse whatever would change it.
+            read_only: write nothing, and refuse whatever would change it. An interrupted commit is read as if it were finished.
             check: "sizes" only checks that each file exists with the expected size; for callers about to read the files, since
                 `read`, `model` and `copy_to` verify what they read.
 
         Raises:
             BankError: there is no bank, or a file is missing, damaged or foreign; the message names it.
-            ConfigError: experts that the bank does not have.
+            ConfigError: experts that the bank does not have. PathError: the folder cannot be used.
         """
-        path, chosen = Path(path), None if experts is None else tuple(experts)
-        return cls(path, verified_manifest(path, chosen, check), chosen, read_only=read_only)
+        path, chosen = user_path(path), None if experts is None else tuple(experts)
+        return cls(path, verified_manifest(path, chosen, check, read_only=read_only), chosen, read_only=read_only)
 
     def refresh(self, *, check: Check = "contents") -> None:
         """Takes over what other processes have committed since, checked as in `open`.
@@ -120,7 +131,7 @@ class ExpertBank(BankContents):
         Raises:
             BankError: as `open`.
         """
-        self.manifest = verified_manifest(self.path, self._experts, check)
+        self.manifest = verified_manifest(self.path, self._experts, check, read_only=self._read_only)
 
     def require_writable(self) -> None:
         """Checks that the bank may be changed.
@@ -142,31 +153,56 @@ class ExpertBank(BankContents):
             BankError: as `open`, or another process changed the bank at this moment.
         """
         self.refresh()
-        with locked(self.path, fcntl.LOCK_SH):
-            now = read_manifest(self.path / "bank.json")
-            if (self.path / JOURNAL).exists() or self.manifest != (
-                now if self._experts is None else now.with_experts(self._experts)
-            ):
+        with locked(self.path, shared=True):
+            now = self._seen(read_manifest(manifest_file(self.path)))
+            if self.manifest != now or not (self._read_only or manifest_file(self.path).name == "bank.json"):
                 raise BankError(f"bank {self.path} was changed by another process just now; try again")
             yield
 
     def commit(self, files: Mapping[str, Mapping[str, Tensor]], **changes: Any) -> None:
         """Replaces files and manifest fields atomically: after a kill, all of the change is there or none.
 
+        What other processes have committed since this bank was opened stays, also the records of other stages.
+
         Args:
             files: file name (see the module's drawing) → tensors; weights are converted to the bank's storage.
             changes: fields of `Manifest` (groups, grouping, stages).
 
         Raises:
-            ConfigError: a file name or field that banks do not have. BankError: the bank is read-only.
-            DiskSpaceError: no room; the bank is as before.
+            ConfigError: a file name or field that banks do not have.
+            BankError: the bank is read-only, or another process has changed the same file or field otherwise.
+            DiskSpaceError: no room. PathError: nothing can be written there. In each case the bank is as before.
+        """
+        self.update(lambda now: (files, merged_fields(self.manifest, now, changes, self.path)))
+
+    def update(self, make: Callable[[Manifest], tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]]]) -> None:
+        """Commits the files and fields that `make` returns for the manifest as it is now; it cannot change meanwhile.
+
+        Raises:
+            As `commit`.
         """
         self.require_writable()
-        with locked(self.path, fcntl.LOCK_EX):
-            if (self.path / JOURNAL).exists():  # an earlier commit counts, but was interrupted in its last step
-                roll_forward(self.path)
-                self.manifest = read_manifest(self.path / "bank.json")
-            self.manifest = write_commit(self.path, self.manifest, files, changes)
+        with path_errors(self.path), locked(self.path):
+            finish_commit(self.path)
+            now = self._manifest_now()
+            files, changes = make(now)
+            new = write_commit(self.path, now, files, changes, self.manifest.files)
+        if self._experts is not None:
+            self._experts = tuple(e for e in new.finished_experts if e in self._experts or expert_file(e) in files)
+        self.manifest = self._seen(new)
+
+    def _manifest_now(self) -> Manifest:
+        """The manifest on disk; before the first commit of `create` there is none. Under the lock."""
+        if not self.manifest.files:
+            if is_bank(self.path):
+                raise BankError(f"there already is a bank at {self.path}; open it, or choose another folder")
+            return self.manifest
+        now = read_manifest(self.path / "bank.json")
+        require_same_bank(self.manifest, now, self.path)
+        return now
+
+    def _seen(self, whole: Manifest) -> Manifest:
+        return whole if self._experts is None else whole.with_experts(self._experts)
 
     def copy_to(self, path: str | Path, *, storage: Storage | None = None) -> ExpertBank:
         """Copies the bank, without resume/ and logs/, to the folder `path`, whole or not at all. Verifies what it reads.
@@ -178,7 +214,8 @@ class ExpertBank(BankContents):
             BankError: `path` exists and is not an empty folder, or a file of this bank is damaged.
             ConfigError: no such storage. DiskSpaceError: no room.
         """
-        copy_bank(self.path, self.manifest, Path(path), storage or self.storage)
+        path = user_path(path)
+        copy_bank(self.path, self.manifest, path, storage or self.storage)
         return ExpertBank.open(path, check="sizes")
 
     def for_tasks(self, path: str | Path, tasks: Sequence[TaskSpec | str]) -> ExpertBank:
@@ -195,8 +232,9 @@ class ExpertBank(BankContents):
         if not (self.is_done("backbone") and self.is_done("experts")):
             raise StageError(f"bank {self.path} lacks its backbone or some experts, so no router can be fitted to it yet")
         statistics, prompts = {name: self.statistics[name] for name in names}, {name: self.prompts[name] for name in names}
+        path = user_path(path)
         write_bank(
-            Path(path),
+            path,
             self.manifest.for_tasks(names),
             {
                 "statistics.safetensors": lambda: statistics_to_tensors(statistics),
@@ -209,5 +247,10 @@ class ExpertBank(BankContents):
 
 
 def is_bank(path: Path) -> bool:
-    """Whether there is a bank at `path`, trained or not."""
-    return any((path / name).exists() for name in ("bank.json", JOURNAL))
+    """Whether there is a bank at `path`, trained or not.
+
+    Raises:
+        PathError: nobody may look.
+    """
+    with path_errors(path):
+        return any((path / name).exists() for name in ("bank.json", JOURNAL))

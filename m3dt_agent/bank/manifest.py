@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from .. import tasks as task_table
-from ..config import STAGES, DataConfig, ModelConfig, from_dict
+from ..config import STAGE_CONFIGS, STAGES, DataConfig, ModelConfig
+from ..documents import checked_shape, read_document
 from ..errors import BankError, ConfigError, M3DTError
 from .storage import STORAGES, Storage
 from .tensor_files import FileRecord
@@ -21,6 +22,8 @@ FORMAT_VERSIONS: dict[Storage, int] = {"float32": 1, "bfloat16": 2}
 others by their number. A float32 bank stays at version 1, so that they can read it and its hash does not change."""
 # [0-9], because \d also matches the digits of other scripts: a second spelling of an expert's number would count as an expert
 _FILE_NAME = re.compile(r"(backbone|router|statistics|prompts|experts/[0-9]{3})\.safetensors")
+_MAX_THREADS = 1024
+"""More CPU threads than any machine gives torch a use for; a bank's record decides how many a continued stage starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,31 +55,28 @@ class Manifest:
         return json.dumps({"format": "m3dt-bank", "format_version": version, **self.to_dict()}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str, where: Path) -> Manifest:
-        """Reads and checks the manifest in `text`; `where` is named in errors.
+    def from_json(cls, text: str | bytes | Path, where: Path) -> Manifest:
+        """Reads and checks the manifest in `text`, or in the file at this path; `where` is named in errors.
 
         Raises:
             BankError: it is not a bank's manifest, has a newer format, or contradicts itself.
         """
+        values = read_document(text, dict[str, Any], BankError, name=where)
+        if values.pop("format", None) != "m3dt-bank":
+            raise BankError(f"{where} is damaged or foreign: it is not an m3dt-bank")
+        if (version := values.pop("format_version", None)) not in FORMAT_VERSIONS.values():
+            known = " and ".join(map(str, FORMAT_VERSIONS.values()))
+            raise BankError(
+                f"{where} is damaged or foreign: format version {version!r}; this version of m3dt-agent reads {known}"
+            )
+        manifest: Manifest = checked_shape(values, cls, BankError, name=where)
         try:
-            values = json.loads(text)
-            if values.pop("format") != "m3dt-bank":
-                raise ConfigError("it is not an m3dt-bank")
-            if (version := values.pop("format_version")) not in FORMAT_VERSIONS.values():
-                known = " and ".join(map(str, FORMAT_VERSIONS.values()))
-                raise ConfigError(f"format version {version!r}; this version of m3dt-agent reads {known}")
-            manifest = from_dict(cls, values)
-            if version != FORMAT_VERSIONS.get(manifest.storage):
+            if version != FORMAT_VERSIONS[manifest.storage]:
                 valid = ", ".join(f"{number} goes with {storage}" for storage, number in FORMAT_VERSIONS.items())
                 raise ConfigError(f"format version {version} with weights stored as {manifest.storage!r}; {valid}")
-            return dataclasses.replace(
-                manifest,
-                model=from_dict(ModelConfig, values["model"]),
-                data=from_dict(DataConfig, values["data"]),
-                tasks=tuple(task_table.get(name).name for name in values["tasks"]),
-                files={name: FileRecord(**record) for name, record in values["files"].items()},
-            ).checked()
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, M3DTError) as error:
+            _check_stages(manifest.stages)
+            return manifest.checked()
+        except M3DTError as error:
             raise BankError(f"{where} is damaged or foreign: {error}") from error
 
     @property
@@ -118,6 +118,10 @@ class Manifest:
                 raise ConfigError(f"it lists {name!r} but has n_experts={self.model.n_experts}")
         if missing := [f"{name}.safetensors" for name in ("statistics", "prompts") if f"{name}.safetensors" not in self.files]:
             raise ConfigError(f"it does not list {', '.join(missing)}")
+        for name in self.tasks:
+            task_table.get(name)
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ConfigError("it must name at least one task, and none twice")
         if unknown := set(self.stages) - set(STAGES):
             raise ConfigError(f"it has stages {sorted(unknown)}; there are {', '.join(STAGES)}")
         if self.storage not in STORAGES:
@@ -140,6 +144,23 @@ def check_groups(groups: Mapping[str, int], tasks: Sequence[str], n_experts: int
         raise ConfigError(f"groups must name experts 0 … {n_experts - 1}; got {wrong}")
     if empty := sorted(set(range(n_experts)) - set(groups.values()) - trained):
         raise ConfigError(f"no group may be empty; experts {empty} have no task to be trained on")
+
+
+def _check_stages(stages: Mapping[str, Mapping[str, Any]]) -> None:
+    """Checks the types of what is known of the records of stages; a later version of this package may have more.
+
+    Raises:
+        ConfigError: a value of another type; the message names its place.
+    """
+    for stage, record in stages.items():
+        place, config = f"stages.{stage}", checked_shape(record.get("config", {}), dict[str, Any], ConfigError, name=stage)
+        threads = checked_shape(record.get("threads", 1), int, ConfigError, name=f"{place}.threads")
+        if not 1 <= threads <= _MAX_THREADS:
+            raise ConfigError(f"{place}.threads must be in 1 … {_MAX_THREADS}; got {threads}")
+        checked_shape(record.get("data", ""), str, ConfigError, name=f"{place}.data")
+        known = get_type_hints(STAGE_CONFIGS[stage]) if stage in STAGES else {}
+        for name in set(config) & set(known):
+            checked_shape(config[name], known[name], ConfigError, name=f"{place}.config.{name}")
 
 
 def is_bank_file(name: str) -> bool:

@@ -9,7 +9,6 @@ Jobs in processes of this machine open the bank where it is, without a copy.
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..disk import disk_space_errors, file_lock, publish, scratch_folder
+from ..disk import file_lock, path_errors, publish, scratch_folder
 from ..errors import BankError
 from ..jobs import Engine, RayCluster
+from ..systems import user_id
 from .expert_bank import ExpertBank
 from .tensor_files import Check, read_content
 
@@ -45,7 +45,7 @@ class ShippedBank:
         """Opens the bank read-only, as if it had only `experts`. check: as in `ExpertBank.open`.
 
         Raises:
-            BankError: a file is damaged. DiskSpaceError: no room on this node.
+            BankError: a file is damaged. DiskSpaceError: no room on this node. PathError: nothing can be written there.
         """
         return ExpertBank.open(self.folder(), experts=self.experts, read_only=True, check=check)
 
@@ -63,7 +63,7 @@ class ShippedBank:
                 import ray
 
                 contents: Contents = ray.get(self.contents)
-                with disk_space_errors(folder), scratch_folder(folder.parent) as scratch:
+                with path_errors(folder), scratch_folder(folder.parent) as scratch:
                     for name, content in contents.items():
                         (scratch / name).parent.mkdir(exist_ok=True)
                         content.tofile(scratch / name)
@@ -85,7 +85,7 @@ def ship(bank: ExpertBank, engine: Engine, experts: Iterable[int] | None = None)
         return ShippedBank(bank.path.absolute(), chosen, key, None)
     import ray
 
-    contents = {name: read_content(bank.path / name, record) for name, record in manifest.files.items()}
+    contents = {name: read_content(bank.file(name), record) for name, record in manifest.files.items()}
     return ShippedBank(bank.path.absolute(), chosen, key, ray.put({**contents, "bank.json": np.frombuffer(text, np.uint8)}))
 
 
@@ -93,10 +93,12 @@ def node_folder() -> Path:
     """Where this node keeps the banks it was sent: one folder per user, in the system's temporary folder.
 
     Raises:
-        BankError: a folder of this name belongs to another user.
+        BankError: a folder of this name belongs to another user, or is a link. PathError: it cannot be made.
     """
-    folder = Path(tempfile.gettempdir()) / f"m3dt-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    folder = Path(tempfile.gettempdir()) / f"m3dt-{user_id()}"
+    with path_errors(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        owner = folder.lstat().st_uid
+    if folder.is_symlink() or owner != user_id():
         raise BankError(f"{folder} belongs to another user, so its content cannot be trusted; set TMPDIR to another folder")
     return folder

@@ -13,20 +13,23 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..disk import disk_space_errors
-from ..errors import BankError
+from ..disk import open_regular, path_errors
+from ..documents import MAX_BYTES, checked_shape, read_document
+from ..errors import BankError, ConfigError, PathError
 from ..machine import usable_cores
+from ..systems import memory_bytes
 
 _DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16"}
 _DTYPES |= {torch.bool: "BOOL", torch.uint8: "U8"}
@@ -36,36 +39,54 @@ Check = Literal["contents", "sizes"]
 """How files are checked: by their sha256, or only that they exist with the recorded size."""
 _BLOCK = 1 << 20
 _MAX_THREADS = 8
+_SHA256 = re.compile("[0-9a-f]{64}")
+_MAX_FILE_BYTES = 1 << 40
+"""A terabyte: the largest file of the paper's bank has 0.03 GB, and with 48 experts all of them have 0.7 GB."""
+_MAX_DIMENSIONS = 8
+MAX_HEADER_BYTES = MAX_BYTES
+"""The longest header that is read: some 40,000 tensors. The prompts of 160 tasks have 1,280."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What a manifest records of one file. sha256: as hexadecimal digits."""
+    """What a manifest records of one file. sha256: as 64 hexadecimal digits.
+
+    Raises:
+        ConfigError: another text, or a size that no file has.
+    """
 
     sha256: str
     bytes: int
+
+    def __post_init__(self) -> None:
+        if _SHA256.fullmatch(self.sha256) is None:
+            raise ConfigError(f"sha256 must be 64 hexadecimal digits; got {self.sha256!r:.100}")
+        if not 0 <= self.bytes <= _MAX_FILE_BYTES:
+            raise ConfigError(f"bytes must be in 0 … {_MAX_FILE_BYTES:,}; got {self.bytes!r:.100}")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
     """Writes a safetensors file and flushes it to disk. A kill can leave half of it, so nothing may read `path` yet.
 
     Raises:
-        DiskSpaceError: no room; nothing is left at `path`.
+        DiskSpaceError: no room; nothing is left at `path`. PathError: nothing can be written there.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # widest first: data stay aligned
     digest, size = hashlib.sha256(), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with disk_space_errors(path), path.open("wb") as file:
-            for part in _serialized(ordered):
-                file.write(part)
-                digest.update(part)
-                size += len(part)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
+    with path_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        raise
+        with path.open("xb") as file:  # x: never through a link that lies there
+            try:
+                for part in _serialized(ordered):
+                    file.write(part)
+                    digest.update(part)
+                    size += len(part)
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
     return FileRecord(digest.hexdigest(), size)
 
 
@@ -87,32 +108,52 @@ def verify(path: Path, record: FileRecord, check: Check = "contents") -> None:
     """Checks that the file at `path` is the one that `record` describes.
 
     Raises:
-        BankError: it is missing, truncated, altered or another bank's.
+        BankError: it is missing, truncated, altered, another bank's, or no regular file.
     """
-    if not path.is_file():
-        raise BankError(f"{path} is missing")
-    if check == "sizes":
-        _compare_size(path, record, path.stat().st_size)
-        return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with _opened(path, record) as file:
+        if check == "sizes":
+            return
+        digest = hashlib.sha256()
         while block := file.read(_BLOCK):
             digest.update(block)
-    _compare(path, record, digest.hexdigest(), path.stat().st_size)
+        _compare(path, record, digest.hexdigest(), file.tell())
 
 
 def read_content(path: Path, record: FileRecord) -> npt.NDArray[np.uint8]:
-    """Reads a file into memory and verifies these bytes.
+    """Reads a file into memory and verifies these bytes. Its size is compared before memory is taken.
 
     Raises:
-        BankError: as `verify`.
+        BankError: as `verify`, or this machine's memory is too small for the file.
     """
-    try:
-        content = np.fromfile(path, np.uint8)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise BankError(f"{path} is missing") from None
+    with _opened(path, record) as file:
+        require_memory(record.bytes, str(path))
+        content = np.fromfile(file, np.uint8, record.bytes)
     _compare(path, record, hashlib.sha256(content.data).hexdigest(), len(content))
     return content
+
+
+def require_memory(n_bytes: int, what: str) -> None:
+    """Checks that the machine has `n_bytes` of memory, free or not: what a stranger's file asks for may be any number.
+
+    Raises:
+        BankError: it has not.
+    """
+    if n_bytes > memory_bytes():
+        raise BankError(f"{what} needs {n_bytes / 1e9:,.1f} GB of memory; this machine has {memory_bytes() / 1e9:,.1f} GB")
+
+
+def _opened(path: Path, record: FileRecord) -> BinaryIO:
+    try:
+        file = open_regular(path)
+    except PathError as error:
+        missing = isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError))
+        raise BankError(f"{path} is missing" if missing else str(error)) from error
+    try:
+        _compare_size(path, record, os.fstat(file.fileno()).st_size)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def read_tensors(path: Path, record: FileRecord) -> dict[str, Tensor]:
@@ -137,24 +178,41 @@ def received_tensors(content: npt.NDArray[np.uint8], record: FileRecord, target:
 def _parsed(content: npt.NDArray[np.uint8], path: Path) -> dict[str, Tensor]:
     try:
         return _tensors_in(content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, BankError) as error:
         raise BankError(f"{path} is not a safetensors file: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What a header says of one tensor."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
 def _tensors_in(content: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
-    """Views of the tensors in a safetensors file's bytes. Other bytes raise any of the five errors that `_parsed` catches."""
+    """Views of the tensors in a safetensors file's bytes.
+
+    Raises:
+        ValueError, BankError: other bytes.
+    """
     length = int.from_bytes(content[:8].tobytes(), "little")
-    if len(content) < 8 + length:
-        raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
-    header = json.loads(content[8 : 8 + length].tobytes())
+    if len(content) < 8 + length or length > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes in a file of {len(content)}; at most {MAX_HEADER_BYTES:,} are read")
+    header = read_document(content[8 : 8 + length].tobytes(), dict[str, Any], BankError, name="its header")
     header.pop("__metadata__", None)
+    entries: dict[str, _Entry] = checked_shape(header, dict[str, _Entry], BankError, name="its header")
     data, found, end = torch.from_numpy(content)[8 + length :], {}, 0
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        dtype, shape, (begin, stop) = _READABLE[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        if any(type(n) is not int or n < 0 for n in (*shape, begin, stop)):
-            raise ValueError(f"{name} has shape {shape} and lies at {begin} … {stop}")
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        dtype, shape, (begin, stop) = _READABLE.get(entry.dtype), entry.shape, entry.data_offsets
+        if dtype is None:
+            raise ValueError(f"{name!r:.80} has dtype {entry.dtype!r:.20}")
+        if any(n < 0 for n in (*shape, begin, stop)) or len(shape) > _MAX_DIMENSIONS:
+            raise ValueError(f"{name!r:.80} has shape {shape!r:.80} and lies at {begin} … {stop}")
         if begin != end or stop - begin != math.prod(shape) * dtype.itemsize or stop > len(data):
-            raise ValueError(f"{name} of shape {shape} lies at {begin} … {stop} of {len(data)} bytes, after {end} of others")
+            where = f"{begin} … {stop} of {len(data)} bytes, after {end} of others"
+            raise ValueError(f"{name!r:.80} of shape {shape!r:.80} lies at {where}")
         part = data[begin:stop]
         aligned = part if (8 + length + begin) % dtype.itemsize == 0 else part.clone()
         found[name], end = aligned.view(dtype).view(shape), stop

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,11 +29,14 @@ from torch import Tensor
 
 from ..bank.tensor_files import FileRecord, read_tensors, verify, write_tensors
 from ..config import Stage
-from ..disk import disk_space_errors, flush, publish, scratch_folder
+from ..disk import own_path, path_errors, publish, scratch_folder
+from ..documents import checked_shape, read_document
 from ..errors import BankError
+from ..systems import flush, locked
 
 KEPT = 2
 """Checkpoints of a run on disk: the newest, and the one before it in case the newest is damaged."""
+_FILES = ("weights.safetensors", "optimizer.safetensors", "hooks.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +82,15 @@ def training_lock(bank: Path, *, shared: bool = False) -> Iterator[None]:
     """Holds the bank for training; a kill releases it. shared: others that share may train it too, in folders of their own.
 
     Raises:
-        BankError: another process trains it.
+        BankError: another process trains it. PathError: nothing can be written there, or resume/ leads out of the bank.
     """
-    (bank / "resume").mkdir(parents=True, exist_ok=True)
-    with (bank / "resume" / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BankError(f"another process is training bank {bank}; wait for it or stop it") from None
-        for abandoned in (bank / "resume").glob(".writing-*"):  # a killed process's: nobody else writes here
-            shutil.rmtree(abandoned, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        with path_errors(bank):
+            lock = own_path(bank, "resume/.lock")
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(locked(lock, shared=shared, wait=False, create=True))
+        if not held:
+            raise BankError(f"another process is training bank {bank}; wait for it or stop it")
         yield
 
 
@@ -99,10 +101,10 @@ def write_checkpoint(bank: Path, state: RunState, tensors: Mapping[str, Mapping[
         tensors: "weights", "optimizer", and "hooks" where there are any.
 
     Raises:
-        DiskSpaceError: no room; the older checkpoints are as before.
+        DiskSpaceError: no room. PathError: nothing can be written there. In either case the older checkpoints are as before.
     """
-    target = bank / "resume" / f"{state.run}-{state.step}"
-    with disk_space_errors(target), scratch_folder(target.parent) as scratch:
+    target = own_path(bank, f"resume/{state.run}-{state.step}")
+    with path_errors(target), scratch_folder(target.parent) as scratch:
         files = {f"{name}.safetensors": write_tensors(scratch / f"{name}.safetensors", part) for name, part in tensors.items()}
         (scratch / "state.json").write_text(_seal({"state": dataclasses.asdict(state), "files": _plain(files)}))
         flush(scratch)
@@ -149,15 +151,16 @@ def _folders(bank: Path, run: str) -> list[tuple[int, Path]]:
 
 def _parse(folder: Path) -> tuple[str, int]:
     run, _, step = folder.name.rpartition("-")
-    return (run, int(step)) if step.isdecimal() and folder.is_dir() else ("", -1)
+    return (run, int(step)) if re.fullmatch("[0-9]{1,18}", step) and folder.is_dir() else ("", -1)
 
 
 def _open(folder: Path) -> Checkpoint:
     content = _unseal(folder / "state.json")
-    files = {name: FileRecord(**record) for name, record in content["files"].items()}
-    for name, record in files.items():
+    for name, record in content.files.items():
+        if name not in _FILES:
+            raise BankError(f"{folder / 'state.json'} is damaged: it lists {name!r:.80}, which is not a file of a checkpoint")
         verify(folder / name, record)
-    return Checkpoint(folder, RunState(**content["state"]), files)
+    return Checkpoint(folder, content.state, content.files)
 
 
 def _plain(files: Mapping[str, FileRecord]) -> dict[str, dict[str, Any]]:
@@ -169,15 +172,18 @@ def _seal(content: dict[str, Any]) -> str:
     return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content})
 
 
-def _unseal(path: Path) -> dict[str, Any]:
-    try:
-        sealed = json.loads(path.read_text())
-        content: dict[str, Any] = sealed["content"]
-        text = json.dumps(content, sort_keys=True)
-        if hashlib.sha256(text.encode()).hexdigest() == sealed["sha256"]:
-            return content
-    except FileNotFoundError:
-        raise BankError(f"{path} is missing") from None
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise BankError(f"{path} is damaged")
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What `state.json` seals with its hash."""
+
+    state: RunState
+    files: dict[str, FileRecord]
+
+
+def _unseal(path: Path) -> _Content:
+    sealed = read_document(path, dict[str, Any], BankError)
+    content = sealed.get("content")
+    if hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() != sealed.get("sha256"):
+        raise BankError(f"{path} is damaged: its sha256 is another than it says")
+    found: _Content = checked_shape(content, _Content, BankError, name=path)
+    return found

@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from ..config import STAGES, Stage
-from ..disk import disk_space_errors, write_file
+from ..disk import disk_space_errors, own_path, path_errors, write_file
 from ..machine import is_quiet, shows_progress
 
 COLUMNS = ("step", "expert", "loss", "lr", "grad_norm", "conflict", "experts_kept", "seconds")
@@ -68,8 +68,12 @@ OnLog = Callable[[LogRecord], None]
 
 
 def log_file(bank: Path, stage: Stage) -> Path:
-    """The CSV log of a bank's stage."""
-    return bank / "logs" / f"{stage}.csv"
+    """The CSV log of a bank's stage.
+
+    Raises:
+        PathError: logs/ or the file is a symbolic link, which may lead out of the bank.
+    """
+    return own_path(bank, f"logs/{stage}.csv")
 
 
 def announce(message: str, progress: bool | None) -> None:
@@ -82,7 +86,7 @@ class RunLog:
     """The open logs of one run, from `step` on; a context manager.
 
     Raises:
-        DiskSpaceError: no room.
+        DiskSpaceError: no room. PathError: nothing can be written there.
     """
 
     def __init__(
@@ -98,10 +102,11 @@ class RunLog:
     ) -> None:
         self._path = log_file(bank, stage)
         self._experts = [str(e) for e in experts] or [""]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_rows(self._path, set(self._experts), step)
-        self._file: TextIO = self._path.open("a", newline="")
-        self._tensorboard = _tensorboard(self._path.parent / "tensorboard" / run, step)
+        with path_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_rows(self._path, set(self._experts), step)
+            self._file: TextIO = self._path.open("a", newline="")
+            self._tensorboard = _tensorboard(own_path(bank, f"logs/tensorboard/{run}"), step)
         hidden = not shows_progress(progress)
         self._bar = tqdm(total=steps, initial=step, desc=run, unit="step", disable=hidden, dynamic_ncols=True)
 
