@@ -6,7 +6,7 @@ substitute harmless classes of our own, and they refuse every other name. A pick
     numpy.dtype, numpy.ndarray, …multiarray._reconstruct, .scalar, …numeric._frombuffer, _codecs.encode    load_arrays
     tensordict….TensorDict, ._reductions._make_td, .utils._StringOnlyDict, __builtin__.set                 map_tensordict
 
-The unpickler is the one written in Python. The one in C takes as much memory as a pickle announces: for bytes that are not there,
+The unpickler is the one written in Python. The one in C takes as much memory as a pickle announces, for bytes that are not there
 and for a memo of four billion entries. Even the real dtype and ndarray are unsafe: a crafted state sets false flags in a dtype,
 and numbers are then used as pointers.
 The names of TensorDicts are those in files saved by tensordict 0.1.2, 0.2.0, 0.2.1, 0.3.2, 0.5.0, 0.6.2, 0.9.1 and 0.15.3.

@@ -12,7 +12,7 @@ import typer
 from ..errors import DatasetError
 from ..machine import duration
 from ..tasks import TASKS, TaskSpec, get, resolve
-from .options import DEFAULT_ROOT, AsJson, Root, Seed, Source, TaskNames, path_argument, path_option
+from .options import DEFAULT_ROOT, AsJson, Cache, Root, Seed, Source, TaskNames, path_argument, path_option
 from .output import emit, make_table, quiet_stdout, say, size
 
 if TYPE_CHECKING:
@@ -125,13 +125,15 @@ def data_validate(names: TaskNames = None, root: Root = DEFAULT_ROOT, source: So
 
 
 @data_app.command("pack")
-def data_pack(names: TaskNames = None, root: Root = DEFAULT_ROOT, source: Source = None, as_json: AsJson = False) -> None:
+def data_pack(
+    names: TaskNames = None, root: Root = DEFAULT_ROOT, source: Source = None, cache: Cache = None, as_json: AsJson = False
+) -> None:
     """Build the copies of the datasets that training reads. Training builds missing ones by itself."""
     from ..data.pack import pack_dataset
 
     rows: list[dict[str, Any]] = []
     for task, name, path in _datasets(root, names, source):
-        packed = pack_dataset(path, task)
+        packed = pack_dataset(path, task, cache)
         rows.append(
             {
                 "task": task.name,

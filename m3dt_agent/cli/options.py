@@ -66,6 +66,10 @@ TaskSet = Annotated[str | None, typer.Option("--set", help="A published set: mt1
 SetSeed = Annotated[int, typer.Option("--set-seed", help="Which of the three published draws of a set: 0, 1 or 2.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Root = Annotated[Path, path_option(help="Minari root folder of the datasets.")]
+Cache = Annotated[
+    Path | None,
+    path_option(help="Folder of packed copies; default: .packed in the root, or in the user's cache if that is read-only."),
+]
 Source = Annotated[str | None, typer.Option(help="Source of the datasets, the last part of m3dt/<task>/<source>-v0.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda or cuda:1.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that run simulators; 0: this process; default: one per core.")]

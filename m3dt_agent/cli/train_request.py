@@ -156,11 +156,16 @@ class TaskChoice:
 
 @dataclass(frozen=True, slots=True)
 class DatasetChoice:
-    """Where datasets are. pull: a repository on the Hub, name or name@revision, that they are fetched from first."""
+    """Where datasets are.
+
+    pull: a repository on the Hub, name or name@revision, that they are fetched from first.
+    cache: folder of their packed copies; None: the default.
+    """
 
     root: Path
     source: str | None
     pull: str | None
+    cache: Path | None = None
 
     def open(self, tasks: Sequence[TaskSpec], config: DataConfig) -> TaskDatasets:
         """The datasets of `tasks`.
@@ -171,12 +176,12 @@ class DatasetChoice:
         if self.pull is None:
             from ..data.task_datasets import TaskDatasets
 
-            return TaskDatasets.open(self.root, tasks, self.source, config=config)
+            return TaskDatasets.open(self.root, tasks, self.source, config=config, cache=self.cache)
         from ..hub.datasets import open_pulled
 
         repo, _, revision = self.pull.partition("@")
         names = [task.name for task in tasks]
-        return open_pulled(repo, self.root, names, self.source, revision=revision or None, config=config)
+        return open_pulled(repo, self.root, names, self.source, revision=revision or None, config=config, cache=self.cache)
 
 
 @dataclass(frozen=True, slots=True)
