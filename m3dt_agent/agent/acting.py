@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 
 from ..data.prompts import prompt_window
-from ..data.windows import Window
 from ..errors import InvalidValueError
 from ..model import M3DT, PromptCache, Routing
+from ..model.prompt_dt import is_finite
 from .choice import Experts, RtgMode
 from .conditions import Condition
 from .history import History, Slots
@@ -39,7 +39,7 @@ class Acting:
 
     Raises:
         ShapeError: a prompt that fits neither model nor statistics.
-        InvalidValueError: a prompt that is not finite, or not once it is normalized.
+        InvalidValueError: a prompt of which the model makes no finite numbers.
     """
 
     def __init__(
@@ -122,19 +122,15 @@ class Acting:
     def _encode(self, experts: Experts) -> PromptCache:
         """Keys and values of the distinct conditions' prompts."""
         prompts, statistics = [c.prompt for c in self._distinct], [c.statistics for c in self._distinct]
-        window = self._finite(prompt_window(prompts, statistics, self._model.config)).to(self._device, self._dtype)
+        window = prompt_window(prompts, statistics, self._model.config).to(self._device, self._dtype)
         dense: Experts = "mixture" if isinstance(experts, Routing) else experts  # only once per reset, so all experts
         with self._autocast:
-            return self._model.encode_prompt(window, dense)
-
-    def _finite(self, prompts: Window) -> Window:
-        """The distinct conditions' prompts themselves, if the model can be shown them."""
-        for field in (prompts.states, prompts.actions, prompts.returns_to_go):
-            finite = field.isfinite().flatten(1).all(1)
-            if not finite.all():
-                name = self._distinct[int(finite.logical_not().nonzero()[0])].name
-                raise InvalidValueError(f"the prompt of {name} is not finite once it is normalized with its statistics")
-        return prompts
+            encoded = self._model.encode_prompt(window, dense)
+        if not (is_finite(encoded.keys) and is_finite(encoded.values)):
+            finite = (encoded.keys.isfinite() & encoded.values.isfinite()).transpose(0, 1).flatten(1).all(1)
+            name = self._distinct[int(finite.logical_not().nonzero()[0])].name
+            raise InvalidValueError(f"the model cannot read the prompt of {name}: it, or a weight, is too large or not finite")
+        return encoded
 
     def _prompts_of(self, rows: slice | torch.Tensor, N: int) -> PromptCache:
         """Keys and values of the prompts of the slots `rows`; selected anew only when other slots act."""

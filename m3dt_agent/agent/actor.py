@@ -143,7 +143,8 @@ class Actor:
             ConfigError: both or neither of task and prompt, an empty list, an unknown mode, or arguments of other types.
             StageError: a task by name before any stage was fitted, or another thread is using the agent.
             ShapeError: a prompt that does not fit the model or the statistics.
-            InvalidValueError: a target return or a prompt that is not finite, or not once it is scaled for the model.
+            InvalidValueError: a target return that is not finite, or not once it is scaled for the model; a prompt of which the
+                model makes no finite numbers.
         """
         if not isinstance(rtg_mode, str) or rtg_mode not in ("rewards", "constant"):
             raise ConfigError(f"rtg_mode must be 'rewards' or 'constant'; got {rtg_mode!r}")

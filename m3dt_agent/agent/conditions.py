@@ -63,7 +63,7 @@ class KnownTasks:
             return self._condition(_name(task), target_return)
         if isinstance(task, np.ndarray):
             task = np.atleast_1d(task).tolist()
-        if isinstance(task, bytes) or not isinstance(task, Sequence):
+        if not isinstance(task, Sequence) or not all(isinstance(one, str | TaskSpec) for one in task):
             raise ConfigError(f"task must be a task's name, a TaskSpec, or a list with one per slot; got {task!r}")
         names = [_name(one) for one in task]
         if not names:

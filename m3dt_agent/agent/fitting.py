@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..bank import ExpertBank, is_bank
 from ..bank.builtin import folder_to_write
 from ..config import ModelConfig
+from ..config.checks import require_instance
 from ..data.task_datasets import TaskDatasets
+from ..disk import user_path
 from ..errors import ConfigError, StageError
 from ..tasks import TaskSpec
 from ..training.stage_inputs import create_bank
@@ -27,17 +30,20 @@ def bank_to_fit(
 
     Raises:
         StageError: there is no bank, and none may be created.
-        ConfigError: `data` or the bank holds other tasks than `tasks`, or the bank another model than `config`.
+        ConfigError: `data` or the bank holds other tasks than `tasks`, the bank another model than `config`, or they are of
+            other types.
     """
+    require_instance("data", data, TaskDatasets)
+    require_instance("bank", bank, str | os.PathLike | ExpertBank)
     _require_same_tasks(tasks, data.tasks, "the datasets")
     if isinstance(bank, ExpertBank):
         opened = bank
-    elif is_bank(folder_to_write(bank)):
-        opened = ExpertBank.open(Path(bank), check="sizes")  # `fit_stage` checks the contents
+    elif is_bank(folder := user_path(folder_to_write(bank))):
+        opened = ExpertBank.open(folder, check="sizes")  # `fit_stage` checks the contents
     elif own is not None:
-        opened = own.copy_to(bank)
+        opened = own.copy_to(folder)
     elif may_create:
-        opened = create_bank(Path(bank), config, data)
+        opened = create_bank(folder, config, data)
     else:
         raise StageError(f"there is no bank at {bank}; run fit_stage('backbone', ...) first, which makes it")
     _require_same_tasks(tasks, opened.tasks, f"the bank {opened.path}")

@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from .tensor_files import for_each_file
 if TYPE_CHECKING:
     from ..model import M3DT
 
+T = TypeVar("T")
 Status = Literal["absent", "partial", "done"]
 
 
@@ -66,13 +67,13 @@ class BankContents:
     @functools.cached_property
     def statistics(self) -> dict[str, TaskStatistics]:
         """Statistics per task, in the bank's order."""
-        found = statistics_from_tensors(self.read("statistics.safetensors"))
+        found = self._made_of("statistics.safetensors", statistics_from_tensors)
         return {name: found[name] for name in self._complete(found, "statistics")}
 
     @functools.cached_property
     def prompts(self) -> dict[str, tuple[Prompt, ...]]:
         """Prompts per task, in the bank's order, best first."""
-        found = prompts_from_tensors(self.read("prompts.safetensors"))
+        found = self._made_of("prompts.safetensors", prompts_from_tensors)
         return {name: found[name] for name in self._complete(found, "prompts")}
 
     @property
@@ -199,6 +200,13 @@ class BankContents:
                 model.load_tensors(tensors)
         except (ConfigError, ShapeError, InvalidValueError) as error:
             raise BankError(f"{self.path / name} does not fit this bank's model: {error}") from error
+
+    def _made_of(self, name: str, make: Callable[[Mapping[str, Tensor]], T]) -> T:
+        """What `make` makes of the tensors of one file."""
+        try:
+            return make(self.read(name))
+        except (InvalidValueError, ShapeError) as error:
+            raise BankError(f"{self.path / name} is damaged or foreign: {error}") from error
 
     def _complete(self, found: Mapping[str, object], what: str) -> tuple[str, ...]:
         if set(found) != set(self.manifest.tasks):

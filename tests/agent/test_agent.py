@@ -9,35 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts import AgentContract, observations, play_alone, random_bank, random_datasets
+from acting_banks import CONFIG, NAMES
+from contracts import AgentContract, observations, play_alone, random_bank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.config import DataConfig, ModelConfig, TrainConfig, train_preset
+from m3dt_agent.config import DataConfig, TrainConfig, train_preset
 from m3dt_agent.data.prompts import Prompt, prompt_window
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, ShapeError, StageError, UnknownTaskError
 from m3dt_agent.model import Routing
-
-NAMES = ("reach", "walker-run", "ant-dir-3", "cheetah-vel-25")
-CONFIG = ModelConfig.preset("tiny", max_timesteps=15)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> TaskDatasets:
-    return random_datasets(tmp_path_factory.mktemp("datasets"), NAMES)
-
-
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory, data: TaskDatasets) -> ExpertBank:
-    return random_bank(tmp_path_factory.mktemp("bank") / "whole", data, CONFIG)
-
-
-@pytest.fixture(scope="module")
-def backbone_bank(tmp_path_factory: pytest.TempPathFactory, data: TaskDatasets) -> ExpertBank:
-    return random_bank(tmp_path_factory.mktemp("bank") / "backbone", data, CONFIG, experts=False)
 
 
 class TestMixture(AgentContract):
