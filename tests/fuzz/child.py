@@ -142,6 +142,18 @@ def make_input(base: Path, box: Path, recipe: Recipe) -> None:
             edits_files.edit_file(box / "in", base / HOME, edit)
 
 
+def warm_up(base: Path) -> None:
+    """Reads the sound inputs once, so that what is imported late is not imported by every worker."""
+    box = base / BOX
+    for reader, names in templates.TEMPLATES.items():
+        for name in names if reader != "hub" else ():
+            recipe = {"reader": reader, "template": name}
+            (box / "out").mkdir(parents=True)
+            make_input(base, box, recipe)
+            readers.READERS[reader](box, recipe)
+            shutil.rmtree(box)
+
+
 def forget_hub() -> None:
     """Empties what huggingface_hub keeps per process."""
     from huggingface_hub import _tree_cache
@@ -182,7 +194,9 @@ def main() -> None:
     base = Path(sys.argv[1])
     ANSWERS = os.dup(1)  # what readers print goes to standard error
     os.dup2(2, 1)
-    say({"templates": templates.make_templates(base / "templates")})
+    described = templates.make_templates(base / "templates")
+    warm_up(base)
+    say({"templates": described})
     while True:
         pid = os.fork()
         if pid == 0:

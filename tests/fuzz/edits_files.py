@@ -21,7 +21,7 @@ from typing import Any
 
 from fuzz.edits_json import edit_json, expand
 
-MOST_REHASHED = 4_000_000  # bytes; larger files are sparse
+MOST_EDITED = 8_000_000  # bytes; larger files are sparse ones, which another edit made
 
 Edit = dict[str, Any]
 
@@ -50,7 +50,7 @@ def edit_file(folder: Path, secrets: Path, edit: Edit) -> None:
     path = place(folder, edit["file"])
     if do == "special":
         make_special(path, secrets, edit["kind"])
-    elif is_plain(path):
+    elif is_plain(path) and path.stat().st_size <= MOST_EDITED:
         EDITS[do](path, edit)
 
 
@@ -105,7 +105,7 @@ def header(path: Path, edit: Edit) -> None:
 
 def twist(path: Path, edit: Edit) -> None:
     other = path.parent / edit["with"]
-    if is_plain(other):
+    if is_plain(other) and other.stat().st_size <= MOST_EDITED:
         mine = path.read_bytes()
         path.write_bytes(other.read_bytes())
         other.write_bytes(mine)
@@ -127,7 +127,7 @@ EDITS: dict[str, Callable[[Path, Edit], None]] = {
 def make_extra(folder: Path, edit: Edit) -> None:
     """A copy of the file `like` under another name, which no file system but this one may allow."""
     path, source = place(folder, edit["name"]), place(folder, edit["like"])
-    if is_plain(source):
+    if is_plain(source) and source.stat().st_size <= MOST_EDITED:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path)
@@ -167,13 +167,13 @@ def make_special(path: Path, secrets: Path, kind: str) -> None:
 def rehash(folder: Path) -> None:
     """Lists the files of a bank as they are now, as a forger would."""
     manifest = folder / "bank.json"
-    if not is_plain(manifest):
+    if not is_plain(manifest) or manifest.stat().st_size > MOST_EDITED:
         return
     try:
         values = json.loads(manifest.read_text())
         for name, record in values["files"].items():
             path = folder / name
-            if is_plain(path) and path.stat().st_size <= MOST_REHASHED:
+            if is_plain(path) and path.stat().st_size <= MOST_EDITED:
                 content = path.read_bytes()
                 record.update(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # an earlier edit left no manifest

@@ -178,14 +178,17 @@ class Fuzzer:
             return {"outcome": "hang", "text": f"not done after {self.limit_s + GRACE_S:g} s, and not to be interrupted"}
         if "died" in found:
             self._await_worker()
-            said = Path(self._log.name).read_text(errors="replace")[-SHOWN_OF_LOG:]
-            return {"outcome": "crash", "text": f"{describe_status(found['died'])}\n{said}"}
+            return {"outcome": "crash", "text": f"{describe_status(found['died'])}\n{self._said()}"}
         return found
+
+    def _said(self) -> str:
+        """The last words of the child."""
+        return Path(self._log.name).read_text(errors="replace")[-SHOWN_OF_LOG:]
 
     def _await_worker(self) -> None:
         found = self._answer(START_S)
         if "pid" not in found:
-            raise RuntimeError(f"the child cannot start a worker: {found}; see {self._log.name}")
+            raise RuntimeError(f"the child cannot start a worker: {found}\n{self._said()}")
         self._worker = found["pid"]
 
     def _kill_worker(self) -> None:
@@ -202,7 +205,7 @@ class Fuzzer:
                     raise TimeoutError
                 data = os.read(self._child.stdout.fileno(), 1 << 16)
                 if not data:
-                    raise RuntimeError(f"the child is gone; see {self._log.name}")
+                    raise RuntimeError(f"the child is gone\n{self._said()}")
                 self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         return dict(json.loads(line))

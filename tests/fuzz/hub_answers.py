@@ -13,6 +13,7 @@ It complains if a token comes to a host that it was not meant for, and if a clie
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import json
@@ -161,6 +162,11 @@ class HostileHandler(Handler):
         hostile.complain(f"size: it took {sent / 1e6:.0f} MB of a file of some kilobytes")
 
 
+@functools.cache
+def bomb() -> bytes:
+    return gzip.compress(bytes(BOMB), compresslevel=1)
+
+
 class Reply:
     """An answer as it is about to be written."""
 
@@ -198,7 +204,7 @@ class Reply:
             self.body = expand(edit["text"]).encode(errors="surrogatepass")
         elif kind == "bomb":
             self.headers.append(("Content-Encoding", "gzip"))
-            self.body = gzip.compress(bytes(BOMB), compresslevel=1)
+            self.body = bomb()
         elif kind == "endless":
             self.endless = True
 
