@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from torch import Tensor
 
-from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank import ExpertBank, is_bank
 from m3dt_agent.bank.manifest import Manifest, is_bank_file
-from m3dt_agent.errors import BankError, ConfigError
+from m3dt_agent.errors import BankError, ConfigError, PathError
 from m3dt_agent.hub.bank_stages import merge, stage_manifests, stage_tag, statuses
 from m3dt_agent.hub.cards import MARK, model_card
 from m3dt_agent.hub.client import HubRepo
@@ -25,6 +26,7 @@ from m3dt_agent.hub.snapshots import CARD, Change, Operation, Snapshot
 from m3dt_agent.scores import EpisodeResult
 
 FIGURE = "scores.png"
+_MERGED = ("groups", "grouping", "stages")  # the fields of a manifest that two versions of a bank may each have a part of
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class BankPush:
                 f"{self.repo} is damaged: its {MANIFEST} lists {', '.join(lost)}, but neither the repository nor this bank "
                 "holds that; overwrite=True replaces the repository with this bank"
             )
-        operations: list[Operation] = [CommitOperationAdd(name, str(self.bank.path / name)) for name in changed]
+        operations: list[Operation] = [CommitOperationAdd(name, str(self.bank.file(name))) for name in changed]
         if replace:
             stale = [name for name in head.files if is_bank_file(name) and name not in merged.files]
             operations += [CommitOperationDelete(name) for name in stale]
@@ -144,20 +146,29 @@ class BankPush:
 
 
 def push_to_folder(bank: ExpertBank, folder: Path, *, overwrite: bool) -> PushedBank:
-    """Copies what is new in `bank` into `folder`.
+    """Copies what is new in `bank` into `folder`. Several may do so at once: the folder gets the files of all.
 
     Raises:
         ConfigError: `overwrite`. HubConflictError: another bank, or another version of a file, is there.
     """
     if overwrite:
         raise ConfigError(f"overwrite=True is for the Hub; remove the folder {folder} yourself")
-    if not (folder / MANIFEST).exists():
-        copy = bank.copy_to(folder)
-        return PushedBank(None, stage_tag(copy.manifest), tuple(copy.manifest.files), 1)
+    if not is_bank(folder):
+        try:
+            copy = bank.copy_to(folder)
+            return PushedBank(None, stage_tag(copy.manifest), tuple(copy.manifest.files), 1)
+        except (BankError, PathError):
+            if not is_bank(folder):  # else somebody else's push made it meanwhile
+                raise
     target = ExpertBank.open(folder)
-    merged = merge(target.manifest, bank.manifest, str(folder))
-    changed = tuple(name for name in merged.files if name not in target.manifest.files)
-    if merged != target.manifest:
-        fields: dict[str, Any] = {name: getattr(merged, name) for name in ("groups", "grouping", "stages")}
-        target.commit({name: bank.read(name) for name in changed}, **fields)
-    return PushedBank(None, stage_tag(merged), changed, int(bool(changed)))
+    sent: tuple[str, ...] = ()
+
+    def add(there: Manifest) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        nonlocal sent
+        merged = merge(there, bank.manifest, str(folder))
+        sent = tuple(name for name in merged.files if name not in there.files)
+        return {name: bank.read(name) for name in sent}, {name: getattr(merged, name) for name in _MERGED}
+
+    if merge(target.manifest, bank.manifest, str(folder)) != target.manifest:
+        target.update(add)
+    return PushedBank(None, stage_tag(target.manifest), sent, int(bool(sent)))

@@ -22,6 +22,7 @@ from m3dt_agent import tasks as task_table
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.bank.builtin import folder_to_write, is_builtin, open_bank
 from m3dt_agent.bank.manifest import Manifest
+from m3dt_agent.disk import user_path
 from m3dt_agent.errors import BankError, ConfigError, StageError
 from m3dt_agent.hub.bank_pushes import BankPush, Evaluation, PushedBank, push_to_folder
 from m3dt_agent.hub.client import HubRepo, is_repo_id
@@ -82,7 +83,7 @@ def pull_bank(
         bank, sha = _from_hub(repo, revision, selection)
     elif revision is not None:
         raise ConfigError(f"revision={revision!r}: the local bank {str(name)!r} has no revisions")
-    elif not is_builtin(name) and not Path(name).is_dir():
+    elif not is_builtin(name) and not user_path(name).is_dir():
         raise BankError(f"{str(name)!r} is neither a folder nor an id on the Hub (namespace/name)")
     else:
         chosen = selection.of(open_bank(name, check="sizes").manifest)

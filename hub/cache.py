@@ -22,7 +22,7 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from m3dt_agent.disk import open_regular, path_errors, write_file
+from m3dt_agent.disk import open_regular, path_errors, user_path, write_file
 from m3dt_agent.errors import ConfigError, HubError, PathError
 from m3dt_agent.hub.snapshots import RemoteFile, is_commit_id, is_safe_name
 from m3dt_agent.text import visible
@@ -34,7 +34,7 @@ class RepoCache:
     """What the cache in `folder` (None: huggingface_hub's own) holds of a repository."""
 
     def __init__(self, repo_id: str, repo_type: str, folder: str | Path | None) -> None:
-        self.path = Path(folder or constants.HF_HUB_CACHE).expanduser()
+        self.path = user_path(folder or constants.HF_HUB_CACHE)
         self._storage = self.path / repo_folder_name(repo_id=repo_id, repo_type=repo_type)
 
     # Files of a commit

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from m3dt_agent import tasks as task_table
 from m3dt_agent.data.episodes import find_sources
+from m3dt_agent.disk import open_regular, path_errors
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.hub.client import HubRepo
 from m3dt_agent.hub.dataset_records import DATASET_FILES, DatasetRecord, Records, describe, from_json
@@ -20,6 +21,12 @@ from m3dt_agent.hub.snapshots import Snapshot
 from m3dt_agent.tasks import TaskSpec
 
 MANIFEST = "datasets.json"
+_BLOCK = 1 << 20  # bytes copied at once
+
+
+def _key(*source: str) -> str:
+    """The name of the staging folder of a source: a hash of ours, whatever a server calls its commits."""
+    return hashlib.sha256("\n".join(source).encode(errors="surrogateescape")).hexdigest()[:24]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,7 @@ class FolderOrigin:
     @property
     def key(self) -> str:
         """Name of its staging folder."""
-        return "folder-" + hashlib.sha256(str(self.path.absolute()).encode()).hexdigest()[:12]
+        return _key("folder", str(self.path.absolute()))
 
     def records(self, tasks: Iterable[str | TaskSpec] | None, source: str | None) -> Records:
         """The datasets of `tasks` (None: all) and `source` (None: all), validated.
@@ -47,8 +54,10 @@ class FolderOrigin:
         """Copies the files of one dataset into the folder `staging`."""
         for name in DATASET_FILES:
             target = staging / record.id / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.path / record.id / name, target)
+            with path_errors(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with open_regular(self.path / record.id / name) as source, target.open("wb") as copy:
+                    shutil.copyfileobj(source, copy, _BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +76,7 @@ class HubOrigin:
     @property
     def key(self) -> str:
         """Name of its staging folder."""
-        return f"{self.repo.repo_id.replace('/', '--')}-{self.sha[:12]}"
+        return _key("hub", self.repo.endpoint, self.repo.repo_id, self.sha)
 
     def records(self, tasks: Iterable[str | TaskSpec] | None, source: str | None) -> Records:
         """All datasets there, whatever is asked for."""
@@ -77,9 +86,15 @@ class HubOrigin:
         """Downloads the files of one dataset into the folder `staging`.
 
         Raises:
+            DatasetError: a file is not as long as `datasets.json` says.
             HubError, DiskSpaceError: as `HubRepo.fetch_into`.
         """
         snapshot = self.snapshot if self.snapshot.files else self.repo.look(self.sha)
+        for name, file in record.files.items():
+            listed = snapshot.files.get(f"{record.id}/{name}")
+            if listed is not None and listed.size != file.bytes:
+                there = f"{record.id}/{name} has {listed.size:,} bytes, and {file.bytes:,} in its {MANIFEST}"
+                raise DatasetError(f"{self.repo} at {self.sha[:12]} is damaged: {there}")
         self.repo.fetch_into(staging, snapshot, [f"{record.id}/{name}" for name in DATASET_FILES])
 
 

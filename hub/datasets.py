@@ -30,7 +30,7 @@ from m3dt_agent import tasks as task_table
 from m3dt_agent.config import DataConfig
 from m3dt_agent.data.episodes import dataset_path, make_namespaces
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.disk import disk_space_errors, file_lock, replace_folder, require_space
+from m3dt_agent.disk import file_lock, path_errors, replace_folder, require_space, restore_replaced, user_path
 from m3dt_agent.errors import DatasetError, HubConflictError
 from m3dt_agent.hub.cards import dataset_card
 from m3dt_agent.hub.client import HubRepo, is_repo_id
@@ -105,7 +105,8 @@ def push_datasets(
         HubError: not allowed, or the Hub cannot be reached.
     """
     tasks = None if tasks is None else tuple(tasks)
-    found = local_datasets(Path(root), tasks, source)
+    root = user_path(root)
+    found = local_datasets(root, tasks, source)
     if not is_repo_id(name):
         pulled = pull_datasets(root, name, tasks, source=source, overwrite=overwrite, progress=progress)
         return PushedDatasets(None, pulled.new, 0)
@@ -116,7 +117,7 @@ def push_datasets(
     size = max(_SMALLEST_COMMIT, -(-len(new) // MAX_COMMITS))
     batches = [{key: ours[key] for key in new[i : i + size]} for i in range(0, len(new), size)]
     for batch in _bar(batches, len(batches), "push", progress):
-        push.commit(functools.partial(_change, push.repo, Path(root), batch, overwrite=overwrite))
+        push.commit(functools.partial(_change, push.repo, root, batch, overwrite=overwrite))
     return PushedDatasets(push.head.sha, tuple(new), push.commits)
 
 
@@ -169,13 +170,15 @@ def pull_datasets(
             the same name is under `root` and `overwrite` is not set.
         HubError: no such repository or revision, no access, or the Hub cannot be reached. DiskSpaceError: no room.
     """
-    root, tasks = Path(root), None if tasks is None else tuple(tasks)
-    origin: FolderOrigin | HubOrigin = FolderOrigin(Path(name))
+    root, tasks = user_path(root), None if tasks is None else tuple(tasks)
+    origin: FolderOrigin | HubOrigin = FolderOrigin(user_path(name))
     if is_repo_id(name):
         origin = hub_origin(HubRepo(str(name), "dataset", token=token, endpoint=endpoint, cache_dir=cache_dir), revision)
     chosen = _choose(origin.records(tasks, source), tasks, source, str(name))
     staging = root / _STAGING / origin.key
-    with disk_space_errors(root), file_lock(root / _STAGING / f"{origin.key}.lock"):
+    with path_errors(root), file_lock(root / _STAGING / f"{origin.key}.lock"):
+        for record in chosen:
+            restore_replaced(dataset_path(root, record.id).parent)
         missing = [record for record in chosen if not _is_here(root, record, overwrite)]
         if missing:
             root.mkdir(parents=True, exist_ok=True)
@@ -197,6 +200,7 @@ def open_pulled(
     *,
     revision: str | None = None,
     config: DataConfig | None = None,
+    cache: str | Path | None = None,
     token: str | None = None,
     endpoint: str | None = None,
 ) -> TaskDatasets:
@@ -208,10 +212,11 @@ def open_pulled(
     Raises:
         As both.
     """
-    root = Path(root).absolute()
+    root = user_path(root).absolute()
     sha = pull_datasets(name, root, tasks, source=source, revision=revision, token=token, endpoint=endpoint).sha or revision
-    reopen = functools.partial(open_pulled, name, root, tasks, source, revision=sha, config=config, endpoint=endpoint)
-    return dataclasses.replace(TaskDatasets.open(root, tasks, source, config=config), reopen=reopen)
+    options = {"config": config, "cache": cache}
+    reopen = functools.partial(open_pulled, name, root, tasks, source, revision=sha, endpoint=endpoint, **options)
+    return dataclasses.replace(TaskDatasets.open(root, tasks, source, config=config, cache=cache), reopen=reopen)
 
 
 def _bring(origin: FolderOrigin | HubOrigin, record: DatasetRecord, root: Path, staging: Path) -> None:

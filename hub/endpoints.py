@@ -37,9 +37,9 @@ def checked_endpoint(endpoint: str | None) -> str:
 
 def _shown(endpoint: str) -> str:
     try:
-        return repr(shown_endpoint(endpoint))
+        return repr(shown_endpoint(endpoint)) if urlsplit(endpoint).scheme in _PORTS else "something else"
     except ValueError:
-        return "something that is no address"
+        return "something else"
 
 
 def checked_token(token: str | None, endpoint: str) -> str | None:

@@ -19,7 +19,7 @@ _LONGEST = 300  # characters of a message; a server may send megabytes
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 _PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@]*@", re.IGNORECASE)
 _SIGNATURE = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#]*)[?#][^\s\"']*", re.IGNORECASE)
-_TOKEN = re.compile(r"(Bearer\s+)[^\s'\"]+|\bhf_[A-Za-z0-9]{16,}|\b(?:api_org|hf_oauth)_[A-Za-z0-9._-]{16,}", re.IGNORECASE)
+_TOKEN = re.compile(r"(Bearer\s+)[^\s'\"]+|hf_[A-Za-z0-9]{16,}|(?:api_org|hf_oauth)_[A-Za-z0-9._-]{16,}", re.IGNORECASE)
 _LOGGERS = ("huggingface_hub", "httpx2", "httpx")
 
 

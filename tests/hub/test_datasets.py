@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
 import pickle
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ from huggingface_hub import HfApi, snapshot_download
 
 from m3dt_agent.data.episodes import Episode, read_episodes, write_dataset
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.errors import DatasetError, HubConflictError, HubError, UnknownTaskError
+from m3dt_agent.errors import DatasetError, HubConflictError, HubError, M3DTError, UnknownTaskError
 from m3dt_agent.hub.dataset_records import describe
 from m3dt_agent.hub.datasets import PulledDatasets, open_pulled, pull_datasets, push_datasets
 from m3dt_agent.tasks import get
@@ -164,6 +168,74 @@ def test_folders(root: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "copy") == files(root)
 
 
+class TestReplacing:
+    """The old dataset is there until the new one is, whatever happens in between: bytes on the disk are compared."""
+
+    @pytest.fixture
+    def five(self, tmp_path: Path) -> Path:
+        """Another dataset of the same name."""
+        random_datasets(tmp_path / "five", ["reach"], episodes=5)
+        return tmp_path / "five"
+
+    def test_a_folder_that_cannot_be_moved_in(self, own: Path, five: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        before, rename = files(own), os.rename
+        target = own / "m3dt/reach/random-v0"
+
+        def refuse(source: Path, to: Path) -> None:
+            if Path(to) == target and ".pull" in str(source):
+                raise PermissionError(errno.EACCES, "no", str(to))
+            rename(source, to)
+
+        monkeypatch.setattr(os, "rename", refuse)
+        with pytest.raises(M3DTError, match="random-v0 cannot be used"):
+            pull_datasets(five, own, overwrite=True)
+        assert files(own) == before
+        monkeypatch.undo()
+        pull_datasets(five, own, overwrite=True)
+        assert files(own) == before | files(five)
+
+    def test_a_kill_at_every_step(self, own: Path, five: Path, tmp_path: Path) -> None:
+        before, after = files(own), files(own) | files(five)
+        steps = 0
+        while True:
+            shutil.rmtree(tmp_path / "root", ignore_errors=True)
+            root = Path(shutil.copytree(own, tmp_path / "root"))
+            if not self.killed_at(steps, five, root):
+                break
+            everything = {path.read_bytes() for path in (root / "m3dt/reach").rglob("*") if path.is_file()}
+            whole = [{content for name, content in kind.items() if "/reach/random" in name} for kind in (before, after)]
+            assert any(kind <= everything for kind in whole)  # the old one or the new one, each file of it
+            with contextlib.suppress(DatasetError):
+                pull_datasets(five, root)  # says that another is there, if it is
+            assert files(root) in (before, after)
+            pull_datasets(five, root, overwrite=True)
+            assert files(root) == after
+            steps += 1
+        assert steps >= 3
+        assert files(root) == after
+
+    def killed_at(self, step: int, source: Path, root: Path) -> bool:
+        """Replaces a dataset in a process that is killed before its rename number `step`; False: it made fewer."""
+        child = os.fork()
+        if child == 0:
+            rename, count = os.rename, iter(range(step, -1, -1))
+
+            def kill_or_rename(*paths: Path) -> None:
+                if next(count, -1) == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                rename(*paths)
+
+            os.rename = kill_or_rename  # type: ignore[assignment]
+            try:
+                pull_datasets(source, root, overwrite=True, progress=False)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        return os.WIFSIGNALED(status)
+
+
 class TestForeign:
     """What others may have put there."""
 
@@ -239,7 +311,10 @@ class TestForeign:
             (lambda m: m.update(format="lerobot"), "damaged or foreign"),
             (lambda m: m["datasets"].update({"../../evil": m["datasets"]["m3dt/reach/random-v0"]}), "not a dataset's id"),
             (lambda m: m["datasets"]["m3dt/reach/random-v0"].update(source="../../x"), "source name takes"),
-            (lambda m: m["datasets"]["m3dt/reach/random-v0"]["files"].update({"../x": {"sha256": "", "bytes": 1}}), "not a"),
+            (
+                lambda m: m["datasets"]["m3dt/reach/random-v0"]["files"].update({"../x": {"sha256": "0" * 64, "bytes": 1}}),
+                "not a",
+            ),
             (lambda m: m["datasets"]["m3dt/reach/random-v0"].update(task="walk"), "damaged or foreign"),
             (lambda m: m["datasets"]["m3dt/reach/random-v0"].pop("steps"), "damaged or foreign"),
         ],

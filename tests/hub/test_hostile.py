@@ -69,6 +69,9 @@ def outside(home: Path) -> dict[str, str | bytes]:
     """The part of the tree that no pull may change."""
     ours = (
         "cache/models--alice--bank",
+        "cache/.locks/models--alice--bank",
+        "cache/.locks/datasets--alice--demonstrations",
+        "cache/CACHEDIR.TAG",
         "cache/datasets--alice--demonstrations",
         "datasets/.pull",
         "datasets/m3dt/cheetah-vel-3",

@@ -30,6 +30,7 @@ class Fault:
     times: int | None
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
     after_bytes: int = 0
     callback: Callable[[], object] | None = None
     change: Callable[[Answer], Answer] | None = None

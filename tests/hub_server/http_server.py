@@ -100,6 +100,8 @@ class Handler(BaseHTTPRequestHandler):
             if before is not None and before.callback is not None:
                 before.callback()
             fail = self.hub.faults.take("fail", self.request_seen.line)
+            if fail is not None and fail.body is not None:
+                return Answer(fail.status, fail.headers, fail.body)
             if fail is not None:
                 raise RefusedError(fail.status, "the test asked for this", headers=fail.headers)
             forge = self.hub.faults.take("forge", self.request_seen.line)

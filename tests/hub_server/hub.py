@@ -113,9 +113,17 @@ class Hub:
 
     # ---- faults: patterns are searched in "METHOD path?query", or in a file's path; `times` None is for ever
 
-    def fail(self, pattern: str, status: int, times: int | None = 1, headers: Mapping[str, str] | None = None) -> None:
-        """Answer the next matching requests with an error; `headers` such as Retry-After or X-Error-Code."""
-        self.faults.add(Fault("fail", re.compile(pattern), times, status=status, headers=headers or {}))
+    def fail(
+        self,
+        pattern: str,
+        status: int,
+        times: int | None = 1,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> None:
+        """Answer the next matching requests with an error; `headers` such as Retry-After or X-Error-Code; `body`: instead of
+        the Hub's own."""
+        self.faults.add(Fault("fail", re.compile(pattern), times, status=status, headers=headers or {}, body=body))
 
     def forge(self, pattern: str, change: Callable[[Answer], Answer], times: int | None = None) -> None:
         """Answer the next matching requests with what `change` makes of the answer."""
