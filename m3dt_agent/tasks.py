@@ -159,18 +159,24 @@ def by_domain(domain: str) -> tuple[TaskSpec, ...]:
     return tuple(task for task in TASKS if task.domain == domain)
 
 
-def resolve(names: Iterable[str | TaskSpec], *, seed: int = 0) -> tuple[TaskSpec, ...]:
+def resolve(names: Iterable[str | TaskSpec] | TaskSpec, *, seed: int = 0) -> tuple[TaskSpec, ...]:
     """The tasks that `names` mean: task names, set names (drawn for `seed`), domain names or specs, in any mixture.
 
-    Every task is returned once, in the order of its first mention.
+    One name or spec may stand alone. Every task is returned once, in the order of its first mention.
 
     Raises:
-        UnknownTaskError: a name that is none of these.
+        UnknownTaskError: a name that is none of these. ConfigError: no collection at all.
     """
+    if isinstance(names, str | TaskSpec):
+        names = (names,)
+    if not isinstance(names, Iterable):
+        raise ConfigError(f"tasks must be names of tasks, sets or domains, or specs, in a list; got {names!r}")
     found: dict[str, TaskSpec] = {}
     for name in names:
         if isinstance(name, TaskSpec):
             group: tuple[TaskSpec, ...] = (name,)
+        elif not isinstance(name, str):
+            group = (get(name),)  # an error that names it
         elif name in DOMAINS:
             group = by_domain(name)
         elif name in _sets()["seed0"]:
