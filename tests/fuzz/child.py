@@ -21,7 +21,7 @@ from typing import Any
 from fuzz import edits_files, guard, readers, templates
 from fuzz.edits_hdf5 import edit_hdf5
 from fuzz.edits_pickles import EDITS as PICKLE_EDITS
-from fuzz.layout import BOX, HOME, LIMIT_S, LONGEST_WAIT_S, MORE_MEMORY, MOST_RESIDENT_MB, MOST_WRITTEN, SECRET, TOKEN
+from fuzz.layout import BOX, HOME, LONGEST_WAIT_S, MORE_MEMORY, MOST_RESIDENT_MB, MOST_WRITTEN, SECRET, TOKEN
 from m3dt_agent.errors import M3DTError
 
 EXTRA_READERS = os.environ.get("M3DT_FUZZ_READERS")
@@ -66,13 +66,13 @@ class Worker:
         return found
 
     def read(self, recipe: Recipe) -> dict[str, Any]:
-        guard.start_clock(LIMIT_S)
+        guard.start_clock(recipe["limit_s"])
         try:
             value = self.readers[recipe["reader"]](self.box, recipe)
             guard.start_clock(0)
             return {"outcome": "value", "text": value}
         except guard.TooSlowError as error:
-            return {"outcome": "slow", "text": f"not done after {LIMIT_S:g} s, at {error}"}
+            return {"outcome": "slow", "text": f"not done after {recipe['limit_s']:g} s, at {error}"}
         except M3DTError as error:
             guard.start_clock(0)
             found = {"outcome": "error", "text": f"{type(error).__name__}: {error}"[:2000]}

@@ -85,11 +85,12 @@ class Fuzzer:
 
     Args:
         readers: a module with more READERS, for the tests of this harness.
-        limit_s: seconds for each input.
+        limit_s: seconds for each input, unless its recipe says otherwise.
+        grace_s: how much longer it has if the child does not answer.
     """
 
-    def __init__(self, folder: Path, *, readers: str | None = None, limit_s: float = LIMIT_S) -> None:
-        self.base, self.limit_s = folder.absolute() / "base", limit_s
+    def __init__(self, folder: Path, *, readers: str | None = None, limit_s: float = LIMIT_S, grace_s: float = GRACE_S) -> None:
+        self.base, self.limit_s, self.grace_s = folder.absolute() / "base", limit_s, grace_s
         self._readers, self._worker = readers, 0
         self.counts: dict[str, Counts] = {}
 
@@ -109,7 +110,6 @@ class Fuzzer:
         self.templates: dict[str, Any] = self._answer(START_S)["templates"]
         self._await_worker()
         self.hub = HostileHub(self.base.parent / "hub", self.base / "templates")
-        self.sentinels.changes()  # the child looked around while it started
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -137,7 +137,6 @@ class Fuzzer:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_ETAG_TIMEOUT": "2",
             "HF_HUB_DOWNLOAD_TIMEOUT": "2",
-            "M3DT_FUZZ_LIMIT_S": f"{self.limit_s:g}",
             "M3DT_FUZZ_READERS": self._readers or "",
         }
         return kept | ours
@@ -151,8 +150,9 @@ class Fuzzer:
         return outcome
 
     def _run(self, recipe: Recipe) -> Outcome:
-        recipe = {**recipe, "endpoint": self.hub.endpoint}
+        recipe = {"limit_s": self.limit_s, **recipe, "endpoint": self.hub.endpoint}
         self.hub.prepare(recipe)
+        self.sentinels.forget()
         start = time.perf_counter()
         found = self._ask(recipe)
         seen = [*found.get("seen", ()), *self.sentinels.changes(), *self.hub.complaints()]
@@ -168,14 +168,15 @@ class Fuzzer:
 
     def _ask(self, recipe: Recipe) -> dict[str, Any]:
         assert self._child.stdin is not None
+        most = recipe["limit_s"] + self.grace_s
         self._child.stdin.write(json.dumps(recipe).encode() + b"\n")
         try:
-            found = self._answer(self.limit_s + GRACE_S)
+            found = self._answer(most)
         except TimeoutError:
             self._kill_worker()
             self._answer(START_S)
             self._await_worker()
-            return {"outcome": "hang", "text": f"not done after {self.limit_s + GRACE_S:g} s, and not to be interrupted"}
+            return {"outcome": "hang", "text": f"not done after {most:g} s, and not to be interrupted"}
         if "died" in found:
             self._await_worker()
             return {"outcome": "crash", "text": f"{describe_status(found['died'])}\n{self._said()}"}

@@ -73,6 +73,10 @@ class Sentinels:
             self._restore()
         return changed + heard
 
+    def forget(self) -> None:
+        """What was heard since the last call is nobody's fault."""
+        self._ear.heard()
+
     def _restore(self) -> None:
         shutil.rmtree(self.base / HOME, ignore_errors=True)
         for path in self.base.iterdir():

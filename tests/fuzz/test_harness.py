@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,18 +23,18 @@ FAULTS = {
     "hoards": "memory: .*MemoryError",
     "believes": "memory: it asked for memory that a file promised",
     "swells": "memory: [0-9]+ MB at its peak",
-    "dawdles": "slow: not done after 1 s",
+    "dawdles": "slow: not done after 0.5 s",
     "blocks": "hang: not done after",
     "crashes": "crash: .*SIGABRT",
     "runs": "runs: subprocess.Popen",
-    "calls_home": "network: connects to",
+    "calls_home": "network: (connects to|looks up)",
     "waits": "waits: 100000 s in all",
 }
 
 
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzer]:
-    with Fuzzer(tmp_path_factory.mktemp("fuzz"), readers="fuzz.bad_readers", limit_s=1.0) as started:
+    with Fuzzer(tmp_path_factory.mktemp("fuzz"), readers="fuzz.bad_readers", limit_s=20.0, grace_s=1.0) as started:
         yield started
 
 
@@ -45,9 +46,8 @@ def test_a_value_and_a_named_error_are_no_findings(fuzzer: Fuzzer) -> None:
 
 @pytest.mark.parametrize(("reader", "finding"), FAULTS.items(), ids=FAULTS)
 def test_every_fault_is_a_finding_and_the_next_input_is_read(fuzzer: Fuzzer, reader: str, finding: str) -> None:
-    import re
-
-    outcome = fuzzer.run({"reader": reader})
+    limits = {"dawdles": 0.5, "blocks": 0.5}
+    outcome = fuzzer.run({"reader": reader, "limit_s": limits.get(reader, 20.0)})
     assert re.search(finding, outcome.finding, re.DOTALL), outcome
     assert signature(outcome)
     assert fuzzer.run({"reader": "good"}).finding == ""
@@ -87,10 +87,10 @@ def test_json_is_edited_at_any_place_with_what_no_serializer_writes() -> None:
 def test_a_hub_s_answers_are_changed(fuzzer: Fuzzer) -> None:
     base: dict[str, Any] = {"reader": "hub", "template": "hub bank"}
     for edit, error in (
-        ({"do": "status", "where": "info", "status": 404, "times": 0}, "HubError"),
+        ({"do": "status", "where": "info", "status": 404, "times": 0}, "(Hub|Refused)Error"),
         ({"do": "body", "where": "storage", "kind": "flip", "at": 0.5, "times": 0}, "HubError"),
         ({"do": "plant", "file": "bank.json", "edits": [{"do": "drop", "at": [0]}]}, "BankError"),
     ):
         outcome = fuzzer.run({**base, "hub": [edit]})
         assert outcome.kind == "error", (edit, outcome)
-        assert outcome.text.startswith(error), (edit, outcome)
+        assert re.match(error, outcome.text), (edit, outcome)
