@@ -13,10 +13,14 @@
     │   └── HubConflictError                   the Hub holds something that differs from what is pushed
     ├── MissingDependencyError (ImportError)   an optional package that is not installed
     ├── DiskSpaceError         (OSError)       not enough room for what is about to be written
+    ├── UnwrittenRowsError     (OSError)       the rows of an evaluation that could not be written; it carries them
     └── PathError              (OSError)       a path that cannot be read or written: missing, no folder, no permission, …
 
 Catch `M3DTError` for all of them, or the built-in class that each also inherits from.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class M3DTError(Exception):
@@ -75,3 +79,11 @@ class DiskSpaceError(M3DTError, OSError):
 
 class PathError(M3DTError, OSError):
     """A path that cannot be read or written: missing, a file where a folder is needed, read-only, no permission, …"""
+
+
+class UnwrittenRowsError(M3DTError, OSError):
+    """The rows of a finished evaluation that could not be written. rows: all of them, as `evaluate` would have returned them."""
+
+    def __init__(self, message: str, rows: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.rows = rows

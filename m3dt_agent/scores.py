@@ -1,4 +1,4 @@
-"""Episode rows, and the scores and intervals computed from them. The folder `evaluation` plays the episodes.
+"""Scores and intervals, computed from the rows of episodes (`m3dt_agent.rows`). The folder `evaluation` plays the episodes.
 
     rows  ──►  score matrix (R runs, M tasks): a cell is the mean normalized score of one run's episodes of one task
                run: one trained model; rows with the same policy name and different bank hashes are different training seeds
@@ -17,21 +17,32 @@ about other training seeds. A success rate has a Wilson score interval (Wilson 1
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import tasks
-from .disk import write_file
-from .errors import ConfigError, DatasetError, InvalidValueError
+from .errors import ConfigError, InvalidValueError
+from .rows import EpisodeResult, read_rows, write_rows
+
+__all__ = [
+    "AGENT_POLICIES",
+    "EXPERT_POLICY",
+    "EpisodeResult",
+    "Floats",
+    "Interval",
+    "Summary",
+    "TaskSummary",
+    "interquartile_mean",
+    "read_rows",
+    "summarize",
+    "wilson_interval",
+    "write_rows",
+]
 
 Floats = npt.NDArray[np.float64]
 Interval = tuple[float, float]
@@ -40,32 +51,6 @@ AGENT_POLICIES = {"none": "m3dt-backbone", "mixture": "m3dt-mixture", "routed": 
 """What rows call an agent, by the experts that act: none, all weighed by the router, or the heaviest of them."""
 EXPERT_POLICY = "m3dt-expert-{}"
 """What rows call an agent whose expert of this index acts alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class EpisodeResult:
-    """One evaluated episode.
-
-    seed: of the environment's reset. episode_return: undiscounted, summed in float64. success: None if the task has none.
-    bank_hash: content hash of the bank that acted; "" for other policies. reward_version: Meta-World's reward function;
-    None for other domains. versions: package name → installed version.
-    """
-
-    task: str
-    seed: int
-    episode_return: float
-    length: int
-    success: bool | None
-    policy: str
-    bank_hash: str
-    reward_version: str | None
-    stop_on_success: bool
-    versions: Mapping[str, str]
-
-    @property
-    def normalized_score(self) -> float:
-        """The episode's score from 0 to 100, `TaskSpec.normalized_score`."""
-        return tasks.get(self.task).normalized_score(self.episode_return, self.success)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,75 +143,6 @@ def summarize(rows: Iterable[EpisodeResult], *, confidence: float = 0.95, resamp
         iqm_interval=_percentiles(interquartile_mean(draws, axis=1), confidence),
         success_rate=float(np.mean(rates)) if rates else None,
     )
-
-
-def write_rows(path: str | Path, rows: Iterable[EpisodeResult]) -> Path:
-    """Writes the rows to `path`, one JSON object per line, all or none.
-
-    Raises:
-        DiskSpaceError: no room; `path` is as before.
-    """
-    path = Path(path)
-    lines = "".join(json.dumps(_to_json(row), sort_keys=True, allow_nan=False) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lines)
-    return path
-
-
-def read_rows(path: str | Path) -> list[EpisodeResult]:
-    """Reads a file that `write_rows` wrote.
-
-    Raises:
-        DatasetError: an unreadable line, missing or unknown fields, a wrong type or value; the message names the line.
-    """
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(_from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise DatasetError(f"{path}, line {number}: {error}") from error
-    return rows
-
-
-def _to_json(row: EpisodeResult) -> dict[str, Any]:
-    fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    return {**fields, "versions": dict(row.versions), "normalized_score": row.normalized_score}
-
-
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "task": (lambda v: isinstance(v, str), "a task name"),
-    "seed": (lambda v: type(v) is int and 0 <= v < 2**32, "an integer in [0, 2**32)"),
-    "episode_return": (lambda v: type(v) in (int, float) and math.isfinite(v), "a finite number"),
-    "length": (lambda v: type(v) is int and v >= 1, "an integer >= 1"),
-    "success": (lambda v: v is None or type(v) is bool, "true, false or null"),
-    "policy": (lambda v: isinstance(v, str) and v != "", "a name"),
-    "bank_hash": (lambda v: isinstance(v, str), "a string"),
-    "reward_version": (lambda v: v is None or isinstance(v, str), "a string or null"),
-    "stop_on_success": (lambda v: type(v) is bool, "true or false"),
-    "versions": (
-        lambda v: isinstance(v, dict) and all(isinstance(x, str) for x in v.values()),
-        "an object of strings",
-    ),
-    "normalized_score": (lambda v: type(v) in (int, float) and math.isfinite(v), "a finite number"),
-}
-
-
-def _from_json(values: Any) -> EpisodeResult:
-    if not isinstance(values, dict):
-        raise DatasetError(f"expected an object, got {type(values).__name__}")
-    if missing := sorted(set(_CHECKS) - set(values)):
-        raise DatasetError(f"missing {', '.join(missing)}")
-    if unknown := sorted(set(values) - set(_CHECKS)):
-        raise DatasetError(f"unknown field {', '.join(unknown)}")
-    for field, (valid, description) in _CHECKS.items():
-        if not valid(values[field]):
-            raise DatasetError(f"{field} must be {description}; got {values[field]!r}")
-    stored = values.pop("normalized_score")
-    row = EpisodeResult(**values)
-    if not math.isclose(row.normalized_score, stored, rel_tol=1e-9, abs_tol=1e-9):
-        raise DatasetError(f"normalized_score is {stored!r}, but the row's return and success give {row.normalized_score!r}")
-    return row
 
 
 def _group_runs(rows: Sequence[EpisodeResult]) -> list[list[EpisodeResult]]:

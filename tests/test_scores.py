@@ -1,12 +1,7 @@
-"""Rows and statistics, against scipy as an independent oracle, and by simulation."""
+"""Statistics of rows, against scipy as an independent oracle, and by simulation."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import resource
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,32 +10,10 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from row_examples import row
 
-from m3dt_agent.errors import ConfigError, DatasetError, DiskSpaceError, InvalidValueError
-from m3dt_agent.scores import (
-    EpisodeResult,
-    interquartile_mean,
-    read_rows,
-    summarize,
-    wilson_interval,
-    write_rows,
-)
-from m3dt_agent.tasks import get
-
-
-def row(task: str = "walker-run", seed: int = 0, episode_return: float = 500.0, **changes: Any) -> EpisodeResult:
-    """A row that a rollout could have written."""
-    metaworld = get(task).domain == "metaworld"
-    fields: dict[str, Any] = {
-        "length": 500,
-        "success": False if metaworld else None,
-        "policy": "test",
-        "bank_hash": "",
-        "reward_version": "v2" if metaworld else None,
-        "stop_on_success": False,
-        "versions": {"gymnasium": "1.0"},
-    }
-    return EpisodeResult(task=task, seed=seed, episode_return=episode_return, **(fields | changes))
+from m3dt_agent.errors import ConfigError, InvalidValueError
+from m3dt_agent.scores import interquartile_mean, summarize, wilson_interval
 
 
 @given(n=st.integers(1, 500), data=st.data(), confidence=st.sampled_from([0.5, 0.9, 0.95, 0.99]))
@@ -141,69 +114,3 @@ def test_summarize_refuses_rows_that_do_not_belong_together() -> None:
         summarize([row(bank_hash="x"), row("reach", bank_hash="x"), row("reach", bank_hash="y")])
     with pytest.raises(InvalidValueError):
         summarize([row()], confidence=1.5)
-
-
-def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
-    rows = [row(seed=s, episode_return=0.1 + s / 3) for s in range(3)] + [row("reach", 2**32 - 1, -1e-9, success=True)]
-    path = write_rows(tmp_path / "new" / "rows.jsonl", rows)
-    assert read_rows(path) == rows
-    assert [json.loads(line)["normalized_score"] for line in path.read_text().splitlines()][-1] == 100.0
-    assert os.listdir(path.parent) == ["rows.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"task": "no-such-task"}, "no-such-task"),
-        ({"seed": -1}, "seed must be"),
-        ({"seed": 1.5}, "seed must be"),
-        ({"episode_return": float("nan")}, "episode_return must be a finite number"),
-        ({"length": 0}, "length must be"),
-        ({"success": 1}, "success must be"),
-        ({"policy": ""}, "policy must be"),
-        ({"versions": {"a": 1}}, "versions must be"),
-        ({"normalized_score": 51.0}, "give 50.0"),
-        ({"extra": 1}, "unknown field extra"),
-        ({"task": "reach"}, "scored by success"),
-    ],
-)
-def test_a_bad_row_is_named_by_its_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [row(), row(seed=1)])
-    first, second = path.read_text().splitlines()
-    path.write_text(first + "\n" + json.dumps(json.loads(second) | change) + "\n")
-    with pytest.raises(DatasetError, match=f"line 2: .*{message}"):
-        read_rows(path)
-
-
-def test_truncated_and_incomplete_rows_are_named(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [row(), row(seed=1)])
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(DatasetError, match="line 2"):
-        read_rows(path)
-    path.write_text('{"task": "reach"}\n')
-    with pytest.raises(DatasetError, match="line 1: missing bank_hash, episode_return"):
-        read_rows(path)
-    path.write_text("[1]\n")
-    with pytest.raises(DatasetError, match="line 1: expected an object"):
-        read_rows(path)
-
-
-def test_a_failed_write_leaves_the_old_rows(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [row()])
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_rows(path, [row(), dataclasses.replace(row(), episode_return=float("inf"))])
-    assert read_rows(path) == [row()]
-    assert os.listdir(tmp_path) == ["rows.jsonl"]
-
-
-def test_a_full_disk_is_a_named_error_and_leaves_the_old_rows(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [row()])
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(DiskSpaceError, match=r"rows\.jsonl"):
-            write_rows(path, [row(seed=seed) for seed in range(100)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert read_rows(path) == [row()]
-    assert os.listdir(tmp_path) == ["rows.jsonl"]

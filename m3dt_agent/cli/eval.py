@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from ..config import EvalConfig
+from ..errors import M3DTError, UnwrittenRowsError
 from ..jobs import RETRIES, RayCluster, shard_of
 from ..machine import shows_progress
 from ..tasks import TaskSpec
@@ -36,29 +37,37 @@ from .options import (
     Workers,
     choose_tasks,
     parse_shard,
+    path_argument,
+    path_option,
     ray_cluster,
 )
-from .output import emit, make_table, quiet_stdout
+from .output import TextTable, emit, make_table, quiet_stdout, say
 
 if TYPE_CHECKING:
     from ..agent import M3DTAgent
     from ..bank import ExpertBank
-    from ..scores import EpisodeResult, Summary
+    from ..rows import EpisodeResult
+    from ..scores import Summary
 
 DEFAULTS = EvalConfig()
 
 Who = Annotated[
     str,
-    typer.Argument(help="A bank (a folder, or builtin:NAME), or a behavior policy: random, zero, novice, medium or expert."),
+    path_argument(help="A bank (a folder, or builtin:NAME), or a behavior policy: random, zero, novice, medium or expert."),
 ]
 FirstSeed = Annotated[int, typer.Option(help="Seed of each task's first episode; the next episodes have the next seeds.")]
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Give the same rows, to the last bit, on every machine of this type.")
 ]
-Rows = Annotated[Path | None, typer.Option(help="Write every episode to this file, one JSON line each.")]
+Rows = Annotated[
+    Path | None,
+    path_option(
+        help="Keep every episode in this file, a JSON line each, when it ends; an interrupted evaluation continues from it."
+    ),
+]
 Video = Annotated[
     Path | None,
-    typer.Option(help="Record the first episode of up to 16 tasks in one .gif, .webp or .mp4; MUJOCO_GL chooses the renderer."),
+    path_option(help="Record the first episode of up to 16 tasks in one .gif, .webp or .mp4; MUJOCO_GL chooses the renderer."),
 ]
 
 
@@ -93,7 +102,7 @@ def eval_command(
 
     Without task names, a bank is evaluated on all of its tasks.
     """
-    from ..evaluation import summarize, write_rows
+    from ..scores import summarize
 
     config = EvalConfig(
         episodes=episodes,
@@ -111,12 +120,16 @@ def eval_command(
         tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed)
     else:
         tasks = policy.tasks
-    with quiet_stdout():
-        results = _evaluate(policy, tuple(shard_of(tasks, parse_shard(shard))), config, acting, cluster, video)
-    if rows is not None:
-        write_rows(rows, results)
+    unwritten: UnwrittenRowsError | None = None
+    with quiet_stdout(), _telling_what_is_kept():
+        try:
+            results = _evaluate(policy, tuple(shard_of(tasks, parse_shard(shard))), config, acting, cluster, rows, video)
+        except UnwrittenRowsError as error:  # told after the table
+            results, unwritten = error.rows, error
     summary = summarize(results)
     emit(dataclasses.asdict(summary), as_json=as_json, table=_score_table(summary))
+    if unwritten is not None:
+        raise unwritten
 
 
 def _evaluate(
@@ -125,25 +138,41 @@ def _evaluate(
     config: EvalConfig,
     acting: Acting,
     cluster: RayCluster | None,
+    rows: Path | None,
     video: Path | None,
 ) -> Sequence[EpisodeResult]:
-    """The episodes, run here or on the cluster; the video is made first, because it is the part that may not work here."""
-    from ..evaluation import evaluate
-    from ..evaluation.parallel import evaluate_in_jobs
+    """The episodes, run here or on the cluster.
+
+    The video is made before, because it is the part that may not work here, and the file of rows is checked before that.
+    """
+    from ..evaluation import check_rows, evaluate, evaluate_in_jobs
     from ..evaluation.videos import record
 
     if cluster is None or video is not None:
         here: M3DTAgent | str = policy if isinstance(policy, str) else acting.load(policy)
     if video is not None:
+        if rows is not None:
+            check_rows(rows, here, config)
         record(here, tasks, video, config, progress=shows_progress(None))
     if cluster is None:
-        return evaluate(here, tasks, config)
+        return evaluate(here, tasks, config, rows=rows)
     return evaluate_in_jobs(
-        policy, tasks, config, cluster, experts=acting.experts, precision=acting.precision, device=acting.device
+        policy, tasks, config, cluster, experts=acting.experts, precision=acting.precision, device=acting.device, rows=rows
     )
 
 
-def _score_table(summary: Summary) -> Table:
+@contextlib.contextmanager
+def _telling_what_is_kept() -> Iterator[None]:
+    """Prints the notes of an error or interrupt: how many episodes are in the file of rows."""
+    try:
+        yield
+    except (M3DTError, KeyboardInterrupt) as error:
+        for note in getattr(error, "__notes__", ()):
+            say(note)
+        raise
+
+
+def _score_table(summary: Summary) -> TextTable:
     columns = ("task", "episodes", "return", "score", "95% interval", "success %")
     table = make_table(f"{summary.policy}: normalized scores", columns, [])
     for task in summary.tasks.values():

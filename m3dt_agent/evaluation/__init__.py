@@ -3,6 +3,7 @@
 policies.py      what can be evaluated            rollout.py     episodes in one process
 schedule.py      which slot runs which episode    parallel.py    episodes in many jobs
 one_episode.py   one episode, timed               videos.py      episodes as GIF, WebP or MP4
+kept.py          rows on disk as episodes end
 held_out.py      errors on demonstrations, without a simulator
 """
 
@@ -11,7 +12,7 @@ from .held_out import action_error, best_prompt_sampler, router_usage
 from .one_episode import Played, play
 from .parallel import evaluate_in_jobs
 from .policies import AgentPolicy, BehaviorPolicies, VectorPolicy
-from .rollout import evaluate, installed_versions
+from .rollout import check_rows, evaluate, installed_versions
 
 __all__ = [
     "AgentPolicy",
@@ -22,6 +23,7 @@ __all__ = [
     "VectorPolicy",
     "action_error",
     "best_prompt_sampler",
+    "check_rows",
     "evaluate",
     "evaluate_in_jobs",
     "installed_versions",

@@ -12,19 +12,23 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
 from ..agent import Experts, M3DTAgent, Precision
+from ..agent.choice import default_experts
 from ..bank import ExpertBank
 from ..bank.shipped import ShippedBank, ship
 from ..config import EvalConfig
 from ..errors import ConfigError
-from ..jobs import Engine, LocalProcesses, opened, run_jobs
+from ..jobs import Engine, LocalProcesses, RayCluster, opened, run_jobs
 from ..machine import shows_progress
-from ..scores import EpisodeResult
+from ..rows import EpisodeResult
 from ..tasks import TaskSpec, resolve
-from .rollout import evaluate, parts_of
+from .kept import Protocol, keep_rows
+from .policies import acting_settings, policy_name
+from .rollout import episodes_of, evaluate, installed_versions, parts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ def evaluate_in_jobs(
     experts: Experts | None = None,
     precision: Precision = "float32",
     device: str = "cpu",
+    rows: str | Path | None = None,
     progress: bool | None = None,
 ) -> list[EpisodeResult]:
     """Does what `evaluate` does, in jobs of `engine`.
@@ -75,6 +80,7 @@ def evaluate_in_jobs(
         who: a bank, or the level of a behavior policy.
         config: its `workers` holds for each job; None is one worker per CPU that a job reserves, and no workers for one CPU.
         experts, precision, device: how the bank's agent acts; `experts` None is the bank's default.
+        rows: as in `evaluate`; this process writes the rows of a job when the job ends, and jobs with missing rows run again.
         progress: show a progress bar; None: only on a terminal.
 
     Raises:
@@ -85,21 +91,42 @@ def evaluate_in_jobs(
         raise ConfigError("evaluate needs at least one task")
     if config.workers is None:
         config = dataclasses.replace(config, workers=_workers_per_job(engine))
-    rows: dict[int, list[EpisodeResult]] = {}
+    asked, parts = episodes_of(specs, config), parts_of(specs)
     with (
+        keep_rows(rows, _protocol(who, config, engine, experts, precision), asked) as kept,
         opened(engine),
-        tqdm(total=len(specs) * config.episodes, desc="evaluate", unit="episode", disable=not shows_progress(progress)) as bar,
+        tqdm(
+            total=len(asked), initial=kept.ended, desc="evaluate", unit="episode", disable=not shows_progress(progress)
+        ) as bar,
     ):
-        sent = who if isinstance(who, str) else ship(who, engine)
-        names = [tuple(task.name for task in part) for part in parts_of(specs)]
+        missing = [part for part in parts if not all(episode in kept for episode in episodes_of(part, config))]
+        sent = who if isinstance(who, str) or not missing else ship(who, engine)
         jobs = [
-            EvaluationJob(who=sent, tasks=part, config=config, experts=experts, precision=precision, device=device)
-            for part in names
+            EvaluationJob(
+                who=sent,
+                tasks=tuple(task.name for task in part),
+                config=config,
+                experts=experts,
+                precision=precision,
+                device=device,
+            )
+            for part in missing
         ]
-        for number, found in run_jobs(jobs, engine):
-            rows[number] = found
-            bar.update(len(found))
-    return [row for number in sorted(rows) for row in rows[number]]
+        for _, found in run_jobs(jobs, engine):
+            bar.update(sum(kept.add(row) for row in found))
+        return kept.finish()
+
+
+def _protocol(
+    who: ExpertBank | str, config: EvalConfig, engine: Engine, experts: Experts | None, precision: Precision
+) -> Protocol:
+    """What the rows of all jobs have in common, as far as it is known before they run."""
+    versions = None if isinstance(engine, RayCluster) else installed_versions()
+    if isinstance(who, str):
+        return Protocol(who, "", config.stop_on_success, {}, versions)
+    acting = default_experts(who) if experts is None else experts
+    settings = acting_settings(acting, config.rtg_mode, None if precision == "auto" else precision)
+    return Protocol(policy_name(acting), who.content_hash, config.stop_on_success, settings, versions)
 
 
 def _workers_per_job(engine: Engine) -> int:

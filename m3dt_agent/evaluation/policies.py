@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from ..agent import Experts, M3DTAgent, RtgMode
-from ..agent.inputs import Bools, Floats
+from ..agent.inputs import Bools, Float32Array
 from ..config import EvalConfig
 from ..data.behavior import behavior_policy
 from ..data.behavior_policies import BehaviorPolicy
@@ -31,7 +31,9 @@ class VectorPolicy(Protocol):
     def reset(self, tasks: Sequence[TaskSpec], seeds: Sequence[Sequence[int]]) -> None:
         """Prepares for new episodes: slot i will run those of tasks[i] with seeds[i], in that order."""
 
-    def act(self, obs: Floats, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools) -> Floats:
+    def act(
+        self, obs: Float32Array, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools
+    ) -> Float32Array:
         """(N, 8) actions for (N, 39) observations.
 
         Args:
@@ -51,12 +53,18 @@ class AgentPolicy:
 
     def __init__(self, agent: M3DTAgent, rtg_mode: RtgMode | None = None, name: str | None = None) -> None:
         self._agent, self.rtg_mode = agent, rtg_mode
-        self.name = name or _policy_name(agent.experts)
+        self.name = name or policy_name(agent.experts)
         self.bank_hash = agent.content_hash
 
     def within(self, config: EvalConfig) -> AgentPolicy:
         """This policy in an evaluation: with the config's `rtg_mode`, unless it has its own."""
         return self if self.rtg_mode is not None else AgentPolicy(self._agent, config.rtg_mode, self.name)
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What rows say of how the agent acts."""
+        precision = "float64" if self._agent.dtype is torch.float64 else self._agent.precision
+        return acting_settings(self._agent.experts, self.rtg_mode or "rewards", precision)
 
     @property
     def device(self) -> torch.device:
@@ -66,11 +74,25 @@ class AgentPolicy:
     def reset(self, tasks: Sequence[TaskSpec], seeds: Sequence[Sequence[int]]) -> None:
         self._agent.reset(tasks, rtg_mode=self.rtg_mode or "rewards")
 
-    def act(self, obs: Floats, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools) -> Floats:
+    def act(
+        self, obs: Float32Array, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools
+    ) -> Float32Array:
         return self._agent.act(obs, reward=reward, reset_mask=reset_mask, active=active)
 
 
-def _policy_name(experts: Experts) -> str:
+def acting_settings(experts: Experts, rtg_mode: RtgMode, precision: str | None) -> dict[str, str]:
+    """What rows say of how an agent acts; None: the precision is not known here."""
+    known = {} if precision is None else {"precision": precision}
+    return {"experts": str(experts), "rtg_mode": rtg_mode, **known}
+
+
+def settings_of(policy: VectorPolicy) -> Mapping[str, str]:
+    """The settings that the policy's rows have; none for policies other than agents."""
+    return policy.settings if isinstance(policy, AgentPolicy) else {}
+
+
+def policy_name(experts: Experts) -> str:
+    """What rows call an agent whose `experts` act."""
     if isinstance(experts, Routing):
         return AGENT_POLICIES["routed"]
     return EXPERT_POLICY.format(experts) if isinstance(experts, int) else AGENT_POLICIES[experts]
@@ -92,7 +114,9 @@ class BehaviorPolicies:
         self._policies: list[BehaviorPolicy] = [behavior_policy(task, self.name) for task in tasks]
         self._seeds = [iter(queue) for queue in seeds]
 
-    def act(self, obs: Floats, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools) -> Floats:
+    def act(
+        self, obs: Float32Array, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools
+    ) -> Float32Array:
         for i in np.flatnonzero(reset_mask).tolist():
             self._policies[i].reset(next(self._seeds[i]))
         actions = np.zeros((len(obs), MAX_ACT_DIM), np.float32)

@@ -9,6 +9,10 @@
 Which episodes act together depends on their lengths and on `config.slots`, never on timing or on the number of workers. In
 `reset` a policy learns the task and seed of each episode, so that a policy that draws random numbers can derive them from the
 seed. Rows are ordered by task (as given) and seed.
+
+With a file for the rows (kept.py), episodes whose rows are there are not played again. The last bits of an agent's float32
+actions depend on which episodes act together, so that a continued evaluation has exactly the rows of an uninterrupted one only
+if it is deterministic: a part then is played again as a whole unless all of its rows are there. Behavior policies act alone.
 """
 
 from __future__ import annotations
@@ -17,23 +21,24 @@ import contextlib
 import functools
 import importlib.metadata
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..agent import M3DTAgent
-from ..agent.inputs import Bools, Floats
+from ..agent.inputs import Bools, Float32Array
 from ..config import EvalConfig
 from ..envs.vector import MixedTaskVectorEnv
 from ..errors import ConfigError, InvalidValueError
 from ..machine import shows_progress
 from ..model.determinism import cpu_threads
-from ..scores import EpisodeResult
+from ..rows import EpisodeResult
 from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, TaskSpec, resolve
-from .policies import AgentPolicy, BehaviorPolicies, VectorPolicy, as_policy
+from .kept import KeptRows, Protocol, keep_rows
+from .policies import AgentPolicy, BehaviorPolicies, VectorPolicy, as_policy, settings_of
 from .schedule import Episode, Queue
 
 TASKS_PER_PART = 4
@@ -49,19 +54,27 @@ def evaluate(
     tasks: Sequence[str | TaskSpec],
     config: EvalConfig | None = None,
     *,
+    rows: str | Path | None = None,
     progress: bool | None = None,
 ) -> list[EpisodeResult]:
     """Runs `config.episodes` episodes of every task and returns their rows, ordered by task and seed.
+
+    With `rows`, every row is in that file as soon as its episode ends. Called again after a kill or Ctrl-C, the same evaluation
+    plays what is missing there; with `deterministic`, an agent's rows are those of an uninterrupted one to the last bit.
 
     Args:
         policy: an agent, any `VectorPolicy`, or the level of a behavior policy ("random", "zero", "expert", …).
         tasks: as `tasks.resolve` takes them.
         config: None is `EvalConfig()`. Its `rtg_mode` holds for agents; an `AgentPolicy` with its own mode keeps that.
+        rows: a file, made if it is not there; it may have other rows of the same policy, bank and settings. None: no file.
         progress: show a progress bar; None: only on a terminal.
 
     Raises:
         UnknownTaskError: no such task, or one the agent does not have.
-        ConfigError: no tasks, or a level that a task does not have.
+        ConfigError: no tasks, or a level that a task does not have; or `rows` has rows of another policy, bank or setting, or
+            another process writes it.
+        PathError: `rows` cannot be read and written. DatasetError: it holds something else than rows.
+        UnwrittenRowsError: all episodes are played and the file lacks rows, as on a full disk; the error has the rows.
         InvalidValueError: an observation, action or return is not finite; the message names the task.
         MissingDependencyError: a simulator that is not installed.
     """
@@ -70,18 +83,56 @@ def evaluate(
     if not specs:
         raise ConfigError("evaluate needs at least one task")
     acting = as_policy(policy, config)
-    parts = parts_of(specs) if config.deterministic else [specs]
-    shown = shows_progress(progress)
-    rows: list[EpisodeResult] = []
+    asked = episodes_of(specs, config)
     with (
-        tqdm(total=len(specs) * config.episodes, desc=f"evaluate {acting.name}", unit="episode", disable=not shown) as bar,
+        keep_rows(rows, protocol_of(acting, config), asked) as kept,
+        _progress_bar(acting.name, kept, len(asked), progress) as bar,
         cpu_threads(_DETERMINISTIC_THREADS if config.deterministic else torch.get_num_threads()),
     ):
-        for part in parts:
-            episodes = [Episode(task, config.seed + k) for task in part for k in range(config.episodes)]
-            for first in range(0, len(episodes), _EPISODES_AT_ONCE):
-                rows += _Rollout(acting, episodes[first : first + _EPISODES_AT_ONCE], config, bar).run()
-    return rows
+
+        def keep(row: EpisodeResult) -> None:
+            bar.update(kept.add(row))
+
+        for together in _groups(specs, config, kept):
+            _Rollout(acting, together, config, keep).run()
+        return kept.finish()
+
+
+def check_rows(path: str | Path, policy: M3DTAgent | VectorPolicy | str, config: EvalConfig) -> None:
+    """Checks that `evaluate` can keep its rows in `path`; for callers about to do something long before.
+
+    Raises:
+        M3DTError: what `evaluate` says of `rows`.
+    """
+    with keep_rows(path, protocol_of(as_policy(policy, config), config), ()):
+        pass
+
+
+def protocol_of(policy: VectorPolicy, config: EvalConfig) -> Protocol:
+    """What all rows of `policy` have in common."""
+    return Protocol(policy.name, policy.bank_hash, config.stop_on_success, settings_of(policy), installed_versions())
+
+
+def episodes_of(tasks: Sequence[TaskSpec], config: EvalConfig) -> list[Episode]:
+    """All episodes of `tasks`, ordered by task and seed."""
+    return [Episode(task, config.seed + k) for task in tasks for k in range(config.episodes)]
+
+
+def _groups(tasks: Sequence[TaskSpec], config: EvalConfig, kept: KeptRows) -> Iterator[list[Episode]]:
+    """The episodes to play, in groups that act together: whole groups if `deterministic`, else only what is missing."""
+    for part in parts_of(tasks) if config.deterministic else [tasks]:
+        episodes = episodes_of(part, config)
+        if not config.deterministic:
+            episodes = [episode for episode in episodes if episode not in kept]
+        for first in range(0, len(episodes), _EPISODES_AT_ONCE):
+            together = episodes[first : first + _EPISODES_AT_ONCE]
+            if not all(episode in kept for episode in together):
+                yield together
+
+
+def _progress_bar(name: str, kept: KeptRows, total: int, progress: bool | None) -> tqdm[None]:
+    shown = shows_progress(progress)
+    return tqdm(total=total, initial=kept.ended, desc=f"evaluate {name}", unit="episode", disable=not shown)
 
 
 def parts_of(tasks: Sequence[TaskSpec]) -> list[Sequence[TaskSpec]]:
@@ -102,8 +153,10 @@ def _overlaps(policy: VectorPolicy, config: EvalConfig) -> bool:
 class _Rollout:
     """Runs M episodes in S slots; arrays (M, …) have a row per episode."""
 
-    def __init__(self, policy: VectorPolicy, episodes: Sequence[Episode], config: EvalConfig, bar: Any) -> None:
-        self._policy, self._episodes, self._config, self._bar = policy, episodes, config, bar
+    def __init__(
+        self, policy: VectorPolicy, episodes: Sequence[Episode], config: EvalConfig, keep: Callable[[EpisodeResult], None]
+    ) -> None:
+        self._policy, self._episodes, self._config, self._keep = policy, episodes, config, keep
         M, S = len(episodes), min(config.slots, len(episodes))
         self._queue = Queue(episodes)
         self._running = np.array([self._queue.take() for _ in range(S)])  # (S,) each slot's episode; -1: none left
@@ -111,10 +164,9 @@ class _Rollout:
         self._groups = np.arange(G)[:, None] == np.arange(S) * G // S  # (G, S)
         self._observations, self._rewards = np.zeros((M, MAX_OBS_DIM), np.float32), np.zeros(M)
         self._returns, self._lengths = np.zeros(M), np.zeros(M, np.int64)
-        self._rows: dict[int, EpisodeResult] = {}
 
-    def run(self) -> list[EpisodeResult]:
-        """Runs the episodes and returns the row of each."""
+    def run(self) -> None:
+        """Runs the episodes; each one's row is kept when it ends."""
         self._policy.reset([episode.task for episode in self._episodes], [(episode.seed,) for episode in self._episodes])
         tasks = [self._episodes[i].task for i in self._running.tolist()]
         with contextlib.closing(
@@ -125,7 +177,6 @@ class _Rollout:
             while (self._running >= 0).any():
                 for group in self._groups:
                     self._turn(group & (self._running >= 0))
-        return [self._rows[i] for i in range(len(self._episodes))]
 
     def _turn(self, group: Bools) -> None:
         """Takes in the results of `group` (S,), starts new episodes where one ended, and acts for the rest."""
@@ -140,7 +191,7 @@ class _Rollout:
         self._begin(ended & (self._running >= 0))
         self._act(group & ~ended)
 
-    def _check_finite(self, obs: Floats, group: Bools) -> None:
+    def _check_finite(self, obs: Float32Array, group: Bools) -> None:
         bad = group & ~np.isfinite(obs).all(axis=1)
         if bad.any():
             i = int(self._running[bad][0])
@@ -151,8 +202,7 @@ class _Rollout:
 
     def _end(self, slot: int, success: bool) -> None:
         i = int(self._running[slot])
-        self._rows[i] = _row(self._episodes[i], self._returns[i], self._lengths[i], success, self._policy, self._config)
-        self._bar.update()
+        self._keep(_row(self._episodes[i], self._returns[i], self._lengths[i], success, self._policy, self._config))
         self._running[slot] = self._queue.take(self._episodes[i].task)
 
     def _begin(self, slots: Bools) -> None:
@@ -171,7 +221,8 @@ class _Rollout:
         active[episodes] = True
         starts = active & (self._lengths == 0)
         actions = np.zeros((len(slots), MAX_ACT_DIM), np.float32)
-        acted = self._policy.act(self._observations, reward=self._rewards, reset_mask=starts, active=active)
+        observations, rewards = self._observations.copy(), self._rewards.copy()  # a policy may change what it is given
+        acted = self._policy.act(observations, reward=rewards, reset_mask=starts, active=active)
         actions[slots] = acted[episodes]
         self._lengths[episodes] += 1
         self._env.step_async(actions, slots)
@@ -195,6 +246,7 @@ def _row(
         reward_version=_meta_world_reward_version() if succeeds else None,
         stop_on_success=config.stop_on_success,
         versions=installed_versions(),
+        settings=settings_of(policy),
     )
 
 
