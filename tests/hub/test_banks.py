@@ -335,6 +335,16 @@ class TestPull:
             with pytest.raises(BankError, match="neither a folder nor an id"):
                 M3DTAgent.from_pretrained(name)
 
+    def test_a_name_that_may_have_meant_a_folder(self, lfs_hub: Hub) -> None:
+        with pytest.raises(HubError, match=r"there is no folder runs/bakn here, and the Hub at .* has no such repository"):
+            M3DTAgent.from_pretrained("runs/bakn")
+        with pytest.raises(HubError, match="there is no folder runs/bakn here, and the Hub cannot be reached"):
+            M3DTAgent.from_pretrained("runs/bakn", endpoint="http://127.0.0.1:9")
+        lfs_hub.clear()
+        with pytest.raises(BankError, match="runs/bakn"):
+            M3DTAgent.load("runs/bakn")
+        assert not lfs_hub.requests
+
     def test_offline_a_cached_revision_loads_without_a_request(self, hub: Hub, finished: Path) -> None:
         sha = push_bank(finished, REPO, token=ALICE).sha
         pull_bank(REPO, "stage-router")
