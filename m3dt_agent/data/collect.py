@@ -87,7 +87,8 @@ def collect(
     """Collects one dataset per task under the Minari root `root`; returns their summaries in the order of `tasks`.
 
     Called again after a kill or Ctrl-C, it makes only the shards that are missing. It keeps a finished dataset of the same
-    config. Worker processes import the calling script, so the script must call this under `if __name__ == "__main__":`.
+    config. If `policy` is defined in the calling script, worker processes run the script again to find it: then the script must
+    call this under `if __name__ == "__main__":`.
 
     Args:
         tasks: repeated tasks are collected once.

@@ -117,6 +117,7 @@ class EpisodeArrays:
         Raises:
             RefusedError: one is missing, not an array of numbers, kept elsewhere, too large, or stored in another way than in
                 plain or deflated chunks; or the seed is not an integer.
+            DatasetError: the episodes up to this one have more bytes than any file of this size.
         """
         import h5py
 
@@ -149,9 +150,9 @@ class EpisodeArrays:
                 raise RefusedError(f"{name} is {array.shape}; an array of an episode has at most {MOST_NUMBERS:,} numbers")
             self._left -= array.size * array.dtype.itemsize
         if self._left < 0:
-            raise RefusedError(
-                f"up to here the episodes have more than {MOST_READ_PER_BYTE} bytes of numbers for each byte of the file, "
-                "which no recording has"
+            raise DatasetError(
+                f"{self._file.filename}: its episodes have more than {MOST_READ_PER_BYTE} bytes of numbers "
+                "for each byte of the file, which no recording has"
             )
 
 

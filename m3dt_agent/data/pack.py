@@ -34,11 +34,11 @@ from numpy.typing import NDArray
 
 from ..disk import file_lock, path_errors, publish, require_space, scratch_folder, user_path, write_file
 from ..documents import read_document
-from ..errors import DatasetError, PathError
+from ..errors import DatasetError
 from ..tasks import TaskSpec
 from .episodes import Episode, to_episode
 from .pack_index import IndexBuilder, index_bytes, read_index
-from .steps_files import StepsFile
+from .steps_files import StepsFile, too_many_open
 from .validation import (
     METADATA_FILE,
     STEPS_FILE,
@@ -175,7 +175,11 @@ def _open(target: Path, source: str, task: TaskSpec) -> PackedTask | None:
             return None
         width = sum(description["columns"])
         index = read_index(content, task, description["steps_bytes"] // (4 * width))
-    except (PathError, FileNotFoundError, DatasetError):
+    except DatasetError:
+        return None
+    except OSError as error:
+        if too_many_open(error):
+            raise
         return None
     return PackedTask(
         task=task,

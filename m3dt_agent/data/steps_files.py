@@ -93,7 +93,7 @@ class StepsFile:
         try:
             opened = _Descriptor(self.path)
         except PathError as error:
-            if getattr(error.__cause__, "errno", None) != errno.EMFILE or not _kept:
+            if not (too_many_open(error) and _kept):
                 raise DatasetError(str(error)) from error
             close_oldest(keep=0)  # others have taken the rest
             opened = _Descriptor(self.path)
@@ -107,6 +107,12 @@ class StepsFile:
             self.close()
             raise DatasetError(f"{self.path} was replaced or changed while in use; open the datasets again")
         return opened
+
+
+def too_many_open(error: OSError) -> bool:
+    """Whether a file could not be opened because this process, or the machine, has too many open."""
+    causes = (error, error.__cause__)
+    return any(getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE) for cause in causes)
 
 
 def _identity(descriptor: _Descriptor) -> tuple[int, ...]:

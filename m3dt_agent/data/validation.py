@@ -116,6 +116,8 @@ def _scan(stored: EpisodeArrays, index: int, task: TaskSpec | None) -> ScannedEp
             problems = [*shapes, *_dtype_problems(named)]
             return ScannedEpisode(index, {}, seed, tuple(f"episode {index}{where}" for where in problems), steps)
         arrays: Arrays = {name: array[()] for name, array in named.items()}
+    except DatasetError:
+        raise
     except RefusedError as error:
         return ScannedEpisode(index, {}, None, (f"episode {index}: {error}",))
     except _UNREADABLE as error:
