@@ -21,7 +21,7 @@ from ..model.empty import EmptyModel
 from ..tasks import TaskSpec
 from .journal import current_file, read_weights
 from .manifest import Manifest, expert_file, expert_index
-from .sizes import require_fit
+from .sizes import fitting_prompts, fitting_statistics, require_fit
 from .storage import Storage
 from .tensor_files import for_each_file
 
@@ -67,13 +67,15 @@ class BankContents:
     @functools.cached_property
     def statistics(self) -> dict[str, TaskStatistics]:
         """Statistics per task, in the bank's order."""
-        found = self._made_of("statistics.safetensors", statistics_from_tensors)
+        found = self._made_of("statistics.safetensors", lambda t: fitting_statistics(statistics_from_tensors(t), self.tasks))
         return {name: found[name] for name in self._complete(found, "statistics")}
 
     @functools.cached_property
     def prompts(self) -> dict[str, tuple[Prompt, ...]]:
         """Prompts per task, in the bank's order, best first."""
-        found = self._made_of("prompts.safetensors", prompts_from_tensors)
+        found = self._made_of(
+            "prompts.safetensors", lambda t: fitting_prompts(prompts_from_tensors(t), self.tasks, self.config)
+        )
         return {name: found[name] for name in self._complete(found, "prompts")}
 
     @property

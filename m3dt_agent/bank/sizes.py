@@ -6,22 +6,32 @@ bank.json: files       ─► recorded bytes, which `ExpertBank.open` has compar
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from ..config import ModelConfig
-from ..errors import BankError
+from ..data.prompts import Prompt
+from ..data.stats import TaskStatistics
+from ..errors import BankError, ShapeError
+from ..tasks import TaskSpec
 from .manifest import Manifest
 from .tensor_files import MAX_HEADER_BYTES, require_memory
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
-@functools.lru_cache(maxsize=8)
 def element_counts(config: ModelConfig) -> dict[str, int]:
     """Numbers in the backbone, in all experts together, and in the router, of a model that is never built."""
+    one, two = (_counted(dataclasses.replace(config, n_layers=n)) for n in (1, 2))  # every block is alike
+    return {name: one[name] + (config.n_layers - 1) * (two[name] - one[name]) for name in one}
+
+
+@functools.lru_cache(maxsize=8)
+def _counted(config: ModelConfig) -> dict[str, int]:
     from ..model import M3DT
 
     with torch.device("meta"):
@@ -51,3 +61,35 @@ def require_fit(manifest: Manifest, config: ModelConfig, path: Path) -> None:
                 f"the model in bank.json take {data:,} and a header"
             )
     require_memory(4 * sum(counts.values()), f"the model of bank {path}")
+
+
+def fitting_statistics(found: dict[str, TaskStatistics], tasks: Iterable[TaskSpec]) -> dict[str, TaskStatistics]:
+    """The statistics, if each is as wide as the observations of its task.
+
+    Raises:
+        ShapeError: one is not; the message names the task.
+    """
+    for task in tasks:
+        if task.name in found and found[task.name].mean.shape != (task.obs_dim,):
+            raise ShapeError(f"task {task.name!r} has observations of {task.obs_dim}; got {found[task.name].mean.shape}")
+    return found
+
+
+def fitting_prompts(
+    found: Mapping[str, tuple[Prompt, ...]], tasks: Iterable[TaskSpec], config: ModelConfig
+) -> Mapping[str, tuple[Prompt, ...]]:
+    """The prompts, if each has the widths of its task, and the model can take its length and timesteps.
+
+    Raises:
+        ShapeError: one does not fit; the message names the task.
+    """
+    for task in tasks:
+        for prompt in found.get(task.name, ()):
+            widths, steps = (prompt.states.shape[1], prompt.actions.shape[1]), prompt.timesteps
+            if widths != (task.obs_dim, task.act_dim):
+                raise ShapeError(f"a prompt of task {task.name!r} must be {task.obs_dim} + {task.act_dim} wide; got {widths}")
+            if len(steps) > config.prompt_length:
+                raise ShapeError(f"a prompt of task {task.name!r} has {len(steps)} steps; {config.prompt_length} are possible")
+            if steps.min() < 0 or steps.max() >= config.max_timesteps:
+                raise ShapeError(f"a prompt of task {task.name!r} has timesteps outside [0, {config.max_timesteps})")
+    return found

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from ..tasks import lookup
 from .checks import require, require_positive, require_types
 
+_MOST_PROMPTS = 1000
+"""Prompt episodes of a task; each is kept out of training, and every bank of the task holds a copy of its end."""
+
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
@@ -32,6 +35,7 @@ class DataConfig:
         require(self.constant_std is None or self.constant_std > 0, self, "constant_std", "None or > 0")
         require(self.state_clip is None or self.state_clip > 0, self, "state_clip", "None or > 0")
         require_positive(self, "n_prompts")
+        require(self.n_prompts <= _MOST_PROMPTS, self, "n_prompts", f"at most {_MOST_PROMPTS:,}")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> DataConfig:

@@ -43,6 +43,8 @@ class ModelConfig:
             *("max_timesteps", "state_dim", "act_dim", "ffn_multiple"),
         )
         require(self.n_experts >= 0, self, "n_experts", "an integer >= 0")
+        for name, largest in _LARGEST.items():
+            require(getattr(self, name) <= largest, self, name, f"at most {largest:,}")
         require(self.embed_dim % self.n_heads == 0, self, "n_heads", f"a divisor of embed_dim={self.embed_dim}")
         require(0.0 <= self.dropout < 1.0, self, "dropout", "in [0, 1)")
         if self.top_k is not None:
@@ -75,6 +77,19 @@ class ModelConfig:
 
 _ADDED_LATER: dict[str, Any] = {"ffn_multiple": 4}
 """Fields of ModelConfig that the first banks did not have, with their defaults."""
+
+_LARGEST = {
+    "embed_dim": 8192,  # 32 times the paper's
+    "n_layers": 256,  # 40 times the paper's
+    "n_experts": 1000,  # a bank's files are experts/000 … experts/999
+    "context_length": 1024,  # episodes of these tasks have at most 500 steps; attention takes memory by the square
+    "prompt_length": 1024,
+    "max_timesteps": 10_000,
+    "state_dim": 1024,  # the widest task has 39
+    "act_dim": 1024,
+    "ffn_multiple": 64,
+}
+"""A bank's numbers decide how much memory its model takes, and a bank may be a stranger's: above these nothing is built."""
 
 _MODEL_PRESETS = {
     "tiny": ModelConfig(32, 2, 2, n_experts=3, context_length=5, prompt_length=3),
