@@ -21,5 +21,5 @@ def main(bank: str, episodes: str = "10") -> None:
             print(f"    {task.task:24} {task.mean_score:6.1f}   return {task.mean_return:.1f}")
 
 
-if __name__ == "__main__":  # workers are new processes, which import this file
+if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ class Square:
 
     number: int
     notes: Path
-    trouble: str = ""  # "error", "foreign" or "death"
+    trouble: str = ""  # "error", "foreign", "lock" or "death"
     times: int = 10**9  # so often
     seconds: float = 0.0
 
@@ -33,6 +34,8 @@ class Square:
                 raise ConfigError("no such square")
             if self.trouble == "foreign":
                 raise ZeroDivisionError("squares of zero")
+            if self.trouble == "lock":
+                return threading.Lock()  # type: ignore[return-value]  # which cannot be pickled
             if self.trouble == "death":
                 os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.seconds)

@@ -108,8 +108,6 @@ def _complain_about(error: M3DTError) -> int:
 
 def _how_to_continue(arguments: Sequence[str]) -> str:
     verbs = [word for word in arguments if not word.startswith("-")][:2]
-    if verbs[:1] == ["eval"] and any(word.partition("=")[0] == "--rows" for word in arguments):
-        return "run the same command again to play the episodes that are missing"
     keeps_rows = verbs[:1] == ["eval"] and any(word.split("=")[0] == "--rows" for word in arguments)
     if keeps_rows or (verbs and (verbs[0] in CONTINUES or (verbs[0] == "data" and CONTINUES.intersection(verbs[1:])))):
         return "run the same command again to continue where it stopped"

@@ -40,7 +40,7 @@ class Worker:
 
     def __init__(self, number: int, tasks: Sequence[TaskSpec], stop_on_success: bool) -> None:
         self.tasks = list(tasks)
-        self._number = number
+        self._number, self._started = number, False
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", __spec__.name, str(os.getpid())],
@@ -83,6 +83,7 @@ class Worker:
         if kind == "error":
             raise M3DTError(f"{self._name()} failed:\n{content}")
         assert isinstance(content, SlotStates)
+        self._started = True
         return content
 
     def stop(self) -> None:
@@ -109,6 +110,10 @@ class Worker:
             status = self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             return M3DTError(f"{self._name()} closed its pipe")
+        if status > 0 and not self._started:
+            return M3DTError(
+                f"{self._name()} cannot start (exit status {status}; its message is above); workers=0 does without"
+            )
         cause = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         return M3DTError(f"{self._name()} died: {cause}")
 

@@ -13,7 +13,6 @@ If the disk is full while episodes end, the evaluation goes on; every later row 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from ..disk import path_errors, user_path, write_file
 from ..errors import ConfigError, DatasetError, M3DTError, PathError, UnwrittenRowsError
 from ..rows import EpisodeResult, line_of, lines_of, row_of
+from ..systems import lock_open_file
 from .schedule import Episode
 
 log = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ def _opened(path: Path) -> Iterator[_RowFile]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             raise PathError(f"{path} cannot be used: it is no regular file; name another one for the rows")
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     try:
         _lock(descriptor, path)
         try:
@@ -243,11 +243,8 @@ def _opened(path: Path) -> Iterator[_RowFile]:
 def _lock(descriptor: int, path: Path) -> None:
     busy = f"{path} is being written by another evaluation; wait for its end, or give each its own file and join them"
     with path_errors(path):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(busy) from None
-    if not _is_at(descriptor, path):  # its writer has just put it in order, or removed it
+        locked = lock_open_file(descriptor, wait=False)
+    if not locked or not _is_at(descriptor, path):  # or its writer has just put it in order, or removed it
         raise ConfigError(busy)
 
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from ..agent import M3DTAgent
 from ..config import EvalConfig
-from ..disk import whole_file, write_file
+from ..disk import require_writable, whole_file, write_file
 from ..envs.wrappers import StopOnSuccess
 from ..errors import ConfigError, MissingDependencyError
 from ..tasks import MAX_OBS_DIM, TaskSpec
@@ -65,13 +65,14 @@ def check_path(path: Path) -> None:
     """Checks that a video can be written to `path`; for callers about to play episodes for it.
 
     Raises:
-        ConfigError: a suffix other than .gif, .webp and .mp4.
+        ConfigError: a suffix other than .gif, .webp and .mp4. PathError: there is a folder at `path`, or no way to write there.
         MissingDependencyError: .mp4 without imageio-ffmpeg; the message suggests .gif.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"a video's name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}; got {path.name!r}")
     if path.suffix == ".mp4":
         _ffmpeg()
+    require_writable(path)
 
 
 def record(

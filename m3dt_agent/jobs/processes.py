@@ -7,25 +7,27 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
+import sys
 import time
-import traceback
+import types
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from ..errors import M3DTError
 from ..machine import usable_cores
-from .engines import Failure, Job, LocalProcesses, attempt
+from .engines import Failure, Job, LocalProcesses
+from .worker import Started, pack, work
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_PARENT_POLL_SECONDS = 1.0
+_END_SECONDS = 3.0
 
 
 def run_in_processes(jobs: Sequence[Job[R]], engine: LocalProcesses) -> Generator[tuple[int, R]]:
@@ -34,12 +36,16 @@ def run_in_processes(jobs: Sequence[Job[R]], engine: LocalProcesses) -> Generato
     waiting = deque((number, 0) for number in range(len(jobs)))
     with _workers() as processes:
         running: dict[Connection, tuple[int, int]] = {}
+        started: set[Connection] = set()
         for _ in range(count):
             _give(_start(processes), jobs, waiting, running)
         while running:
             for connection in [ready for ready in wait(list(running)) if isinstance(ready, Connection)]:
+                outcome = _receive(connection, processes[connection], connection in started)
+                if isinstance(outcome, Started):
+                    started.add(connection)
+                    continue
                 number, tries = running.pop(connection)
-                outcome = _receive(connection, processes[connection])
                 if not isinstance(outcome, Failure):
                     yield number, outcome
                 elif outcome.final or tries == engine.retries:
@@ -60,16 +66,22 @@ def _give(
 ) -> None:
     """Sends the next job to the worker at the other end. If the worker is dead, `_receive` finds out."""
     number, _ = running[connection] = waiting.popleft()
+    packed = pack(jobs[number])
     with contextlib.suppress(OSError):
-        connection.send(jobs[number])
+        connection.send(packed)
 
 
-def _receive(connection: Connection, process: SpawnProcess) -> Any:
+def _receive(connection: Connection, process: SpawnProcess, started: bool) -> Any:
     try:
         return connection.recv()
     except (EOFError, ConnectionError):
         process.join(5)
-        return Failure(M3DTError, f": the worker died (exit code {process.exitcode})", final=False)
+    if not started and process.exitcode is not None and process.exitcode > 0:  # no signal, and it would happen again
+        text = (
+            f": a worker process cannot start (exit code {process.exitcode}; its own message is above); workers=0 does without"
+        )
+        return Failure(M3DTError, text, final=True)
+    return Failure(M3DTError, f": the worker died (exit code {process.exitcode})", final=False)
 
 
 @contextlib.contextmanager
@@ -79,22 +91,33 @@ def _workers() -> Iterator[dict[Connection, SpawnProcess]]:
     try:
         yield processes
     finally:
-        for process in processes.values():
-            process.terminate()
-        for connection, process in processes.items():
-            process.join()
-            connection.close()
+        try:
+            _end(list(processes.values()))
+        finally:
+            for connection, process in processes.items():
+                process.kill()  # after a second Ctrl-C, which does not wait
+                process.join()
+                connection.close()
+
+
+def _end(processes: Sequence[SpawnProcess]) -> None:
+    """Asks workers to end, and kills those that have not after some seconds; a stopped one (SIGSTOP) does not hear it."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _END_SECONDS
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
 
 
 def _start(processes: dict[Connection, SpawnProcess]) -> Connection:
     """Starts a worker and adds it to `processes`."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs,), daemon=True)
-    with _one_thread():
+    process = context.Process(target=work, args=(theirs,), daemon=True)
+    with _one_thread(), _without_interrupts(), _without_main():
         process.start()
+        processes[ours] = process
     theirs.close()
-    processes[ours] = process
     return ours
 
 
@@ -110,22 +133,29 @@ def _one_thread() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _work(connection: Connection) -> None:
-    """The worker's loop: receives jobs and sends results or failures until the parent is gone. The parent handles Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            job = connection.recv()
-            try:
-                outcome = attempt(job)
-            except Exception:
-                outcome = Failure(M3DTError, f" failed:\n{traceback.format_exc()}", final=False)
-            connection.send(outcome)
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes started inside the block never hear Ctrl-C, not even while they import; it is the parent's to handle.
+
+    This process hears it when the block ends.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    while parent is not None and parent.is_alive():
-        time.sleep(_PARENT_POLL_SECONDS)
-    os._exit(1)
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes started inside the block do not run the caller's script again; jobs that need it see to that (worker.py)."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -479,3 +480,12 @@ def test_a_child_that_holds_the_pipe_does_not_keep_a_worker_alive() -> None:
     parent.wait(20)
     parent.stdout.close()
     assert not _wait_until_gone(pids, seconds=10.0)
+
+
+def test_a_worker_that_cannot_start_is_told_from_one_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho no module >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    with pytest.raises(M3DTError, match=r"environment worker 0 .*cannot start \(exit status 3; .* above\); workers=0"):
+        MixedTaskVectorEnv([tasks.get("cheetah-vel-3")], workers=1)
