@@ -165,6 +165,20 @@ def require_new_folder(path: Path) -> None:
             raise BankError(f"{path} exists and is not an empty folder; choose a new one")
 
 
+def require_writable(path: Path) -> None:
+    """Checks that a file can be written at `path`, whose folder is made; for callers about to do something long before.
+
+    Raises:
+        PathError: it cannot.
+    """
+    with path_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(prefix=TEMPORARY, dir=path.parent):
+            pass
+
+
 # -- files ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -89,11 +89,17 @@ def quiet_stdout() -> Iterator[None]:
 
 @contextlib.contextmanager
 def notes(*, quiet: bool) -> Iterator[None]:
-    """Inside the block, log records and warnings are lines of text on stderr. quiet: no progress, notes, warnings."""
+    """Inside the block, log records and warnings are lines of text on stderr. quiet: no progress, notes, warnings.
+
+    What would be printed of ignored exceptions, such as those of half-made HDF5 files and OpenGL contexts, is left out.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(_VisibleFormatter())
-    root, before = logging.getLogger(), os.environ.get(QUIET)
+    root, before, hooks = logging.getLogger(), os.environ.get(QUIET), (sys.unraisablehook, sys.excepthook)
     root.addHandler(handler)
+    logging.captureWarnings(True)
+    if not os.environ.get("M3DT_DEBUG"):
+        sys.unraisablehook = sys.excepthook = lambda *_: None  # h5py prints with both
     try:
         if quiet:
             os.environ[QUIET] = "1"  # workers inherit it
@@ -101,6 +107,8 @@ def notes(*, quiet: bool) -> Iterator[None]:
             handler.setLevel(logging.ERROR)
         yield
     finally:
+        sys.unraisablehook, sys.excepthook = hooks
+        logging.captureWarnings(False)
         root.removeHandler(handler)
         os.environ.pop(QUIET, None) if before is None else os.environ.update({QUIET: before})
 

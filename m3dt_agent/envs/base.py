@@ -12,7 +12,6 @@ A domain implements three methods and inherits the rest:
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, InvalidValueError, M3DTError, MissingDependencyError, ShapeError
 from ..tasks import TaskSpec
+from .rendering import open_renderer, without_broken_opengl
 
 Observation: TypeAlias = NDArray[np.float32]
 Action: TypeAlias = NDArray[np.float32]
@@ -37,9 +37,7 @@ FRAME_SIZE = 480
 def simulator(name: str) -> Iterator[None]:
     """Turns an ImportError in the block into a MissingDependencyError that names the extra to install."""
     try:
-        with warnings.catch_warnings():
-            # When dm_control is imported, it tries glfw first, which warns if there is no display.
-            warnings.filterwarnings("ignore", module="glfw")
+        with without_broken_opengl(name):
             yield
     except ImportError as error:
         raise MissingDependencyError(
@@ -151,7 +149,7 @@ class TaskEnv(gym.Env[Observation, Action]):
             return None
         model, data = self._scene()
         if self._renderer is None:
-            self._renderer = self._open_renderer(model)
+            self._renderer = open_renderer(model, FRAME_SIZE, self.task.env_id)
         self._renderer.update_scene(data, camera=self._camera)
         frame: NDArray[np.uint8] = self._renderer.render()
         return frame
@@ -161,17 +159,6 @@ class TaskEnv(gym.Env[Observation, Action]):
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-
-    def _open_renderer(self, model: Any) -> Any:
-        import mujoco
-
-        try:
-            return mujoco.Renderer(model, FRAME_SIZE, FRAME_SIZE)
-        except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
-            raise M3DTError(
-                f"{self.task.env_id}: cannot open an OpenGL context ({error}); set MUJOCO_GL to glfw, egl or osmesa before "
-                "Python starts (without a GPU or display: install libosmesa6 and use MUJOCO_GL=osmesa)"
-            ) from error
 
     def _checked(self, action: Action) -> NDArray[np.float64]:
         # Simulators compute in float64, so an action in float64 is not rounded.
