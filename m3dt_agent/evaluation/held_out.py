@@ -40,7 +40,7 @@ def action_error(
             batch = sampler.sample_task(i, step).to(agent.device, agent.dtype)
             mask = batch.action_mask & (torch.arange(len(batch.tasks), device=agent.device) < n_windows - first)[:, None, None]
             difference = agent.model(batch.window, batch.prompt, experts) - batch.window.actions  # (B, T, D_a)
-            total += float(difference[mask].double().square().sum())
+            total += float(difference[mask].cpu().double().square().sum())  # not every device has float64
             count += int(mask.sum())
         errors[task.name] = total / count
     return errors

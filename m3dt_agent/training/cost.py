@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from ..config import ExpertsConfig, ModelConfig, Stage, TrainConfig, stage_name
+from ..config import STAGE_CONFIGS, ExpertsConfig, ModelConfig, Stage, TrainConfig, stage_name
+from ..config.checks import require_instance
 from ..data.batches import Batch, Window
 from ..errors import DiskSpaceError
-from ..machine import duration
+from ..machine import duration, torch_device
 from ..model import M3DT
 from ..model.determinism import cpu_threads
 from .checkpoint import KEPT
@@ -57,9 +58,11 @@ def estimate(
 
     Raises:
         UnknownTaskError: no such stage.
-        ConfigError: stage 2 or 3 of a model without experts.
+        ConfigError: stage 2 or 3 of a model without experts, or a device that torch cannot use here.
     """
-    stage = stage_name(stage)
+    stage, device = stage_name(stage), torch_device(device)
+    require_instance("config", config, STAGE_CONFIGS[stage])
+    require_instance("model_config", model_config, ModelConfig)
     config = with_precision(with_stacking(config, model_config, device), model_config, device)
     threads = config.threads or torch.get_num_threads()
     per_run, runs = _experts_per_run(config, model_config)

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from ..errors import ConfigError, M3DTError, WorkerError
+from ..machine import torch_device
 
 TIMEOUT = timedelta(minutes=5)
 PATIENCE = timedelta(hours=12)
@@ -188,10 +189,14 @@ def joined(device: str | torch.device) -> Iterator[World]:
 
 
 def own_device(device: str | torch.device) -> torch.device:
-    """`device`; "cuda" without a number becomes the GPU with this worker's LOCAL_RANK."""
+    """`device`; "cuda" without a number becomes the GPU with this worker's LOCAL_RANK.
+
+    Raises:
+        ConfigError: torch cannot use it here; the message lists the devices that it can.
+    """
     if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return torch.device(device)
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    return torch_device(device)
 
 
 def require_one_worker(world: World) -> None:

@@ -20,6 +20,7 @@ import torch
 
 from ..bank import ExpertBank
 from ..config import Stage, TrainConfig, stage_name
+from ..config.checks import require_instance
 from ..data.task_datasets import TaskDatasets
 from ..disk import file_lock
 from ..errors import ConfigError
@@ -84,15 +85,15 @@ def fit_stage(
     Raises:
         StageError: an earlier stage is missing, or later stages build on what would change.
         ConfigError: settings that differ from those the stage was started with, or that cannot work; experts that the bank does
-            not have; more workers than windows in a batch, or several workers in stage 2.
+            not have; a device that torch cannot use here; more workers than windows in a batch, or several workers in stage 2.
         BankError: the data's tasks are not the bank's, a file is damaged, or another process trains the bank.
         DiskSpaceError: no room for the checkpoints. WorkerError: another worker failed or was lost.
         InvalidValueError: the loss became NaN or infinite; earlier checkpoints are kept.
     """
     stage = stage_name(stage)
-    bank.require_writable()
     check_data(data, bank)
-    _require_own_stage(stage, fanout, start)
+    bank.require_writable()
+    _require_own_stage(stage, fanout, start, on_log)
     with joined(device) as world, contextlib.ExitStack() as stack:
         device, reporting = own_device(device), _Reporting(progress if world.is_main else False, on_log)
         if stage == "experts":
@@ -115,7 +116,11 @@ def fit_stage(
                 _fit_in_jobs(inputs, settled.threads, fanout, str(device), progress)
 
 
-def _require_own_stage(stage: Stage, fanout: Fanout | None, start: ExpertBank | None) -> None:
+def _require_own_stage(stage: Stage, fanout: Fanout | None, start: ExpertBank | None, on_log: OnLog | None) -> None:
+    """Checks the arguments that only some stages take, and that `on_log` will not fail after hours."""
+    require_instance("fanout", fanout, Fanout | None)
+    require_instance("start", start, ExpertBank | None)
+    require_instance("on_log", on_log, Callable | None)  # type: ignore[arg-type]  # a callable is no type to mypy
     for name, given, of in (("fanout", fanout, "experts"), ("start", start, "router")):
         if given is not None and stage != of:
             raise ConfigError(f"{name}= goes with stage {of!r}; got stage {stage!r}")

@@ -58,8 +58,8 @@ def group_tasks(
         BankError: the data's tasks are not the bank's, or another process trains the bank.
         WorkerError: another worker failed or was lost.
     """
-    bank.require_writable()
     check_data(data, bank)
+    bank.require_writable()
     with joined("cpu") as world:
         groups = world.from_main(lambda: _group_locked(data, bank, config, progress))
         if not world.is_main:
@@ -79,9 +79,10 @@ def group_for_stage(inputs: StageInputs[ExpertsConfig], progress: bool | None) -
 def _group_locked(data: TaskDatasets, bank: ExpertBank, config: ExpertsConfig | None, progress: bool | None) -> dict[str, int]:
     with training_lock(bank.path):
         bank.refresh(check="sizes")
-        settled = with_precision(config or train_preset(preset_of(bank.config), "experts"), bank.config, "cpu")
-        if not isinstance(settled, ExpertsConfig):
-            raise ConfigError(f"grouping takes an ExpertsConfig; got {type(settled).__name__}")
+        asked = train_preset(preset_of(bank.config), "experts") if config is None else config
+        if not isinstance(asked, ExpertsConfig):
+            raise ConfigError(f"grouping takes an ExpertsConfig; got {type(asked).__name__}")
+        settled = with_precision(asked, bank.config, "cpu")
         if bank.groups is not None and bank.manifest.grouping == _settings(settled):
             return bank.groups
         if bank.finished_experts or started_runs(bank.path, "experts"):

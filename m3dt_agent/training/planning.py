@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from ..bank import ExpertBank
 from ..config import Stage, TrainConfig
+from ..config.checks import is_integer
 from ..data.task_datasets import TaskDatasets
 from ..errors import BankError, ConfigError, StageError
 from .cost import estimate, require_disk
@@ -89,10 +90,11 @@ def _checked_experts(chosen: Sequence[int] | None, stage: Stage, bank: ExpertBan
     if chosen is None:
         return None
     if stage != "experts":
-        raise ConfigError(f"experts={list(chosen)} goes with stage 'experts'; got stage {stage!r}")
-    if not chosen or any(type(e) is not int or not 0 <= e < bank.config.n_experts for e in chosen):
-        raise ConfigError(f"experts must be some of 0 … {bank.config.n_experts - 1}; got {list(chosen)}")
-    return frozenset(chosen)
+        raise ConfigError(f"experts={chosen!r} goes with stage 'experts'; got stage {stage!r}")
+    numbers = list(chosen) if isinstance(chosen, Iterable) else []
+    if not numbers or any(not is_integer(e) or not 0 <= e < bank.config.n_experts for e in numbers):
+        raise ConfigError(f"experts must be some of 0 … {bank.config.n_experts - 1}, in a list; got {chosen!r}")
+    return frozenset(map(int, numbers))
 
 
 def _is_finished(stage: Stage, bank: ExpertBank, config: TrainConfig, recorded: Settings | None, data: TaskDatasets) -> bool:

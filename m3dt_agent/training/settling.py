@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from ..config import ExpertsConfig, ModelConfig, TrainConfig
+from ..errors import ConfigError
 from ..model import faster_precision
 from ..model.moe import tile_size
 
@@ -15,7 +16,13 @@ C = TypeVar("C", bound=TrainConfig)
 
 
 def with_precision(config: C, model: ModelConfig, device: str | torch.device) -> C:
-    """`config` with "auto" replaced by the precision in which products of a batch's tokens are faster, as measured now."""
+    """`config` with "auto" replaced by the precision in which products of a batch's tokens are faster, as measured now.
+
+    Raises:
+        ConfigError: float64 on a device that does not have it.
+    """
+    if config.precision == "float64" and torch.device(device).type == "mps":
+        raise ConfigError("precision 'float64' needs another device: Apple's GPU (mps) does not have it; use device='cpu'")
     if config.precision != "auto":
         return config
     n_tokens = config.batch_size * model.n_tokens

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..bank import ExpertBank
 from ..config import ModelConfig, TrainConfig
+from ..config.checks import require_instance
 from ..data.batches import BatchSampler
 from ..data.prompts import make_prompts
 from ..data.stats import compute_statistics
@@ -87,8 +88,10 @@ def check_data(data: TaskDatasets, bank: ExpertBank) -> None:
     """Checks that `data` has the bank's tasks, in its order, and was opened with its DataConfig.
 
     Raises:
-        BankError: it does not; the message names both sides.
+        BankError: it does not; the message names both sides. ConfigError: they are something else.
     """
+    require_instance("data", data, TaskDatasets)
+    require_instance("bank", bank, ExpertBank)
     found, wanted = tuple(task.name for task in data.tasks), bank.manifest.tasks
     if found != wanted:
         differ = f"only in the data: {sorted(set(found) - set(wanted))}, only in the bank: {sorted(set(wanted) - set(found))}"

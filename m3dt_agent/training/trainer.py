@@ -26,6 +26,7 @@ from ..errors import InvalidValueError
 from ..model import Routing
 from ..model.determinism import seeded
 from ..model.dropout import WindowGroup, keyed_dropout
+from ..model.prompt_dt import is_finite
 from .checkpoint import Checkpoint, RunState
 from .conflict import has_peaked, masked_losses, smoothed
 from .distributed import ALONE, World
@@ -96,15 +97,15 @@ class Trainer:
         self.seconds += time.perf_counter() - started
 
     def require_finite(self) -> None:
-        """Checks the losses and gradients since the last report.
+        """Checks the losses and gradients since the last report, and the weights.
 
         Raises:
             InvalidValueError: one is NaN or infinite.
         """
-        if not bool(self._sums.isfinite().all()):
+        if not bool(self._sums.isfinite().all()) or not all(is_finite(parameter.detach()) for parameter in self.parameters):
             raise InvalidValueError(
-                f"{self.run.name}: the loss or its gradient became NaN or infinite by step {self.step_count:,}; earlier "
-                "checkpoints are kept. Try a lower learning rate, or check the data"
+                f"{self.run.name}: the loss, its gradient or a weight became NaN or infinite by step {self.step_count:,}; "
+                "earlier checkpoints are kept. Try a lower learning rate, or check the data"
             )
 
     def report(self) -> LogRecord:

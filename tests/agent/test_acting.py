@@ -15,6 +15,7 @@ from acting_banks import CONFIG, NAMES
 from contracts import observations, random_bank
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretend_gpu import GPU, pretended_gpu
 
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
@@ -256,3 +257,23 @@ def test_an_agent_of_a_model_of_ones_own_keeps_the_promise(bank: ExpertBank) -> 
     agent.reset(task=TASK)
     with pytest.raises(InvalidValueError, match="the action of slot 0"):
         agent.act(np.zeros(24))
+
+
+@pytest.mark.parametrize("experts", ["mixture", Routing(mass=0.9)], ids=str)
+def test_a_gpu_without_float64_acts_as_the_cpu_does(bank: ExpertBank, monkeypatch: pytest.MonkeyPatch, experts: Any) -> None:
+    """A pretended one, that refuses every float64 number sent to it or made on it, as Apple's does."""
+    monkeypatch.setattr("m3dt_agent.machine.usable_devices", lambda: ("cpu", str(GPU)))
+    rng = np.random.default_rng(0)
+    on_cpu = M3DTAgent.load(bank.path)
+    with pretended_gpu():
+        on_gpu = M3DTAgent.load(bank.path, device=GPU)
+        for agent in (on_cpu, on_gpu):
+            agent.experts = experts
+            agent.reset(task=["reach", TASK, TASK])
+        for step in range(CONFIG.context_length + 2):
+            call = {"reward": rng.normal(size=3) * 30, "active": np.array([True, step % 2 == 0, True])}
+            obs = rng.normal(size=(3, 39))
+            np.testing.assert_array_equal(on_gpu.act(obs, **call), on_cpu.act(obs, **call))
+        assert {parameter.device for parameter in on_gpu.model.parameters()} == {GPU}
+        with pytest.raises(TypeError, match="no float64"):
+            on_gpu.model.double()

@@ -272,7 +272,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_a_checkpoint_has_it(
                 batch.window.states.fill_(float("nan"))
 
     broken = dataclasses.replace(run, hooks=Breaking())
-    with pytest.raises(InvalidValueError, match=r"backbone: the loss or its gradient became NaN or infinite by step \d; "):
+    with pytest.raises(InvalidValueError, match=r"backbone: the loss, .* became NaN or infinite by step \d; "):
         train(broken, bank.path, device="cpu", threads=1, progress=False)
     found, _ = newest_checkpoint(bank.path, "backbone")
     assert found is not None
