@@ -8,6 +8,7 @@ What is loaded once costs seconds; a new worker costs milliseconds. The worker a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -131,15 +132,12 @@ def make_input(base: Path, box: Path, recipe: Recipe) -> None:
     if source.is_dir():
         shutil.copytree(source, box / "in")
     for edit in recipe.get("edits", ()):
-        do, file = edit["do"], box / "in" / edit.get("file", "")
-        if do == "hdf5":
-            if edits_files.is_plain(file):
-                edit_hdf5(file, base / HOME, edit["edits"])
-        elif do in PICKLE_EDITS:
-            if edits_files.is_plain(file):
-                PICKLE_EDITS[do](file, edit)
-        else:
-            edits_files.edit_file(box / "in", base / HOME, edit)
+        with contextlib.suppress(OSError, IndexError):  # an earlier edit left nothing to edit there
+            do, file = edit["do"], edits_files.place(box / "in", edit.get("file", ""))
+            if do not in ("hdf5", *PICKLE_EDITS):
+                edits_files.edit_file(box / "in", base / HOME, edit)
+            elif edits_files.is_editable(file):
+                edit_hdf5(file, base / HOME, edit["edits"]) if do == "hdf5" else PICKLE_EDITS[do](file, edit)
 
 
 def warm_up(base: Path) -> None:

@@ -5,6 +5,7 @@
 {"do": "json", "file", "edits"}                 {"do": "header", "file", "edits", "length"}   of safetensors
 {"do": "special", "file", "kind"}               {"do": "extra", "name", "like"}         a second file of any name
 {"do": "twist", "file", "with"}                 {"do": "rehash"}                        bank.json lists what the files now are
+{"do": "fill", "file", "at", "value", "times"}  float32 numbers
 
 Offsets and sizes are fractions of the file's size, so that they fit whatever other edits leave. `number` writes 8 bytes.
 """
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,25 @@ Edit = dict[str, Any]
 
 
 def place(folder: Path, name: str) -> Path:
-    """The path of a name in the input; names come from recipes of ours and stay inside."""
+    """The path of a name in the input, which stays inside.
+
+    Raises:
+        FileNotFoundError: it would lead out, because an earlier edit put a link there.
+    """
     path = folder / name
     if ".." in Path(name).parts or Path(name).is_absolute():
         raise ValueError(f"a recipe names {name!r}")
+    if any(parent.is_symlink() for parent in path.parents if parent.is_relative_to(folder)):
+        raise FileNotFoundError(f"an earlier edit left a link in {name!r}")
     return path
 
 
 def is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
+
+
+def is_editable(path: Path) -> bool:
+    return is_plain(path) and path.stat().st_size <= MOST_EDITED
 
 
 def edit_file(folder: Path, secrets: Path, edit: Edit) -> None:
@@ -50,7 +62,7 @@ def edit_file(folder: Path, secrets: Path, edit: Edit) -> None:
     path = place(folder, edit["file"])
     if do == "special":
         make_special(path, secrets, edit["kind"])
-    elif is_plain(path) and path.stat().st_size <= MOST_EDITED:
+    elif is_editable(path):
         EDITS[do](path, edit)
 
 
@@ -74,6 +86,14 @@ def number(path: Path, edit: Edit) -> None:
     data = path.read_bytes()
     at = int(edit["at"] * max(len(data) - 8, 0))
     path.write_bytes(data[:at] + (edit["value"] % (1 << 64)).to_bytes(8, "little") + data[at + 8 :])
+
+
+def fill(path: Path, edit: Edit) -> None:
+    """Tensors end where the file does, so the numbers are written at a multiple of 4 from its end."""
+    data = path.read_bytes()
+    numbers = struct.pack("<f", float(edit["value"])) * edit["times"]
+    at = len(data) % 4 + int(edit["at"] * (len(data) // 4)) * 4
+    path.write_bytes((data[:at] + numbers + data[at + len(numbers) :])[: len(data)])
 
 
 def text(path: Path, edit: Edit) -> None:
@@ -105,7 +125,7 @@ def header(path: Path, edit: Edit) -> None:
 
 def twist(path: Path, edit: Edit) -> None:
     other = path.parent / edit["with"]
-    if is_plain(other) and other.stat().st_size <= MOST_EDITED:
+    if is_editable(other):
         mine = path.read_bytes()
         path.write_bytes(other.read_bytes())
         other.write_bytes(mine)
@@ -116,6 +136,7 @@ EDITS: dict[str, Callable[[Path, Edit], None]] = {
     "cut": cut,
     "add": add,
     "number": number,
+    "fill": fill,
     "text": text,
     "sparse": sparse,
     "json": json_text,
@@ -127,7 +148,7 @@ EDITS: dict[str, Callable[[Path, Edit], None]] = {
 def make_extra(folder: Path, edit: Edit) -> None:
     """A copy of the file `like` under another name, which no file system but this one may allow."""
     path, source = place(folder, edit["name"]), place(folder, edit["like"])
-    if is_plain(source) and source.stat().st_size <= MOST_EDITED:
+    if is_editable(source):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path)
@@ -167,13 +188,13 @@ def make_special(path: Path, secrets: Path, kind: str) -> None:
 def rehash(folder: Path) -> None:
     """Lists the files of a bank as they are now, as a forger would."""
     manifest = folder / "bank.json"
-    if not is_plain(manifest) or manifest.stat().st_size > MOST_EDITED:
+    if not is_editable(manifest):
         return
     try:
         values = json.loads(manifest.read_text())
         for name, record in values["files"].items():
             path = folder / name
-            if is_plain(path) and path.stat().st_size <= MOST_EDITED:
+            if is_editable(path):
                 content = path.read_bytes()
                 record.update(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # an earlier edit left no manifest

@@ -5,6 +5,7 @@
     {"do": "twin", "at": …, "raw": …}                the same key again, with another value
     {"do": "drop", "at": …}                          without it
     {"do": "copy", "at": …, "from": […]}             what stands elsewhere in the document
+    {"do": "inner", "at": …, "edits": […]}           edits of a JSON document that stands there as a text
 
 `raw` is JSON text, or {"repeat": [left, n, right]} for left * n + right * n. Places that an earlier edit
 removed are passed over.
@@ -63,6 +64,13 @@ def places(text: str) -> list[list[int]]:
     return list(below(parse(text), []))
 
 
+def inner_texts(text: str) -> list[tuple[list[int], str]]:
+    """The documents that stand in a document as texts, with their places."""
+    document = parse(text)
+    found = [(at, _find(document, at)) for at in places(text)]
+    return [(at, value) for at, value in found if isinstance(value, str) and value.startswith("{")]
+
+
 def edit_json(text: str, edits: Sequence[dict[str, Any]]) -> str:
     document = parse(text)
     for edit in edits:
@@ -77,6 +85,11 @@ def _edited(document: Any, edit: dict[str, Any]) -> Any:
     if not isinstance(holder, list) or index >= len(holder):
         return document
     do, is_object = edit["do"], isinstance(holder, Members)
+    if do == "inner":
+        text = holder[index][1] if is_object else holder[index]
+        if not isinstance(text, str) or isinstance(text, Raw):
+            return document
+        edit = {**edit, "raw": json.dumps(edit_json(text, edit["edits"]))}
     if do == "drop":
         del holder[index]
     elif do in ("name", "twin") and is_object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from hypothesis import strategies as st
@@ -121,4 +122,6 @@ raw_values: st.SearchStrategy[Any] = st.one_of(
     numbers, texts.map(quoted), st.sampled_from(TYPES), small_json, st.sampled_from(DEEP), st.text(max_size=6)
 )
 """JSON texts and what only looks like them."""
+floats = st.sampled_from([0.0, -1.0, 2.0, 1e-45, 1e9, 1e19, 1e30, 3e38, -3e38, math.inf, -math.inf, math.nan])
+"""That float32 can hold."""
 fractions = st.floats(0, 1)

@@ -19,6 +19,7 @@ from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.data.episodes import read_episodes
 from m3dt_agent.data.pack import pack_dataset
+from m3dt_agent.data.prompts import make_prompts
 from m3dt_agent.data.stats import compute_statistics
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.data.validation import validate_dataset
@@ -72,7 +73,7 @@ def read_dataset(box: Path, recipe: Recipe) -> str:
         "read": attempt(lambda: [episode.episode_return for episode in read_episodes(path)]),
         "import": attempt(lambda: import_datasets("minari", path, box / "out" / "imported", ["reach"], progress=False)),
         "pull": attempt(lambda: pull_datasets(box / "in", box / "out" / "pulled", ["reach"], progress=False)),
-        "statistics": attempt(lambda: finite(TaskDatasets.open(box / "in", ["reach"], cache=box / "out" / "open"))),
+        "train": attempt(lambda: take_window(TaskDatasets.open(box / "in", ["reach"]))),
     }
     packed = attempt(lambda: pack_dataset(path, task, box / "out" / "packed"))
     if problems and "fine" in (packed, found["pull"]):
@@ -82,10 +83,13 @@ def read_dataset(box: Path, recipe: Recipe) -> str:
     return f"{len(problems)} problem(s), " + ", ".join(f"{name}: {value}" for name, value in found.items())
 
 
-def finite(data: TaskDatasets) -> None:
-    statistics = compute_statistics(data)["reach"]
-    if not np.isfinite([*statistics.mean, *statistics.std, statistics.target_return]).all():
-        raise WrongError(f"statistics are {statistics}")
+def take_window(data: TaskDatasets) -> None:
+    """What training takes of a dataset is finite."""
+    statistics, prompts = compute_statistics(data)["reach"], make_prompts(data, 3)["reach"]
+    numbers = [statistics.mean, statistics.std, [statistics.target_return], data.packed[0].steps]
+    numbers += [array for prompt in prompts for array in (prompt.states, prompt.actions, prompt.returns_to_go)]
+    if not all(np.isfinite(array).all() for array in numbers):
+        raise WrongError(f"training would take numbers that are none: {statistics}, {prompts}")
 
 
 def read_published_data(box: Path, recipe: Recipe) -> str:

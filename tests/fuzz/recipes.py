@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from fuzz import edits_hdf5, edits_pickles, hostile
 from fuzz.edits_files import SPECIAL
-from fuzz.edits_json import places
+from fuzz.edits_json import inner_texts, places
 from fuzz.hub_answers import PLACES
 
 Recipe = dict[str, Any]
 Edits = st.SearchStrategy[dict[str, Any]]
 MOST_EDITS = 4
-SPARSE = 3_000_000_000
+SPARSE, SPARSE_HDF5 = 3_000_000_000, 300_000_000
+"""Bytes. A dataset is hashed whole before it is packed, however large, and that takes a second for each gigabyte."""
 HEADERS = (
     *("ETag", "X-Linked-Etag", "X-Repo-Commit", "X-Linked-Size", "Content-Length", "Content-Range", "Content-Type"),
     *("Content-Encoding", "Location", "Link", "Retry-After", "X-Error-Code", "X-Error-Message", "Accept-Ranges", "X-Xet-Hash"),
@@ -73,7 +74,11 @@ def json_edits(text: str) -> st.SearchStrategy[list[dict[str, Any]]]:
         st.fixed_dictionaries({"do": st.just("copy"), "at": spots, "from": spots}),
         st.fixed_dictionaries({"do": st.just("drop"), "at": spots}),
     )
-    return st.lists(one, min_size=1, max_size=3)
+    inner = [
+        st.fixed_dictionaries({"do": st.just("inner"), "at": st.just(at), "edits": json_edits(value)})
+        for at, value in inner_texts(text)
+    ]
+    return st.lists(st.one_of(one, *inner), min_size=1, max_size=3)
 
 
 def file_edits(template: dict[str, Any]) -> Edits:
@@ -87,8 +92,17 @@ def file_edits(template: dict[str, Any]) -> Edits:
             {"do": do("add"), "file": files, "text": st.text(max_size=5), "times": st.sampled_from([1, 1000])}
         ),
         st.fixed_dictionaries({"do": do("number"), "file": files, "at": hostile.fractions, "value": hostile.integers}),
+        st.fixed_dictionaries(
+            {
+                "do": do("fill"),
+                "file": files,
+                "at": hostile.fractions,
+                "value": hostile.floats,
+                "times": st.sampled_from([1, 50, 5000]),
+            }
+        ),
         st.fixed_dictionaries({"do": do("text"), "file": files, "text": hostile.raw_values}),
-        st.fixed_dictionaries({"do": do("sparse"), "file": files, "size": st.just(SPARSE)}),
+        files.map(lambda name: {"do": "sparse", "file": name, "size": SPARSE_HDF5 if name.endswith(".hdf5") else SPARSE}),
         st.fixed_dictionaries({"do": do("special"), "file": anything, "kind": st.sampled_from(SPECIAL)}),
         st.fixed_dictionaries({"do": do("extra"), "name": extra_names(template), "like": files}),
         st.fixed_dictionaries({"do": do("twist"), "file": files, "with": files.map(lambda name: name.rpartition("/")[2])}),
@@ -108,22 +122,10 @@ def extra_names(template: dict[str, Any]) -> st.SearchStrategy[str]:
 def banks(templates: dict[str, Any]) -> st.SearchStrategy[Recipe]:
     """Files are changed, perhaps listed as they are now, and then the list itself is changed."""
     bank = templates["bank"]
-    headers = [
-        st.fixed_dictionaries(
-            {
-                "do": st.just("header"),
-                "file": st.just(name),
-                "edits": json_edits(text),
-                "length": st.one_of(st.none(), st.none(), hostile.integers),
-            }
-        )
-        for name, text in bank["headers"].items()
-    ]
+    headers = document_edits({**bank, "json": {}})
     before = st.lists(st.one_of(*headers, file_edits(bank)), max_size=2)
     rehash = st.sampled_from([[{"do": "rehash"}], [{"do": "rehash"}], []])
-    manifest = st.fixed_dictionaries(
-        {"do": st.just("json"), "file": st.just("bank.json"), "edits": json_edits(bank["json"]["bank.json"])}
-    )
+    (manifest,) = document_edits({**bank, "headers": {}})
     after = st.lists(st.one_of(manifest, manifest, file_edits(bank)), max_size=2)
     edits = st.tuples(before, rehash, after).map(lambda parts: [edit for part in parts for edit in part])
     return recipe("banks", "bank", edits)
@@ -134,27 +136,42 @@ def recipe(reader: str, template: str, edits: st.SearchStrategy[list[dict[str, A
 
 
 def datasets(templates: dict[str, Any]) -> st.SearchStrategy[Recipe]:
-    template = templates["dataset"]
-    (steps, objects), metadata = (
-        next(iter(template["hdf5"].items())),
-        next(n for n in template["json"] if n.endswith("metadata.json") and "/data/" in n),
-    )
-    hdf5 = st.fixed_dictionaries(
-        {"do": st.just("hdf5"), "file": st.just(steps), "edits": st.lists(hdf5_edits(objects), min_size=1, max_size=3)}
-    )
+    """A dataset, or a root with a dataset and its packed copy, which whoever hands on a folder hands on too."""
+    kinds = [_dataset("dataset", templates["dataset"]), _dataset("dataset", templates["dataset"])]
+    packed = templates["packed dataset"]
+    files = [name for name in packed["files"] if name.startswith(".packed/")]
+    inside = {**packed, "files": files, "folders": [name for name in packed["folders"] if name.startswith(".packed")]}
+    edits = st.lists(st.one_of(*document_edits(packed, ".packed/"), file_edits(inside)), min_size=1, max_size=2)
+    return st.one_of(*kinds, recipe("datasets", "packed dataset", edits))
+
+
+def _dataset(name: str, template: dict[str, Any]) -> st.SearchStrategy[Recipe]:
+    steps, objects = next(iter(template["hdf5"].items()))
+    edits = st.lists(hdf5_edits(objects), min_size=1, max_size=3)
+    hdf5 = st.fixed_dictionaries({"do": st.just("hdf5"), "file": st.just(steps), "edits": edits})
+    one = st.one_of(hdf5, hdf5, hdf5, *document_edits(template, "m3dt/reach/random-v0/"), file_edits(template))
+    return recipe("datasets", name, st.lists(one, min_size=1, max_size=3))
+
+
+def document_edits(template: dict[str, Any], prefix: str = "") -> list[Edits]:
+    """Edits of the JSON files and of the headers of safetensors files whose names begin with `prefix`."""
+    length = st.one_of(st.none(), st.none(), hostile.integers)
     texts = [
         st.fixed_dictionaries({"do": st.just("json"), "file": st.just(name), "edits": json_edits(text)})
         for name, text in template["json"].items()
-        if name == metadata
+        if name.startswith(prefix)
     ]
-    one = st.one_of(hdf5, hdf5, hdf5, *texts, file_edits(template))
-    return recipe("datasets", "dataset", st.lists(one, min_size=1, max_size=3))
+    headers = [
+        st.fixed_dictionaries({"do": st.just("header"), "file": st.just(name), "edits": json_edits(text), "length": length})
+        for name, text in template["headers"].items()
+        if name.startswith(prefix)
+    ]
+    return [*texts, *headers]
 
 
 def hdf5_edits(objects: dict[str, list[int]]) -> Edits:
     arrays, all_names = st.sampled_from([n for n, shape in objects.items() if shape]), st.sampled_from(list(objects))
     shapes = st.lists(st.sampled_from([0, 1, 4, 6, 7, 39, 1000, 1 << 24, 1 << 33]), max_size=4)
-    values = st.sampled_from([0.0, -1.0, 2.0, 1e-45, 1e19, 1e30, 3e38, float("inf"), float("nan"), -3e38])
     episodes = st.sampled_from([name for name, shape in objects.items() if not shape])
     renamed = st.one_of(st.sampled_from(["episode_99", "episode_\u0660", "episode_01", "episode_1 "]), hostile.names)
     do = st.just
@@ -163,7 +180,7 @@ def hdf5_edits(objects: dict[str, list[int]]) -> Edits:
         st.fixed_dictionaries({"do": do("outside"), "name": arrays, "kind": st.sampled_from(edits_hdf5.OUTSIDE)}),
         st.fixed_dictionaries({"do": do("shape"), "name": arrays, "shape": shapes, "stored": st.booleans()}),
         st.fixed_dictionaries({"do": do("type"), "name": arrays, "dtype": st.sampled_from(list(edits_hdf5.TYPES))}),
-        st.fixed_dictionaries({"do": do("value"), "name": arrays, "at": hostile.fractions, "value": values}),
+        st.fixed_dictionaries({"do": do("value"), "name": arrays, "at": hostile.fractions, "value": hostile.floats}),
         st.fixed_dictionaries({"do": do("filter"), "name": arrays, "kind": st.sampled_from(edits_hdf5.FILTERS)}),
         st.fixed_dictionaries(
             {

@@ -29,8 +29,12 @@ def make_bank(folder: Path) -> None:
     bank.commit(small_banks.parts(small_banks.random_model()), groups={"walker-run": 0, "reach": 1})
 
 
-def make_dataset(folder: Path) -> None:
+def make_packed_dataset(folder: Path) -> None:
     random_datasets(folder, ["reach"], episodes=4, length=6)
+
+
+def make_dataset(folder: Path) -> None:
+    make_packed_dataset(folder)
     shutil.rmtree(folder / ".packed")
 
 
@@ -61,7 +65,7 @@ def make_weights(folder: Path) -> None:
 
 TEMPLATES: dict[str, dict[str, Callable[[Path], None]]] = {
     "banks": {"bank": make_bank},
-    "datasets": {"dataset": make_dataset},
+    "datasets": {"dataset": make_dataset, "packed dataset": make_packed_dataset},
     "published": {"mt160": make_mt160, "prompt-dt": make_prompt_dt, "tdmpc2": make_tdmpc2, "weights": make_weights},
     "hub": {"hub bank": make_bank, "hub datasets": make_hub_datasets},
 }
