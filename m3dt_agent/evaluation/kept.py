@@ -112,6 +112,8 @@ def keep_rows(path: str | Path | None, protocol: Protocol, episodes: Sequence[Ep
     if path is None:
         yield KeptRows(episodes, None)
         return
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"rows must be a path or None; got {path!r:.100}")
     with _opened(user_path(path)) as file:
         file.read(protocol)
         kept = KeptRows(episodes, file)

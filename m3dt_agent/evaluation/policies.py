@@ -14,6 +14,7 @@ from ..agent.inputs import Bools, Float32Array
 from ..config import EvalConfig
 from ..data.behavior import behavior_policy
 from ..data.behavior_policies import BehaviorPolicy
+from ..errors import ConfigError
 from ..model import Routing
 from ..scores import AGENT_POLICIES, EXPERT_POLICY
 from ..tasks import MAX_ACT_DIM, TaskSpec
@@ -130,9 +131,20 @@ def as_policy(policy: M3DTAgent | VectorPolicy | str, config: EvalConfig) -> Vec
     """What acts in an evaluation. policy: an agent, the level of a behavior policy, or any `VectorPolicy`.
 
     `config.rtg_mode` holds for agents; an `AgentPolicy` with its own mode keeps that.
+
+    Raises:
+        ConfigError: it is none of these, or its `name` or `bank_hash` cannot stand in a row.
     """
+    if not isinstance(config, EvalConfig):
+        raise ConfigError(f"config must be an EvalConfig or None; got {config!r:.100}")
     if isinstance(policy, str):
         return BehaviorPolicies(policy)
     if isinstance(policy, M3DTAgent):
         policy = AgentPolicy(policy)
+    if not callable(getattr(policy, "reset", None)) or not callable(getattr(policy, "act", None)):
+        raise ConfigError(f"policy must be an agent, a behavior policy's level, or have `reset` and `act`; got {policy!r:.100}")
+    for name, least in (("name", 1), ("bank_hash", 0)):
+        value = getattr(policy, name, None)
+        if not isinstance(value, str) or not value.isprintable() or len(value) < least:
+            raise ConfigError(f"a policy's {name} must be a string of printable characters; got {value!r:.100}")
     return policy.within(config) if isinstance(policy, AgentPolicy) else policy

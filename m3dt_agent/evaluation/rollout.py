@@ -32,7 +32,7 @@ from ..agent import M3DTAgent
 from ..agent.inputs import Bools, Float32Array
 from ..config import EvalConfig
 from ..envs.vector import MixedTaskVectorEnv
-from ..errors import ConfigError, InvalidValueError
+from ..errors import ConfigError, InvalidValueError, ShapeError
 from ..machine import shows_progress
 from ..model.determinism import cpu_threads
 from ..rows import EpisodeResult
@@ -76,6 +76,7 @@ def evaluate(
         PathError: `rows` cannot be read and written. DatasetError: it holds something else than rows.
         UnwrittenRowsError: all episodes are played and the file lacks rows, as on a full disk; the error has the rows.
         InvalidValueError: an observation, action or return is not finite; the message names the task.
+        ShapeError: the policy returns actions of another shape.
         MissingDependencyError: a simulator that is not installed.
     """
     config = config or EvalConfig()
@@ -223,9 +224,19 @@ class _Rollout:
         actions = np.zeros((len(slots), MAX_ACT_DIM), np.float32)
         observations, rewards = self._observations.copy(), self._rewards.copy()  # a policy may change what it is given
         acted = self._policy.act(observations, reward=rewards, reset_mask=starts, active=active)
-        actions[slots] = acted[episodes]
+        actions[slots] = self._checked(acted)[episodes]
         self._lengths[episodes] += 1
         self._env.step_async(actions, slots)
+
+    def _checked(self, acted: object) -> Float32Array:
+        expected = (len(self._episodes), MAX_ACT_DIM)
+        try:
+            actions = np.asarray(acted, np.float32)
+        except (TypeError, ValueError) as error:
+            raise ShapeError(f"{self._policy.name}: act must return numbers of shape {expected}: {error}") from error
+        if actions.shape != expected:
+            raise ShapeError(f"{self._policy.name}: act must return actions of shape {expected}; got {actions.shape}")
+        return actions
 
 
 def _row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from m3dt_agent.data.behavior import behavior_policy
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.envs.locomotion import CheetahVelEnv
 from m3dt_agent.envs.wrappers import StopOnSuccess
-from m3dt_agent.errors import ConfigError, InvalidValueError, M3DTError, UnknownTaskError
+from m3dt_agent.errors import ConfigError, InvalidValueError, M3DTError, ShapeError, UnknownTaskError
 from m3dt_agent.evaluation import evaluate, read_rows, summarize, write_rows
 from m3dt_agent.model.determinism import cpu_threads
 from m3dt_agent.tasks import TASKS, TaskSpec, get
@@ -259,6 +260,35 @@ def test_what_evaluate_refuses(agent: M3DTAgent) -> None:
         evaluate(agent, ["pick-place"], config)
     with pytest.raises(InvalidValueError, match=r"slot 0 \(cheetah-vel-3\)"):
         evaluate(Recorder(float("nan")), ["cheetah-vel-3"], config)
+
+
+def test_values_of_a_wrong_type_are_named(tmp_path: Path) -> None:
+    config = EvalConfig(episodes=1, workers=0)
+
+    def policy(act: Any = None, **attributes: Any) -> Any:
+        made = type("Made", (Recorder,), attributes)()
+        made.act = (lambda obs, **_: act) if act is not None else made.act
+        return made
+
+    for arguments, error, message in (
+        (
+            (5, NAMES, config),
+            ConfigError,
+            "a behavior policy's level, or have `reset` and `act`; got 5",
+        ),
+        ((None, NAMES, config), ConfigError, "policy must be an agent"),
+        (("zero", NAMES, {"episodes": 1}), ConfigError, "config must be an EvalConfig or None; got {'episodes': 1}"),
+        (("zero", 5, config), ConfigError, "tasks must be names"),
+        (("zero", ["cheetah-vel-3", 7], config), UnknownTaskError, "unknown task 7"),
+        ((policy(name=""), NAMES, config), ConfigError, "a policy's name must be a string of printable characters; got ''"),
+        ((policy(bank_hash=None), NAMES, config), ConfigError, "a policy's bank_hash must be a string"),
+        ((policy(act="left"), ["cheetah-vel-3"], config), ShapeError, "recorder: act must return numbers of shape (1, 8)"),
+        ((policy(act=np.zeros((1, 6))), ["cheetah-vel-3"], config), ShapeError, "actions of shape (1, 8); got (1, 6)"),
+    ):
+        with pytest.raises(error, match=re.escape(message)):
+            evaluate(*arguments)
+    with pytest.raises(ConfigError, match="rows must be a path or None; got 5"):
+        evaluate("zero", NAMES, config, rows=5)  # type: ignore[arg-type]
 
 
 def test_rows_of_an_evaluation_survive_the_disk(tmp_path: Path) -> None:

@@ -165,3 +165,36 @@ def test_the_command_records_and_evaluates(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["episodes"] == 1
     with Image.open(path) as video:
         assert video.size == (TILE, TILE + CAPTION_HEIGHT)
+
+
+class Room:
+    """An environment of five steps whose reward is the sum of the action; it draws a black frame."""
+
+    def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:
+        self.steps = 0
+        return np.ones(20, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return np.ones(20, np.float32), float(action.sum()), False, self.steps == 5, {}
+
+    def render(self) -> Any:
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+def test_a_policy_that_changes_what_it_is_given_changes_no_episode() -> None:
+    class Greedy:
+        name, bank_hash, padding = "greedy", "", 0.0
+
+        def reset(self, *_: Any) -> None: ...
+
+        def act(self, obs: Any, *, reward: Any, reset_mask: Any, active: Any) -> Any:
+            self.padding += float(np.abs(obs[:, 20:]).sum())
+            for given in (obs, reset_mask, active, *([] if reward is None else [reward])):
+                given[:] = 0
+            obs[:, 20:] = 7.0
+            return np.ones((1, 8), np.float32)
+
+    policy, stage = Greedy(), videos._Stage([get("cheetah-vel-25")], [Room()])  # type: ignore[list-item]
+    assert len(list(stage.play(policy, 0))) >= 2
+    assert (stage.returns.tolist(), policy.padding) == ([5 * get("cheetah-vel-25").act_dim], 0.0)
