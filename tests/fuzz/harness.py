@@ -135,8 +135,7 @@ class Fuzzer:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_ETAG_TIMEOUT": "2",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+            "M3DT_HUB_TIMEOUT": "2",
             "M3DT_FUZZ_READERS": self._readers or "",
         }
         return kept | ours
