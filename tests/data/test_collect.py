@@ -10,15 +10,21 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from importlib.metadata import version
 
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
+import safetensors.numpy
 
 from m3dt_agent import tasks
+from m3dt_agent.data import collect as collect_module
+from m3dt_agent.data import shards
 from m3dt_agent.data.collect import CollectConfig, collect
+from m3dt_agent.data.collect_plan import make_plan
 from m3dt_agent.data.episodes import read_episodes, read_metadata, validate_dataset
 from m3dt_agent.data.shards import episode_seed, read_shard
 from m3dt_agent.errors import ConfigError, DatasetError, M3DTError, ShapeError
@@ -150,6 +156,83 @@ def test_what_goes_wrong_says_where(tmp_path, policies, config, policy, error, m
     with pytest.raises(error, match=message):
         collect(FAST, tmp_path, CollectConfig(**{"episodes": 6, **config}), policy=policy, workers=1)
     assert not list(tmp_path.glob("m3dt/*/*-v0"))
+
+
+def test_a_bad_shard_is_named_and_blocks_nothing_once_it_is_removed(tmp_path):
+    """As an earlier version wrote them, and then failed for ever."""
+    config = CollectConfig(episodes=7)
+    (whole,) = collect(FAST[:1], tmp_path / "whole", config, workers=0)
+    plan = make_plan(FAST[0], tmp_path / "root", config, None)
+    plan.staging.mkdir(parents=True)
+    tensors = safetensors.numpy.load(plan.jobs[0]().content)
+    tensors["rewards"][3] = np.nan
+    plan.shard(plan.jobs[0]).write_bytes(safetensors.numpy.save(tensors))
+    message = r"00000-00004\.safetensors: episode 0, step 3: rewards holds NaN .*; remove this file and collect again"
+    for _ in range(2):
+        with pytest.raises(DatasetError, match=message):
+            collect(FAST[:1], tmp_path / "root", config, workers=0)
+    kept = plan.shard(plan.jobs[1]).read_bytes()  # the good one stays
+    assert kept
+    plan.shard(plan.jobs[0]).unlink()
+    (made,) = collect(FAST[:1], tmp_path / "root", config, workers=0)
+    assert contents(made.path) == contents(whole.path)
+
+
+def test_two_collections_of_one_root_at_once(tmp_path):
+    """Threads that begin and end at the same time: the folder of unfinished datasets comes and goes under each of them."""
+    root, found = tmp_path / "root", []
+
+    def run(task):
+        try:
+            for i in range(8):
+                found.extend(collect([task], root, CollectConfig(levels={"zero": 1}, episodes=1, source=f"s{i}"), workers=0))
+        except BaseException as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=run, args=(task,)) for task in FAST]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_environment", lambda task: gym.make(task.env_id, disable_env_checker=True))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not [error for error in found if isinstance(error, BaseException)], found
+    assert len(finished(root)) == 16
+    assert [path.name for path in root.iterdir()] == ["m3dt"]
+
+
+def test_another_collection_that_finished_first_is_not_replaced(tmp_path, monkeypatch):
+    """Both begin when there is nothing; they have one name and different settings."""
+    mine, theirs = (CollectConfig(levels={level: 1}, episodes=1, source="one") for level in ("zero", "random"))
+
+    def slow(plan, root, *, overwrite):
+        monkeypatch.undo()
+        collect(FAST[:1], tmp_path, theirs, workers=0)
+        return build(plan, root, overwrite=overwrite)
+
+    build = collect_module._build
+    monkeypatch.setattr(collect_module, "_build", slow)
+    with pytest.raises(DatasetError, match="one-v0 exists already"):
+        collect(FAST[:1], tmp_path, mine, workers=0)
+    (kept,) = collect(FAST[:1], tmp_path, theirs, workers=0)
+    assert kept.kept
+
+
+def test_the_same_collection_that_finished_first_is_kept(tmp_path, monkeypatch):
+    config, reads = CollectConfig(levels={"zero": 1}, episodes=1), []
+    is_finished = collect_module._is_finished
+
+    def finish_first(plan, *, overwrite):
+        found = is_finished(plan, overwrite=overwrite)
+        if not reads:
+            reads.append(found)
+            collect(FAST[:1], tmp_path, config, workers=0)  # another process, between the look and the lock
+        return found
+
+    monkeypatch.setattr(collect_module, "_is_finished", finish_first)
+    (made,) = collect(FAST[:1], tmp_path, config, workers=0)
+    assert reads == [False]
+    assert made.kept
 
 
 SCRIPT = """

@@ -29,6 +29,7 @@ from m3dt_agent.data.episodes import (
     validate_dataset,
     write_dataset,
 )
+from m3dt_agent.data.kept import is_kept
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import DatasetError, DiskSpaceError
 
@@ -305,3 +306,45 @@ def test_nothing_in_a_dataset_is_executed(tmp_path: Path, make_dataset: MakeData
         TaskDatasets.open(tmp_path / "root", [task])
     assert len(list(read_episodes(path))) == 3
     assert not proof.exists()
+
+
+def killed_while_replacing(root: Path, episode: Episode) -> None:
+    """A child that is killed when the old dataset was moved away and the new one is not yet there."""
+    child = os.fork()
+    if child == 0:
+        rename = os.rename
+
+        def rename_and_die(source: Path, target: Path) -> None:
+            rename(source, target)
+            if Path(source).name == "expert-v0" and Path(target).parent == Path(source).parent:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.rename = rename_and_die  # type: ignore[assignment]
+        try:
+            write_dataset(root, tasks.get("walker-run"), "expert", [episode], metadata={}, replace=True)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it was never at this point"
+
+
+@pytest.mark.parametrize("look", ["find", "write", "kept"])
+def test_a_kill_while_a_dataset_is_replaced_loses_no_byte(
+    look: str, tmp_path: Path, make_episode: MakeEpisode, make_dataset: MakeDataset
+) -> None:
+    task = tasks.get("walker-run")
+    path = make_dataset(tmp_path, task, (3, 4))
+    files = [path / "data" / name for name in ("main_data.hdf5", "metadata.json")]
+    before = [file.read_bytes() for file in files]
+    killed_while_replacing(tmp_path, make_episode(task, 5))
+    assert not path.exists()
+    if look == "find":
+        assert find_sources(tmp_path, task) == {"expert": path}
+    elif look == "write":
+        with pytest.raises(DatasetError, match="exists already"):
+            write_dataset(tmp_path, task, "expert", [make_episode(task, 5)], metadata={})
+    else:
+        with pytest.raises(DatasetError, match="exists and was made from something else"):
+            is_kept(path, "m3dt_collect", "x", overwrite=False)
+    assert [file.read_bytes() for file in files] == before
+    assert validate_dataset(path, task) == []
