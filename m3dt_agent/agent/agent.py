@@ -180,6 +180,7 @@ class M3DTAgent(Actor):
                 raise ConfigError(f"{what} must be those of the agent's tasks; they differ in {sorted(set(found) ^ names)}")
         for name in names:
             require_instance(f"statistics[{name!r}]", statistics[name], TaskStatistics)
+            require_instance(f"prompts[{name!r}]", prompts[name], Sequence)
             require_instance(f"prompts[{name!r}]", next(iter(prompts[name]), None), Prompt)
         agent.statistics, agent.prompts = dict(statistics), {name: tuple(prompts[name]) for name in names}
         agent._use(model, checked_experts(experts, model, None))

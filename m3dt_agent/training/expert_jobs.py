@@ -27,6 +27,7 @@ from ..bank.manifest import expert_file
 from ..bank.shipped import ShippedBank, node_folder, ship
 from ..bank.tensor_files import FileRecord, read_content, received_tensors
 from ..config import ExpertsConfig
+from ..config.checks import is_integer
 from ..data.task_datasets import TaskDatasets
 from ..disk import file_lock
 from ..errors import BankError, ConfigError
@@ -51,8 +52,8 @@ class Fanout:
     shard: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
-        if self.experts_per_job is not None and self.experts_per_job < 1:
-            raise ConfigError(f"experts_per_job must be None or >= 1; got {self.experts_per_job}")
+        if self.experts_per_job is not None and not (is_integer(self.experts_per_job) and self.experts_per_job >= 1):
+            raise ConfigError(f"experts_per_job must be None or an integer >= 1; got {self.experts_per_job!r}")
 
 
 @dataclass(frozen=True, slots=True)

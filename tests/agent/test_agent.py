@@ -357,3 +357,47 @@ def test_what_does_not_fit_together_is_refused(data: TaskDatasets, bank: ExpertB
         agent.fit_stage("router", data, bank=backbone_bank.path, config=quick("router"), progress=False)
     with pytest.raises(UnknownTaskError, match="stage"):
         agent.fit_stage("gate", data, bank=bank.path)
+
+
+def test_a_model_of_ones_own_comes_with_what_its_tasks_need(bank: ExpertBank) -> None:
+    good: dict[str, Any] = {"tasks": bank.tasks, "statistics": bank.statistics, "prompts": bank.prompts}
+    prompts, statistics = bank.prompts, bank.statistics
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (torch.nn.Linear(2, 2), {}, "model must be of type M3DT; got Linear"),
+        (bank.config, {}, "model must be of type M3DT; got ModelConfig"),
+        (bank.model(), {"statistics": list(statistics.values())}, "statistics must be of type Mapping; got list"),
+        (bank.model(), {"prompts": {"reach": prompts["reach"]}}, "prompts must be those of the agent's tasks; they differ in"),
+        (bank.model(), {"prompts": prompts | {"reach": ()}}, r"prompts\['reach'\] must be of type Prompt; got NoneType"),
+        (bank.model(), {"prompts": prompts | {"reach": prompts["reach"][0]}}, r"prompts\['reach'\] must be of type Sequence"),
+        (bank.model(), {"statistics": statistics | {"reach": None}}, r"statistics\['reach'\] must be of type TaskStatistics"),
+        (bank.model(), {"experts": 1.0}, "experts must be one of"),
+        (bank.model(), {"device": "gpu"}, "device must be one of cpu"),
+    ]
+    for model, changes, message in cases:
+        with pytest.raises(ConfigError, match=message):
+            M3DTAgent.from_model(model, **good | changes)
+
+
+@pytest.mark.parametrize("load", [M3DTAgent.load, M3DTAgent.from_pretrained])
+def test_a_device_and_a_precision_are_checked_before_anything_is_read(tmp_path: Path, load: Any) -> None:
+    for device in ("gpu", "cuda:7", "", None):
+        with pytest.raises(ConfigError, match="device must be one of cpu"):
+            load(tmp_path / "nothing here", device=device)
+    with pytest.raises(ConfigError, match="precision must be"):
+        load(tmp_path / "nothing here", precision="int8")
+
+
+@pytest.mark.parametrize("name", ["runs/bakn", "org/m3dt-mt160", "nothing"])
+def test_load_looks_for_a_folder_and_uses_no_network(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def connect(*_: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BankError, match=name):
+        M3DTAgent.load(name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bank_of_the_package_is_loaded_by_its_name() -> None:
+    assert M3DTAgent.load("builtin:mt160").bank is not None

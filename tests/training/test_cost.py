@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, ModelConfig, RouterConfig, TrainConfig, train_preset
 from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.errors import ConfigError
 from m3dt_agent.training import estimate, fit_stage
 from m3dt_agent.training.cost import Estimate, disk_bytes
 
@@ -51,3 +53,18 @@ def test_a_run_takes_no_more_disk_than_was_told(data: TaskDatasets, make_bank: C
 
 def size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"steps": 3}}, "config must be of type RouterConfig; got dict"),
+        ({"config": train_preset("tiny", "backbone")}, "config must be of type RouterConfig; got BackboneConfig"),
+        ({"model_config": "tiny"}, "model_config must be of type ModelConfig; got str"),
+        ({"device": "gpu"}, "device must be one of cpu"),
+    ],
+)
+def test_what_cannot_be_estimated_is_named(changes: dict[str, Any], message: str) -> None:
+    arguments = {"stage": "router", "config": train_preset("tiny", "router"), "model_config": ModelConfig.preset("tiny")}
+    with pytest.raises(ConfigError, match=message):
+        estimate(**arguments | changes)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,9 +19,10 @@ from m3dt_agent.bank import ExpertBank, journal
 from m3dt_agent.bank.tensor_files import Check, FileRecord
 from m3dt_agent.config import BackboneConfig, DataConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.errors import BankError, ConfigError, DiskSpaceError, StageError
+from m3dt_agent.errors import BankError, ConfigError, DiskSpaceError, StageError, UnknownTaskError
+from m3dt_agent.jobs import LocalProcesses
 from m3dt_agent.model import moe
-from m3dt_agent.training import LogRecord, fit_stage, group_tasks, settling
+from m3dt_agent.training import Fanout, LogRecord, fit_stage, group_tasks, settling
 from m3dt_agent.training.checkpoint import training_lock
 
 MakeBank = Callable[..., ExpertBank]
@@ -220,8 +222,10 @@ def test_experts_can_be_trained_in_different_places(data: TaskDatasets, make_ban
     fit(2, data, mine, one_by_one, experts=[1])  # done before, kept
     fit(2, data, mine, None)  # the rest
     assert files(mine) == files(whole)
-    for chosen in ([], [3], [-1], [True]):
-        with pytest.raises(ConfigError, match=r"experts must be some of 0 … 2"):
+    fit(2, data, mine, one_by_one, experts=np.array([1, 2]))  # type: ignore[arg-type]  # integers of NumPy are integers
+    wrong: list[Any] = [[], [3], [-1], [True], [1.0], [None], ["1"], "1", 1, np.int64(1), np.array([1.5])]
+    for chosen in wrong:
+        with pytest.raises(ConfigError, match=r"experts must be some of 0 … 2, in a list; got"):
             fit(2, data, mine, one_by_one, experts=chosen)
     with pytest.raises(ConfigError, match="goes with stage 'experts'; got stage 'router'"):
         fit(3, data, mine, None, experts=[1])
@@ -367,3 +371,54 @@ def test_early_stop_ends_where_conflict_peaks_and_stays_ended(
     assert steps[-1] == 10  # smoothed: 0.1, 0.18, 0.184 (the peak), 0.167, 0.134
     assert bank.status(1) == "done"
     fit(1, data, bank, config, on_log=stop_at(11))
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "data that are paths": ({"data": ["datasets"]}, "data must be of type TaskDatasets; got list"),
+    "a bank that is a path": ({"bank": "bank"}, "bank must be of type ExpertBank; got str"),
+    "a config that is a dict": ({"config": {"steps": 3}}, "stage 'backbone' takes a BackboneConfig; got dict"),
+    "a config that is a number": ({"config": 3}, "stage 'backbone' takes a BackboneConfig; got int"),
+    "another stage's config": ({"config": ROUTER}, "stage 'backbone' takes a BackboneConfig; got RouterConfig"),
+    "a fanout that is a number": ({"fanout": 2}, "fanout must be of type Fanout or None; got int"),
+    "a start that is a path": ({"start": "bank"}, "start must be of type ExpertBank or None; got str"),
+    "a start of another stage": ({"start": "itself"}, "start= goes with stage 'router'; got stage 'backbone'"),
+    "something uncallable": ({"on_log": "log.txt"}, "on_log must be of type Callable or None; got str"),
+    "a device of another machine": ({"device": "cuda:7"}, "device must be one of cpu.*got 'cuda:7'"),
+    "no device": ({"device": "gpu"}, "device must be one of cpu.*got 'gpu'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_argument_that_cannot_work_is_refused_and_nothing_is_written(
+    data: TaskDatasets, make_bank: MakeBank, case: str
+) -> None:
+    changes, message = WRONG[case]
+    bank = make_bank()
+    if changes.get("start") == "itself":
+        changes = {"start": bank}
+    before = sorted(bank.path.rglob("*"))
+    with pytest.raises(ConfigError, match=message):
+        fit_stage(**{"stage": "backbone", "data": data, "bank": bank, "progress": False} | changes)
+    assert [path for path in sorted(bank.path.rglob("*")) if path.name not in (".lock", "resume")] == before
+
+
+@pytest.mark.parametrize("stage", ["", "gate", 0, 4, 1.0, None, True, b"router", ["router"], np.float64(1)])
+def test_a_stage_is_a_name_or_a_number(data: TaskDatasets, make_bank: MakeBank, stage: Any) -> None:
+    with pytest.raises(UnknownTaskError, match="unknown stage"):
+        fit_stage(stage, data, make_bank())
+
+
+@pytest.mark.parametrize("config", [ROUTER, {"grouping": "random"}, 3])
+def test_grouping_takes_the_config_of_its_stage(data: TaskDatasets, make_bank: MakeBank, config: Any) -> None:
+    bank = make_bank()
+    with pytest.raises(ConfigError, match="grouping takes an ExpertsConfig; got"):
+        group_tasks(data, bank, config)
+    with pytest.raises(ConfigError, match="data must be of type TaskDatasets; got"):
+        group_tasks(config, bank)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "2"])
+def test_a_job_trains_a_whole_number_of_experts(number: Any) -> None:
+    with pytest.raises(ConfigError, match="experts_per_job must be None or an integer >= 1; got"):
+        Fanout(LocalProcesses(1), experts_per_job=number)
+    assert Fanout(LocalProcesses(1), experts_per_job=np.int64(2)).experts_per_job == 2  # type: ignore[arg-type]
