@@ -127,7 +127,7 @@ def _read_groups(file: Path) -> dict[str, int]:
         content = read_document(file, Any, ConfigError)
     except ConfigError as error:
         raise ConfigError(f"{file} is not a JSON file of groups: {error}") from error
-    published = {task.published_name: task.name for task in task_table.TASKS}
+    published = {task.published_name: task.name for task in task_table.TASKS if task.published_name}
     groups: dict[str, int] = {}
     for key, names in content.items() if isinstance(content, dict) else [(content, None)]:
         match = _GROUP.fullmatch(str(key))

@@ -74,7 +74,7 @@ def describe(path: Path, task: TaskSpec) -> DatasetRecord:
     for episode in read_episodes(path):
         returns.append(episode.episode_return)
         steps += episode.length
-        if task.domain != "metaworld" or episode.success is not None:
+        if not task.has_success or episode.success is not None:
             success = None if episode.success is None else bool(episode.success.any())
             scores.append(task.normalized_score(episode.episode_return, success))
     return DatasetRecord(

@@ -33,6 +33,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from .agent import M3DTAgent
 from .agent.inputs import Bools, Float32Array
+from .envs.make import make_env
 from .envs.wrappers import SeededResets, StopOnSuccess
 from .errors import ConfigError, MissingDependencyError, StageError, UnknownTaskError
 from .tasks import TaskSpec, get
@@ -144,7 +145,7 @@ def metaworld_envs(tasks: Sequence[str | TaskSpec], *, seed: int = 0) -> SyncVec
     """
 
     def make(task: TaskSpec) -> gym.Env[Any, Any]:
-        env = SeededResets(gym.make(task.env_id), seed)
+        env = SeededResets(make_env(task), seed)
         return gym.wrappers.RecordEpisodeStatistics(_MetaWorldInterface(env, task))
 
     specs = [get(task) if isinstance(task, str) else task for task in tasks]

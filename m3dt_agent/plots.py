@@ -80,9 +80,8 @@ def _score_rows(summaries: Sequence[Summary]) -> dict[str, float]:
     found = {name for summary in summaries for name in summary.tasks}
     bars, text = 0.1 + 0.11 * len(summaries), 0.21
     rows = {"mean": bars}
-    for domain in task_table.DOMAINS:
-        if names := [task.name for task in task_table.by_domain(domain) if task.name in found]:
-            rows |= {domain: text} | dict.fromkeys(names, bars)
+    for domain, names in task_table.by_group(found).items():
+        rows |= {domain: text} | dict.fromkeys(names, bars)
     return rows
 
 
@@ -109,8 +108,9 @@ def _draw_score_bars(axes: Any, summaries: Sequence[Summary], rows: Mapping[str,
 
 def _label_rows(axes: Any, y: Mapping[str, float], policies: int) -> None:
     axes.set_yticks(list(y.values()), list(y), fontsize=8)
+    bold = {"mean", "others", *(task.domain for task in task_table.known())}
     for label in axes.get_yticklabels():
-        if label.get_text() in ("mean", *task_table.DOMAINS):
+        if label.get_text() in bold:
             label.set_fontweight("bold")
     axes.set_xlabel("normalized score (0 to 100), 95% interval", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)

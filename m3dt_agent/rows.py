@@ -17,12 +17,14 @@ from typing import Any
 
 from . import tasks
 from .disk import open_regular, path_errors, write_file
-from .documents import read_document
+from .documents import checked_shape, read_document
 from .errors import DatasetError, InvalidValueError, M3DTError
 
 MAX_LINE_BYTES = 64 << 10
 """The longest line that is written or read; a row takes some 400 bytes."""
 _NUMBERS = {task.name: number for number, task in enumerate(tasks.TASKS)}
+_OPTIONAL = {"settings", "score"}
+"""Fields that rows of older releases lack, and of which the second is written only where it is not None."""
 
 
 def _is_text(value: Any) -> bool:
@@ -49,6 +51,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stop_on_success": (lambda v: type(v) is bool, "true or false"),
     "versions": (_is_table, "an object of printable strings"),
     "settings": (_is_table, "an object of printable strings"),
+    "score": (lambda v: v is None or isinstance(v, tasks.Linear) or v in ("success", "return"), "a score rule or null"),
 }
 
 
@@ -59,7 +62,8 @@ class EpisodeResult:
     seed: of the environment's reset. episode_return: undiscounted, summed in float64. success: None if the task has none.
     bank_hash: content hash of the bank that acted; "" for other policies. reward_version: Meta-World's reward function;
     None for other domains. versions: package name → installed version. settings: how an agent acted ("experts", "rtg_mode",
-    "precision"); empty for other policies, and in rows of older releases.
+    "precision"); empty for other policies, and in rows of older releases. score: how a task of one's own is scored, so that the
+    row can be read where the task is not known; None: as the task of this name says.
 
     Raises:
         InvalidValueError: a value that no episode has; the message names the field.
@@ -77,6 +81,7 @@ class EpisodeResult:
     stop_on_success: bool
     versions: Mapping[str, str]
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    score: tasks.ScoreRule | None = None
 
     def __post_init__(self) -> None:
         for field, (valid, description) in _CHECKS.items():
@@ -89,12 +94,13 @@ class EpisodeResult:
     @property
     def normalized_score(self) -> float:
         """The episode's score from 0 to 100, `TaskSpec.normalized_score`."""
-        return tasks.get(self.task).normalized_score(self.episode_return, self.success)
+        rule = tasks.get(self.task).score if self.score is None else self.score
+        return tasks.score_of(rule, self.episode_return, self.success, self.task)
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Where the row stands in a file: tasks in their published order, then seeds."""
-        return _NUMBERS[self.task], self.seed
+    def order(self) -> tuple[int, str, int]:
+        """Where the row stands in a file: the 160 tasks in their published order, then others by name; then seeds."""
+        return _NUMBERS.get(self.task, len(_NUMBERS)), self.task, self.seed
 
 
 def write_rows(path: str | Path, rows: Iterable[EpisodeResult]) -> Path:
@@ -142,6 +148,10 @@ def line_of(row: EpisodeResult) -> bytes:
     fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
     tables = {"versions": dict(row.versions), "settings": dict(row.settings)}
     document = {**fields, **tables, "normalized_score": row.normalized_score}
+    if isinstance(row.score, tasks.Linear):
+        document["score"] = dataclasses.asdict(row.score)
+    elif row.score is None:
+        del document["score"]
     line = json.dumps(document, sort_keys=True, allow_nan=False).encode() + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise InvalidValueError(f"{row.task}, seed {row.seed}: a row takes at most {MAX_LINE_BYTES} bytes; got {len(line)}")
@@ -156,11 +166,13 @@ def row_of(line: bytes, where: str) -> EpisodeResult:
     """
     values: dict[str, Any] = read_document(line, dict[str, Any], DatasetError, name=where, max_bytes=MAX_LINE_BYTES)
     required = {*_CHECKS, "normalized_score"}
-    if missing := sorted(required - set(values) - {"settings"}):
+    if missing := sorted(required - set(values) - _OPTIONAL):
         raise DatasetError(f"{where}: missing {', '.join(missing)}")
     if unknown := sorted(set(values) - required):
         raise DatasetError(f"{where}: unknown field {', '.join(map(repr, unknown[:5]))}")
     stored = values.pop("normalized_score")
+    if "score" in values:
+        values["score"] = checked_shape(values["score"], tasks.ScoreRule, DatasetError, name=f"{where}: score")
     try:
         row = EpisodeResult(**values)
     except M3DTError as error:

@@ -77,7 +77,7 @@ class Deviation:
 
 def published_difficulty() -> dict[str, float]:
     """Task → published score of single-task Prompt-DT. A low score means a difficult task."""
-    return {task.name: task.published_score for task in TASKS}
+    return {task.name: task.published_score for task in TASKS if task.published_score is not None}
 
 
 def sample(size: int, seed: int, difficulty: Mapping[str, float] | None = None, exclude: Iterable[str] = ()) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ def _task_score(scores: Scores, name: str, results: Sequence[CellResult]) -> Tas
     own = scores.of([name])
     found = statistics.estimate(own)
     success = _success([row.success for result in results for row in result.final if row.task == name])
-    if task_table.get(name).domain == "metaworld" and success is not None and own.conditional:
+    if task_table.get(name).has_success and success is not None and own.conditional:
         return TaskScore(found.value, 100 * success[1][0], 100 * success[1][1])
     return TaskScore(found.value, found.low, found.high)
 

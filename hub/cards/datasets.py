@@ -55,10 +55,8 @@ def dataset_card(
     check_names(repo_id, figure, license)
     if not datasets:
         raise ConfigError("a dataset card needs at least one dataset")
-    of_domain = {
-        domain: [row for row in datasets if task_table.get(row.task).domain == domain] for domain in task_table.DOMAINS
-    }
-    of_domain = {domain: rows for domain, rows in of_domain.items() if rows}
+    groups = task_table.by_group(row.task for row in datasets)
+    of_domain = {domain: [row for row in datasets if row.task in names] for domain, names in groups.items()}
     metadata = DatasetCardData(
         license=license,
         task_categories=["reinforcement-learning"],

@@ -198,8 +198,8 @@ def _model(bank: ExpertBank) -> list[str]:
 def _tasks(bank: ExpertBank) -> list[str]:
     groups, names = bank.groups, [task.name for task in bank.tasks]
     if groups is None:
-        by_domain = {domain: [t.name for t in bank.tasks if t.domain == domain] for domain in task_table.DOMAINS}
-        rows = [(str(domain), f"{len(of)}", ", ".join(of)) for domain, of in by_domain.items() if of]
+        by_domain = task_table.by_group(bank.tasks)
+        rows = [(domain, f"{len(of)}", ", ".join(of)) for domain, of in by_domain.items()]
         return ["## Tasks", table(("domain", "tasks", ""), rows, left=3)]
     by_expert = {e: [name for name in names if groups[name] == e] for e in range(bank.config.n_experts)}
     rows = [(f"{e}", f"{len(of)}", ", ".join(of)) for e, of in by_expert.items()]

@@ -137,11 +137,10 @@ def _score_table(scores: BankScores) -> str:
     iqms = ["-" if other is None else f"{other.iqm_score:.1f}" for other in whole]
     mean, iqm = (f"**{summary.mean_score:.1f}**", f"**{summary.iqm_score:.1f}**")
     rows = [_score_row(task, others) for task in summary.tasks.values()]
-    published = [task_table.get(name).published_score for name in summary.tasks]
     rows.append(
         [
             *("**mean**", "", f"{summary.episodes}", "", mean, _interval(summary.mean_interval), success, *means),
-            f"{sum(published) / len(published):.1f}",
+            _mean_or_dash([task_table.get(name).published_score for name in summary.tasks]),
         ]
     )
     rows.append(["**IQM**", "", "", "", iqm, _interval(summary.iqm_interval), "", *iqms, ""])
@@ -163,8 +162,14 @@ def _score_row(task: TaskSummary, others: Mapping[str, Summary]) -> list[str]:
         _interval(wilson or task.score_interval),
         "-" if task.success_rate is None else f"{100 * task.success_rate:.0f}%",
         *(f"{other.tasks[task.task].mean_score:.1f}" if task.task in other.tasks else "-" for other in others.values()),
-        f"{task_table.get(task.task).published_score:.1f}",
+        _mean_or_dash([task_table.get(task.task).published_score]),
     ]
+
+
+def _mean_or_dash(scores: Sequence[float | None]) -> str:
+    """The mean, or a dash where a task has none: without it, the mean could not be compared with those beside it."""
+    there = [score for score in scores if score is not None]
+    return f"{sum(there) / len(there):.1f}" if there and len(there) == len(scores) else "-"
 
 
 def _interval(interval: Interval) -> str:

@@ -39,7 +39,7 @@ _NPZ_LIMIT = 64_000_000  # bytes; an episode of 500 steps takes 0.2 MB
 
 def find_mt160(path: Path, _: Wanted) -> Listing:
     """Finds the tasks with a folder in `path`. Other folders are unknown, except hidden ones."""
-    by_name = {task.published_name: task for task in TASKS}
+    by_name = {task.published_name: task for task in TASKS if task.published_name}
     folders = sorted(folder for folder in path.glob("[!.]*") if folder.is_dir())
     return Listing(
         {by_name[f.name].name: functools.partial(_open_mt160, by_name[f.name], f) for f in folders if f.name in by_name},

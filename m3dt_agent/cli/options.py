@@ -53,7 +53,7 @@ path_argument = functools.partial(typer.Argument, callback=expanded)
 
 def complete_tasks(incomplete: str) -> list[str]:
     """The tasks, sets and domains whose names begin so, for the shell's completion."""
-    names = (*(task.name for task in task_table.TASKS), *task_table.DOMAINS, *SETS)
+    names = (*(task.name for task in task_table.known()), *task_table.DOMAINS, *SETS)
     return [name for name in names if name.startswith(incomplete)]
 
 

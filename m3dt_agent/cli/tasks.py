@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..tasks import TASKS
+from ..tasks import known
 from .options import AsJson, SetSeed, TaskNames, TaskSet, named_tasks
 from .output import emit, make_table
 
@@ -15,8 +15,8 @@ def tasks_command(
     set_seed: SetSeed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List tasks: all 160, or those of a set or a domain, or those named."""
-    listed = named_tasks(names, task_set, set_seed) or TASKS
+    """List tasks: the 160 and your own, or those of a set or a domain, or those named."""
+    listed = named_tasks(names, task_set, set_seed) or known()
     columns = ("task", "domain", "observations", "actions", "steps", "target return", "custom")
     cells = (
         [t.name, t.domain, t.obs_dim, t.act_dim, t.max_episode_steps, t.target_return, "yes" if t.custom else ""]

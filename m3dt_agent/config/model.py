@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, lookup
+from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, TaskSpec, lookup
 from .checks import require, require_positive, require_types
 
 
@@ -49,6 +50,16 @@ class ModelConfig:
         require(0.0 <= self.dropout < 1.0, self, "dropout", "in [0, 1)")
         if self.top_k is not None:
             require(1 <= self.top_k <= self.n_experts, self, "top_k", f"None or 1 … n_experts={self.n_experts}")
+
+    def for_tasks(self, tasks: Iterable[TaskSpec]) -> ModelConfig:
+        """This shape, wide and long enough for `tasks`: state_dim, act_dim and max_timesteps grow, and never shrink."""
+        tasks = tuple(tasks)
+        return dataclasses.replace(
+            self,
+            state_dim=max((self.state_dim, *(task.obs_dim for task in tasks))),
+            act_dim=max((self.act_dim, *(task.act_dim for task in tasks))),
+            max_timesteps=max((self.max_timesteps, *(task.max_episode_steps for task in tasks))),
+        )
 
     @property
     def n_tokens(self) -> int:

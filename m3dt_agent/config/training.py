@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
-from ..tasks import DOMAINS, lookup
+from ..tasks import DOMAINS, known, lookup
 from .checks import from_dict, require, require_positive, require_types
 from .stages import Stage, stage_name
 
@@ -86,7 +86,8 @@ class TrainConfig:
             require(getattr(self, name) >= 0, self, name, ">= 0")
         require(0 <= self.seed < 2**63, self, "seed", "in [0, 2**63)")
         for domain, weight in self.domain_weights.items():
-            require(weight > 0 and domain in DOMAINS, self, "domain_weights", f"weights > 0 of {', '.join(DOMAINS)}")
+            there = domain in DOMAINS or any(task.domain == domain for task in known())
+            require(weight > 0 and there, self, "domain_weights", f"weights > 0 of {', '.join(DOMAINS)}, or of your own")
 
 
 @_documented

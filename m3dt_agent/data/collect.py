@@ -28,10 +28,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ..disk import user_path, write_file
+from ..envs.make import versions_of
 from ..errors import ConfigError
 from ..jobs import Engine, LocalProcesses, run_jobs, runs_here
 from ..machine import shows_progress
-from ..tasks import Domain, TaskSpec
+from ..tasks import TaskSpec, is_builtin
 from .behavior import parse_level
 from .collect_plan import CollectConfig, CollectPlan, episode_levels, make_plan, staging_folder
 from .episodes import Episode, check_episode, read_metadata, write_dataset
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 FINGERPRINT_KEY = "m3dt_collect"
 """Metadata key of the fingerprint of datasets made here."""
 
-_SIMULATORS: Mapping[Domain, tuple[str, ...]] = {
+_SIMULATORS: Mapping[str, tuple[str, ...]] = {
     "metaworld": ("metaworld", "mujoco", "gymnasium"),
     "dmcontrol": ("dm_control", "mujoco", "gymnasium"),
     "ant-dir": ("mujoco", "gymnasium"),
@@ -170,13 +171,19 @@ def _build(plan: CollectPlan, root: Path, *, overwrite: bool) -> CollectSummary:
     metadata: dict[str, str | int | float | bool] = {
         "m3dt_policy": json.dumps(dict(plan.config.levels), sort_keys=True),
         FINGERPRINT_KEY: plan.fingerprint,
-        "m3dt_versions": json.dumps({name: version(name) for name in _SIMULATORS[plan.task.domain]}),
+        "m3dt_versions": json.dumps(_versions(plan.task)),
         "stop_after_success": plan.config.stop_after_success or 0,
         **_statistics(plan),
     }
     write_dataset(root, plan.task, plan.config.source_name, _read_shards(plan), metadata=metadata, replace=overwrite)
     shutil.rmtree(plan.staging)
     return _summary(plan, metadata, plan.seconds + time.monotonic() - began, kept=False)
+
+
+def _versions(task: TaskSpec) -> dict[str, str]:
+    if not is_builtin(task):
+        return versions_of(task)
+    return {name: version(name) for name in _SIMULATORS[task.domain]}
 
 
 def _read_shards(plan: CollectPlan) -> Iterator[Episode]:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..disk import path_errors
+from ..envs.make import registrations
 from ..errors import ConfigError, DatasetError
 from ..systems import locked
-from ..tasks import TaskSpec
+from ..tasks import TaskSpec, is_builtin
 from .behavior import levels, parse_level
 from .episodes import dataset_id, dataset_path
 from .shards import PolicyFactory, ShardJob
@@ -111,9 +112,9 @@ class CollectPlan:
 
 def make_plan(task: TaskSpec, root: Path, config: CollectConfig, policy: PolicyFactory | None) -> CollectPlan:
     """The plan for the dataset of `task` under the Minari root `root`; makes nothing."""
-    if task.domain != "metaworld":
+    if not task.has_success:
         config = dataclasses.replace(config, stop_after_success=None)
-    fingerprint = _fingerprint(config, policy)
+    fingerprint = _fingerprint(task, config, policy)
     name = dataset_id(task, config.source_name)
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:12]
     return CollectPlan(
@@ -127,6 +128,7 @@ def make_plan(task: TaskSpec, root: Path, config: CollectConfig, policy: PolicyF
 
 
 def _shard_jobs(task: TaskSpec, config: CollectConfig, policy: PolicyFactory | None) -> tuple[ShardJob, ...]:
+    environments = registrations([task])
     mixture = episode_levels(config.levels, config.episodes)
     return tuple(
         ShardJob(
@@ -137,6 +139,7 @@ def _shard_jobs(task: TaskSpec, config: CollectConfig, policy: PolicyFactory | N
             seed=config.seed,
             stop_after_success=config.stop_after_success,
             policy=policy,
+            environments=environments,
         )
         for first in range(0, config.episodes, EPISODES_PER_SHARD)
     )
@@ -159,7 +162,7 @@ def episode_levels(shares: Mapping[str, float], episodes: int) -> list[str]:
     return chosen
 
 
-def _fingerprint(config: CollectConfig, policy: PolicyFactory | None) -> str:
+def _fingerprint(task: TaskSpec, config: CollectConfig, policy: PolicyFactory | None) -> str:
     """Everything that the episodes depend on, as JSON. The source's name is left out: it changes no episode."""
     total = sum(config.levels.values())
     values = {
@@ -170,6 +173,8 @@ def _fingerprint(config: CollectConfig, policy: PolicyFactory | None) -> str:
         "stop_after_success": config.stop_after_success,
         "policy": _identity(policy),
     }
+    if not is_builtin(task):  # a name of the 160 says which task it is
+        values["task"] = task.to_dict()
     return json.dumps(values, sort_keys=True)
 
 

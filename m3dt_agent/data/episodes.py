@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ..disk import path_errors, replace_folder, require_space, restore_replaced, scratch_folder, user_path, write_file
 from ..errors import DatasetError
-from ..tasks import TaskSpec
+from ..tasks import TaskSpec, is_builtin
 from .validation import ScannedEpisode, episode_problems, read_metadata, scan_episodes, validate_dataset
 
 __all__ = [
@@ -227,7 +227,9 @@ def _write_with_minari(
             algorithm_name=str(metadata.get("m3dt_policy", source)),
             description=f"Episodes of {task.env_id} ({task.domain}), recorded by m3dt-agent.",
         )
-    ours = {"m3dt_task": task.name, "m3dt_source": source, "env_spec": gym.spec(task.env_id).to_json()}
+    ours = {"m3dt_task": task.name, "m3dt_source": source}
+    if is_builtin(task):  # the environment of any other task takes other actions than the dataset holds
+        ours["env_spec"] = gym.spec(task.env_id).to_json()
     dataset.storage.update_metadata({**metadata, **ours})
 
 

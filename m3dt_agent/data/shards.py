@@ -19,9 +19,11 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 import safetensors.numpy
+from gymnasium.envs.registration import EnvSpec
 from safetensors import SafetensorError
 
 from ..disk import open_regular
+from ..envs.make import adopt, make_env
 from ..errors import DatasetError, PathError
 from ..tasks import TaskSpec
 from .behavior import behavior_policy, parse_level
@@ -39,7 +41,7 @@ PolicyFactory: TypeAlias = Callable[[TaskSpec], BehaviorPolicy]
 class ShardJob:
     """Makes one shard: episodes first … first + len(levels) - 1 of a task. The other fields are as in `CollectConfig`.
 
-    levels: the level of each of the episodes.
+    levels: the level of each of the episodes. environments: as from `registrations`.
     """
 
     task: TaskSpec
@@ -49,6 +51,7 @@ class ShardJob:
     seed: int
     stop_after_success: int | None
     policy: PolicyFactory | None
+    environments: tuple[EnvSpec, ...] = ()
 
     @property
     def name(self) -> str:
@@ -67,6 +70,7 @@ class ShardJob:
             DatasetError: an episode holds a number that no dataset may hold, such as NaN.
         """
         began = time.monotonic()
+        adopt(self.environments)
         env = _environment(self.task)
         policies = {level: _make_policy(self, level, env) for level in set(self.levels)}
         episodes = []
@@ -118,7 +122,7 @@ def rollout(
             rewards=rewards[:t],
             terminations=ends[0, :t],
             truncations=ends[1, :t],
-            success=success[:t] if task.domain == "metaworld" else None,
+            success=success[:t] if task.has_success else None,
             seed=seed,
         )
 
@@ -135,7 +139,7 @@ _open_environments: dict[TaskSpec, gym.Env[Any, Any]] = {}
 def _environment(task: TaskSpec) -> gym.Env[Any, Any]:
     if task not in _open_environments:
         close_environment()
-        _open_environments[task] = gym.make(task.env_id, disable_env_checker=True)
+        _open_environments[task] = make_env(task)
     return _open_environments[task]
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import DataConfig
-from ..errors import BankError, InvalidValueError
+from ..errors import BankError, ConfigError, InvalidValueError
 from .limits import LARGEST_RETURN, LARGEST_VALUE, SMALLEST_SCALE
 
 if TYPE_CHECKING:
@@ -78,18 +78,27 @@ class TaskStatistics:
 
 
 def compute_statistics(data: TaskDatasets) -> dict[str, TaskStatistics]:
-    """Task name → statistics of every task of `data`, computed as `data.config` says."""
+    """Task name → statistics of every task of `data`, computed as `data.config` says.
+
+    Raises:
+        ConfigError: published target returns are asked for, and a task has none.
+    """
     return {task.name: _task_statistics(data, i) for i, task in enumerate(data.tasks)}
 
 
 def _task_statistics(data: TaskDatasets, i: int) -> TaskStatistics:
     task, packed, config = data.tasks[i], data.packed[i], data.config
-    published = config.target_return == "published"
+    if config.target_return == "data":
+        target_return = float(packed.returns[data.prompt_episodes(i)].mean())
+    elif task.target_return is not None:
+        target_return = task.target_return
+    else:
+        raise ConfigError(f"task {task.name!r} has no published target return; use DataConfig(target_return='data')")
     return TaskStatistics(
         mean=packed.obs_mean.astype(np.float32),
         std=_floored(packed.obs_std, config).astype(np.float32),
         return_scale=task.return_scale,
-        target_return=task.target_return if published else float(packed.returns[data.prompt_episodes(i)].mean()),
+        target_return=target_return,
         state_clip=config.state_clip,
     )
 

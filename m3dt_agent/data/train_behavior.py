@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from ..disk import user_path
+from ..envs.make import make_env
 from ..errors import ConfigError, MissingDependencyError
 from ..tasks import TaskSpec
 from .behavior import MeasuredReturn
@@ -134,7 +135,7 @@ def train_behavior(
     checkpoint = newest_checkpoint(folder)
     snapshots = [] if checkpoint is None else read_snapshots(checkpoint, task, config.seed)
     done = snapshots[-1].steps if snapshots else 0
-    env = gym.make(task.env_id, disable_env_checker=True)
+    env = make_env(task)
     model = _make_model(_TrainingEnv(env, task, shaping), config, seed=config.seed + done)
     try:
         if checkpoint is None:
@@ -206,7 +207,7 @@ def _measure(task: TaskSpec, model: Any, config: BehaviorTrainingConfig) -> Snap
     """A snapshot of the actor, measured with the true reward; every measurement of a run uses the same episodes."""
     layers = _actor_layers(model)
     policy = MLPPolicy(task, layers)
-    env = gym.make(task.env_id, disable_env_checker=True)
+    env = make_env(task)
     try:
         episodes = [rollout(env, task, policy, config.seed + i) for i in range(config.evaluation_episodes)]
     finally:

@@ -119,7 +119,7 @@ class TaskEnv(gym.Env[Observation, Action]):
         super().reset(seed=seed)
         observation = self._start(int(self.np_random.integers(2**32)) if folded is None else folded)
         self._steps_left = self.task.max_episode_steps
-        self._success = False if self.task.domain == "metaworld" else None
+        self._success = False if self.task.has_success else None
         return observation, self._info()
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:

@@ -1,8 +1,10 @@
 """Environments of different tasks side by side in one process: a worker runs them, or the main process if there are no workers.
 
     tasks            [walker-run, reach, ant-dir-3]            n = 3 slots
-    observations     (n, 39) float32      walker-run: 24 numbers and 15 zeros, …
-    actions          (n, 8) float32       walker-run: the first 6 are used
+    observations     (n, W) float32       W = 39: walker-run has 24 numbers and 15 zeros, …
+    actions          (n, A) float32       A = 8: of walker-run's, the first 6 are used
+
+W and A are 39 and 8 for the 160 tasks, and more if a task of one's own is wider.
 
 A slot is active from its reset to the end of its episode; then it is frozen. The caller must step active slots only. No slot is
 reset automatically. A reset may give a slot another task.
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tasks import MAX_OBS_DIM, TaskSpec
+from .make import make_env
 from .wrappers import StopOnSuccess
 
 
@@ -25,7 +28,7 @@ from .wrappers import StopOnSuccess
 class SlotStates:
     """The states of n slots after a reset or a step."""
 
-    observations: NDArray[np.float32]  # (n, 39), zero-padded
+    observations: NDArray[np.float32]  # (n, W), zero-padded
     rewards: NDArray[np.float64]  # (n,)
     terminated: NDArray[np.bool_]  # (n,)
     truncated: NDArray[np.bool_]  # (n,)
@@ -33,10 +36,10 @@ class SlotStates:
     active: NDArray[np.bool_]  # (n,)
 
     @classmethod
-    def empty(cls, n: int) -> SlotStates:
-        """n slots that were never reset."""
+    def empty(cls, n: int, width: int = MAX_OBS_DIM) -> SlotStates:
+        """n slots that were never reset. width: of their observations."""
         flags = [np.zeros(n, np.bool_) for _ in range(4)]
-        return cls(np.zeros((n, MAX_OBS_DIM), np.float32), np.zeros(n), *flags)
+        return cls(np.zeros((n, width), np.float32), np.zeros(n), *flags)
 
     def take(self, slots: NDArray[np.intp]) -> SlotStates:
         """Copies the states of the given slots, in that order."""
@@ -53,16 +56,19 @@ class SlotStates:
 
 
 class Slots:
-    """One environment per task, made by `gymnasium.make`. `reset` and `step` act on k of them and return their states."""
+    """One environment per task, made by `make_env`. `reset` and `step` act on k of them and return their states.
 
-    def __init__(self, tasks: Sequence[TaskSpec], stop_on_success: bool) -> None:
+    width: of the padded observations, W.
+    """
+
+    def __init__(self, tasks: Sequence[TaskSpec], stop_on_success: bool, width: int = MAX_OBS_DIM) -> None:
         self._tasks = list(tasks)
         self._stop_on_success = stop_on_success
-        self._states = SlotStates.empty(len(self._tasks))
+        self._states = SlotStates.empty(len(self._tasks), width)
         self._envs = [self._make(task) for task in self._tasks]
 
     def _make(self, task: TaskSpec) -> gym.Env[NDArray[np.float32], NDArray[np.float32]]:
-        env = gym.make(task.env_id, disable_env_checker=True)
+        env = make_env(task)
         return StopOnSuccess(env) if self._stop_on_success else env
 
     def reset(self, slots: NDArray[np.intp], seeds: Sequence[int | None], tasks: Sequence[TaskSpec]) -> SlotStates:
@@ -80,7 +86,7 @@ class Slots:
         return states.take(slots)
 
     def step(self, slots: NDArray[np.intp], actions: NDArray[np.float32]) -> SlotStates:
-        """Takes one agent step in each of `slots` (k,), all of them active, with `actions` (k, 8)."""
+        """Takes one agent step in each of `slots` (k,), all of them active, with `actions` (k, A)."""
         states = self._states
         for i, action in zip(slots.tolist(), actions, strict=True):
             observation, states.rewards[i], terminated, truncated, info = self._envs[i].step(action[: self._tasks[i].act_dim])

@@ -4,7 +4,8 @@
     task        walker-run  reach    ant-dir-3    reach     cup-spin
     worker      0           0        1            1         0
 
-Observations are (N, 39) and actions (N, 8), zero-padded; the first entries are the task's own. No slot is reset automatically
+Observations are (N, W) and actions (N, A), zero-padded; the first entries are the task's own. W and A are 39 and 8, or more if
+a task of one's own is wider. No slot is reset automatically
 (`AutoresetMode.DISABLED`). A slot whose episode is over is frozen: stepping it is allowed and does nothing, until a reset
 selects it with `options={"reset_mask": ...}`. So slots can step together although their episodes differ in length or number. A
 reset may give a slot another task.
@@ -32,12 +33,14 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, InvalidValueError, M3DTError, ShapeError
 from ..machine import usable_cores
-from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, Domain, TaskSpec
+from ..tasks import TaskSpec, padded_widths
 from .slots import Slots, SlotStates
 from .worker import Worker
 
-_STEP_COST: dict[Domain, float] = {"metaworld": 0.35, "dmcontrol": 0.25, "ant-dir": 0.25, "cheetah-vel": 0.05}
+_STEP_COST: dict[str, float] = {"metaworld": 0.35, "dmcontrol": 0.25, "ant-dir": 0.25, "cheetah-vel": 0.05}
 """Milliseconds per agent step, measured on one core. Only the ratios matter: they are used to give every worker equal work."""
+_OWN_STEP_COST = 0.25
+"""The same for tasks of one's own, which nobody has measured."""
 
 Array = NDArray[Any]
 StepResult = tuple[NDArray[np.float32], Array, Array, Array, dict[str, Any]]
@@ -54,14 +57,22 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         workers: number of processes among which the slots are divided; None: one per core, at most N; 0: the slots run in this
             process.
         stop_on_success: end an episode on the step that first reports success.
+        later: tasks that a reset may give a slot besides `tasks` and the 160; worker processes learn of them now.
 
     Raises:
-        ConfigError: there are no tasks, or the number of workers is negative.
+        ConfigError: there are no tasks, or the number of workers is negative; or as `make_env` and `registrations`.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # type: ignore[misc]
 
-    def __init__(self, tasks: Sequence[TaskSpec], *, workers: int | None = None, stop_on_success: bool = False) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[TaskSpec],
+        *,
+        workers: int | None = None,
+        stop_on_success: bool = False,
+        later: Sequence[TaskSpec] = (),
+    ) -> None:
         self.closed = True  # until there is something to close
         self.tasks = tuple(tasks)
         if not self.tasks:
@@ -70,20 +81,21 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         if n_workers < 0:
             raise ConfigError(f"MixedTaskVectorEnv workers must be None or >= 0; got {workers}")
         self.num_envs = len(self.tasks)
-        self.single_observation_space = Box(-np.inf, np.inf, (MAX_OBS_DIM,), np.float32)
-        self.single_action_space = Box(-1.0, 1.0, (MAX_ACT_DIM,), np.float32)
+        W, A = padded_widths([*self.tasks, *later])
+        self.single_observation_space = Box(-np.inf, np.inf, (W,), np.float32)
+        self.single_action_space = Box(-1.0, 1.0, (A,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._used = _used_entries(self.tasks)
-        self._states = SlotStates.empty(self.num_envs)
+        self._used = _used_entries(self.tasks, A)
+        self._states = SlotStates.empty(self.num_envs, W)
         self._shares = share_out(self.tasks, max(n_workers, 1))
         self._workers: list[Worker] = []
         self._pending: deque[tuple[int, NDArray[np.intp]]] = deque()  # (worker, its slots) of every reply to come
-        self._local = Slots(self.tasks, stop_on_success) if n_workers == 0 else None
+        self._local = Slots(self.tasks, stop_on_success, W) if n_workers == 0 else None
         self._started = False
         self.closed = False
         if n_workers:
-            self._start_workers(stop_on_success)
+            self._start_workers(stop_on_success, later)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -96,7 +108,7 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
                 now on. The dict is not changed.
 
         Returns:
-            observations (N, 39) float32, and info with "active" (N,) bool and "success" (N,) bool.
+            observations (N, W) float32, and info with "active" (N,) bool and "success" (N,) bool.
 
         Raises:
             ShapeError: the reset mask is not (N,) bool, or the list of seeds or tasks does not have N entries.
@@ -110,13 +122,13 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         """Takes one agent step in each active slot.
 
         Args:
-            actions: (N, 8). Entries beyond the task's own are ignored, and so are the actions of frozen slots.
+            actions: (N, A). Entries beyond the task's own are ignored, and so are the actions of frozen slots.
 
         Returns:
-            observations (N, 39) float32, rewards (N,) float64, terminated (N,) bool, truncated (N,) bool, info as from `reset`.
+            observations (N, W) float32, rewards (N,) float64, terminated (N,) bool, truncated (N,) bool, info as from `reset`.
 
         Raises:
-            ShapeError: the shape of `actions` is not (N, 8).
+            ShapeError: the shape of `actions` is not (N, A).
             InvalidValueError: an entry that is used is NaN or infinite; the message names slot and task.
             M3DTError: no slot was ever reset.
         """
@@ -132,7 +144,7 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         mask, seeds, tasks = self._reset_mask(options), self._seeds(seed), self._reset_tasks(options)
         self._check_ready(mask)
         self.tasks = tuple(tasks[i] if mask[i] else task for i, task in enumerate(self.tasks))
-        self._used = _used_entries(self.tasks)
+        self._used = _used_entries(self.tasks, self._used.shape[1])
         self._send("reset", mask, lambda slots: ([seeds[i] for i in slots], [tasks[i] for i in slots]))
         self._started = True
 
@@ -179,10 +191,11 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         for worker in self._workers:
             worker.join()
 
-    def _start_workers(self, stop_on_success: bool) -> None:
+    def _start_workers(self, stop_on_success: bool, later: Sequence[TaskSpec]) -> None:
         with self._closing_on_error():
             for number, share in enumerate(self._shares):
-                self._workers.append(Worker(number, [self.tasks[i] for i in share], stop_on_success))
+                tasks, width = [self.tasks[i] for i in share], self._states.observations.shape[1]
+                self._workers.append(Worker(number, tasks, later, stop_on_success, width))
             for worker in self._workers:
                 worker.receive()
 
@@ -248,6 +261,11 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         tasks: Sequence[TaskSpec] = (options or {}).get("tasks", self.tasks)
         if len(tasks) != self.num_envs:
             raise ShapeError(f"a list of tasks must have one entry per slot, {self.num_envs}; got {len(tasks)}")
+        W, A = padded_widths(tasks)
+        if self.single_observation_space.shape[0] < W or self.single_action_space.shape[0] < A:
+            raise ShapeError(
+                f"these tasks need widths {W} and {A}; name the wider ones in `later` when you make the environment"
+            )
         return tasks
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
@@ -261,18 +279,22 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         return [None if s is None else int(s) for s in seeds]
 
 
-def _used_entries(tasks: Sequence[TaskSpec]) -> NDArray[np.bool_]:
-    """Whether each entry of a slot's action is one of its task's own, (N, 8)."""
-    used: NDArray[np.bool_] = np.arange(MAX_ACT_DIM) < np.array([[task.act_dim] for task in tasks])
+def _used_entries(tasks: Sequence[TaskSpec], width: int) -> NDArray[np.bool_]:
+    """Whether each entry of a slot's action is one of its task's own, (N, width)."""
+    used: NDArray[np.bool_] = np.arange(width) < np.array([[task.act_dim] for task in tasks])
     return used
+
+
+def _step_cost(task: TaskSpec) -> float:
+    return _STEP_COST.get(task.domain, _OWN_STEP_COST)
 
 
 def share_out(tasks: Sequence[TaskSpec], workers: int) -> list[NDArray[np.intp]]:
     """Divides the slots among the workers by cost per step: the most expensive first, to the worker with the least work."""
     shares: list[list[int]] = [[] for _ in range(workers)]
     load = [0.0] * workers
-    for slot in sorted(range(len(tasks)), key=lambda i: -_STEP_COST[tasks[i].domain]) if workers else ():
+    for slot in sorted(range(len(tasks)), key=lambda i: -_step_cost(tasks[i])) if workers else ():
         worker = load.index(min(load))
         shares[worker].append(slot)
-        load[worker] += _STEP_COST[tasks[slot].domain]
+        load[worker] += _step_cost(tasks[slot])
     return [np.array(sorted(share), np.intp) for share in shares]

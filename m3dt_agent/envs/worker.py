@@ -1,6 +1,7 @@
 """A worker process, which runs some slots of a `MixedTaskVectorEnv`. It reads commands from standard input and writes replies.
 
-    parent -> worker   ("open", tasks, stop_on_success) | ("reset", slots, seeds, tasks) | ("step", slots, actions)     pickled
+    parent -> worker   ("open", environments, tasks, stop_on_success, width), then
+                       ("reset", slots, seeds, tasks) | ("step", slots, actions)                                     pickled
     worker -> parent   ("ok", SlotStates of those slots; none for "open") | ("error", traceback)                        pickled
 
 Commands may be sent before earlier ones are answered. They are executed and answered in order.
@@ -25,6 +26,7 @@ from typing import IO, Any
 
 from ..errors import M3DTError
 from ..tasks import TaskSpec
+from .make import adopt, registrations
 from .slots import Slots, SlotStates
 
 _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
@@ -38,7 +40,9 @@ class Worker:
     The attribute `tasks` is used in messages; the caller updates it when a reset gives a slot another task.
     """
 
-    def __init__(self, number: int, tasks: Sequence[TaskSpec], stop_on_success: bool) -> None:
+    def __init__(
+        self, number: int, tasks: Sequence[TaskSpec], later: Sequence[TaskSpec], stop_on_success: bool, width: int
+    ) -> None:
         self.tasks = list(tasks)
         self._number, self._started = number, False
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -49,7 +53,7 @@ class Worker:
             env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
-        self.send("open", self.tasks, stop_on_success)
+        self.send("open", registrations([*tasks, *later]), self.tasks, stop_on_success, width)
 
     @property
     def pid(self) -> int:
@@ -128,6 +132,8 @@ def serve(commands: IO[bytes], replies: IO[bytes]) -> None:
             break
         try:
             if name == "open":
+                environments, *arguments = arguments
+                adopt(environments)
                 slots = Slots(*arguments)
                 reply: tuple[str, Any] = ("ok", SlotStates.empty(0))
             else:

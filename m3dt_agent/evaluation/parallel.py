@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from ..agent import Experts, M3DTAgent, Precision
@@ -21,6 +22,7 @@ from ..agent.choice import default_experts
 from ..bank import ExpertBank
 from ..bank.shipped import ShippedBank, ship
 from ..config import EvalConfig
+from ..envs.make import adopt, registrations
 from ..errors import ConfigError
 from ..jobs import Engine, LocalProcesses, RayCluster, opened, run_jobs
 from ..machine import shows_progress
@@ -33,22 +35,27 @@ from .rollout import episodes_of, evaluate, installed_versions, parts_of
 
 @dataclass(frozen=True, slots=True)
 class EvaluationJob:
-    """All episodes of `tasks`. who: a bank, or the level of a behavior policy; the rest is as in `evaluate_in_jobs`."""
+    """All episodes of `tasks`. who: a bank, or the level of a behavior policy; the rest is as in `evaluate_in_jobs`.
+
+    environments: as from `registrations`.
+    """
 
     who: ShippedBank | str
-    tasks: tuple[str, ...]
+    tasks: tuple[TaskSpec, ...]
     config: EvalConfig
     experts: Experts | None
     precision: Precision
     device: str
+    environments: tuple[EnvSpec, ...] = ()
 
     @property
     def name(self) -> str:
         """What the job does, for error messages."""
-        return f"evaluating {', '.join(self.tasks)}"
+        return f"evaluating {', '.join(task.name for task in self.tasks)}"
 
     def __call__(self) -> list[EpisodeResult]:
         """Runs the episodes and returns their rows, ordered by task and seed."""
+        adopt(self.environments)
         who = self.who if isinstance(self.who, str) else _agent(self.who, self.experts, self.precision, self.device)
         return evaluate(who, self.tasks, self.config, progress=False)
 
@@ -104,11 +111,12 @@ def evaluate_in_jobs(
         jobs = [
             EvaluationJob(
                 who=sent,
-                tasks=tuple(task.name for task in part),
+                tasks=tuple(part),
                 config=config,
                 experts=experts,
                 precision=precision,
                 device=device,
+                environments=registrations(part),
             )
             for part in missing
         ]

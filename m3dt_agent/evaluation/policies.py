@@ -17,7 +17,7 @@ from ..data.behavior_policies import BehaviorPolicy
 from ..errors import ConfigError
 from ..model import Routing
 from ..scores import AGENT_POLICIES, EXPERT_POLICY
-from ..tasks import MAX_ACT_DIM, TaskSpec
+from ..tasks import TaskSpec, padded_widths
 
 
 class VectorPolicy(Protocol):
@@ -35,7 +35,7 @@ class VectorPolicy(Protocol):
     def act(
         self, obs: Float32Array, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools
     ) -> Float32Array:
-        """(N, 8) actions for (N, 39) observations.
+        """(N, A) actions for (N, W) observations, zero-padded. W and A: `tasks.padded_widths` of the tasks given to `reset`.
 
         Args:
             reward: (N,), earned by the step before; None at the first step.
@@ -74,11 +74,20 @@ class AgentPolicy:
 
     def reset(self, tasks: Sequence[TaskSpec], seeds: Sequence[Sequence[int]]) -> None:
         self._agent.reset(tasks, rtg_mode=self.rtg_mode or "rewards")
+        self._act_width = padded_widths(tasks)[1]
 
     def act(
         self, obs: Float32Array, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools
     ) -> Float32Array:
-        return self._agent.act(obs, reward=reward, reset_mask=reset_mask, active=active)
+        seen = _of_width(obs, self._agent.config.state_dim)
+        return _of_width(self._agent.act(seen, reward=reward, reset_mask=reset_mask, active=active), self._act_width)
+
+
+def _of_width(rows: Float32Array, width: int) -> Float32Array:
+    """(N, …) rows, padded with zeros or cut to (N, width): what is cut off is padding."""
+    if rows.shape[1] >= width:
+        return rows[:, :width]
+    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])))
 
 
 def acting_settings(experts: Experts, rtg_mode: RtgMode, precision: str | None) -> dict[str, str]:
@@ -120,7 +129,7 @@ class BehaviorPolicies:
     ) -> Float32Array:
         for i in np.flatnonzero(reset_mask).tolist():
             self._policies[i].reset(next(self._seeds[i]))
-        actions = np.zeros((len(obs), MAX_ACT_DIM), np.float32)
+        actions = np.zeros((len(obs), padded_widths(self._tasks)[1]), np.float32)
         for i in np.flatnonzero(active).tolist():
             task = self._tasks[i]
             actions[i, : task.act_dim] = self._policies[i](obs[i, : task.obs_dim])

@@ -36,7 +36,7 @@ from ..errors import ConfigError, InvalidValueError, ShapeError
 from ..machine import shows_progress
 from ..model.determinism import cpu_threads
 from ..rows import EpisodeResult
-from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, TaskSpec, resolve
+from ..tasks import TaskSpec, is_builtin, padded_widths, resolve
 from .kept import KeptRows, Protocol, keep_rows
 from .policies import AgentPolicy, BehaviorPolicies, VectorPolicy, as_policy, settings_of
 from .schedule import Episode, Queue
@@ -163,7 +163,9 @@ class _Rollout:
         self._running = np.array([self._queue.take() for _ in range(S)])  # (S,) each slot's episode; -1: none left
         G = 2 if _overlaps(policy, config) else 1
         self._groups = np.arange(G)[:, None] == np.arange(S) * G // S  # (G, S)
-        self._observations, self._rewards = np.zeros((M, MAX_OBS_DIM), np.float32), np.zeros(M)
+        self._tasks = list(dict.fromkeys(episode.task for episode in episodes))
+        W, self._act_width = padded_widths(self._tasks)
+        self._observations, self._rewards = np.zeros((M, W), np.float32), np.zeros(M)
         self._returns, self._lengths = np.zeros(M), np.zeros(M, np.int64)
 
     def run(self) -> None:
@@ -171,7 +173,9 @@ class _Rollout:
         self._policy.reset([episode.task for episode in self._episodes], [(episode.seed,) for episode in self._episodes])
         tasks = [self._episodes[i].task for i in self._running.tolist()]
         with contextlib.closing(
-            MixedTaskVectorEnv(tasks, workers=self._config.workers, stop_on_success=self._config.stop_on_success)
+            MixedTaskVectorEnv(
+                tasks, workers=self._config.workers, stop_on_success=self._config.stop_on_success, later=self._tasks
+            )
         ) as self._env:
             for group in self._groups:
                 self._begin(group)
@@ -221,7 +225,7 @@ class _Rollout:
         active = np.zeros(len(self._episodes), bool)
         active[episodes] = True
         starts = active & (self._lengths == 0)
-        actions = np.zeros((len(slots), MAX_ACT_DIM), np.float32)
+        actions = np.zeros((len(slots), self._act_width), np.float32)
         observations, rewards = self._observations.copy(), self._rewards.copy()  # a policy may change what it is given
         acted = self._policy.act(observations, reward=rewards, reset_mask=starts, active=active)
         actions[slots] = self._checked(acted)[episodes]
@@ -229,7 +233,7 @@ class _Rollout:
         self._env.step_async(actions, slots)
 
     def _checked(self, acted: object) -> Float32Array:
-        expected = (len(self._episodes), MAX_ACT_DIM)
+        expected = (len(self._episodes), self._act_width)
         try:
             actions = np.asarray(acted, np.float32)
         except (TypeError, ValueError) as error:
@@ -245,19 +249,19 @@ def _row(
     task, seed = episode.task, episode.seed
     if not math.isfinite(episode_return):
         raise InvalidValueError(f"task {task.name!r}, seed {seed}: the return is {episode_return} after {length} steps")
-    succeeds = task.domain == "metaworld"
     return EpisodeResult(
         task=task.name,
         seed=seed,
         episode_return=float(episode_return),
         length=int(length),
-        success=bool(success) if succeeds else None,
+        success=bool(success) if task.has_success else None,
         policy=policy.name,
         bank_hash=policy.bank_hash,
-        reward_version=_meta_world_reward_version() if succeeds else None,
+        reward_version=_meta_world_reward_version() if task.domain == "metaworld" else None,
         stop_on_success=config.stop_on_success,
         versions=installed_versions(),
         settings=settings_of(policy),
+        score=None if is_builtin(task) else task.score,
     )
 
 

@@ -32,9 +32,10 @@ from tqdm import tqdm
 from ..agent import M3DTAgent
 from ..config import EvalConfig
 from ..disk import require_writable, whole_file, write_file
+from ..envs.make import make_env
 from ..envs.wrappers import StopOnSuccess
 from ..errors import ConfigError, MissingDependencyError
-from ..tasks import MAX_OBS_DIM, TaskSpec
+from ..tasks import TaskSpec, padded_widths
 from .policies import VectorPolicy, as_policy
 
 MAX_TASKS = 16
@@ -116,13 +117,13 @@ class _Stage:
         N = len(tasks)
         self.tasks, self._envs = tuple(tasks), tuple(envs)
         self.returns, self._rewards = np.zeros(N), np.zeros(N)
-        self._observations = np.zeros((N, MAX_OBS_DIM), np.float32)
+        self._observations = np.zeros((N, padded_widths(tasks)[0]), np.float32)
         self._succeeded, self._active = np.zeros(N, bool), np.ones(N, bool)
         self._pictures: list[Image.Image] = []
 
     def success(self, i: int) -> bool | None:
         """Whether the episode of task `i` has succeeded so far; None if the task has no success."""
-        return bool(self._succeeded[i]) if self.tasks[i].domain == "metaworld" else None
+        return bool(self._succeeded[i]) if self.tasks[i].has_success else None
 
     def play(self, policy: VectorPolicy, seed: int) -> Iterator[Image.Image]:
         """Plays one episode of every task; yields the grid at the start, at every k-th step and at the end."""
@@ -178,7 +179,7 @@ def _opened(tasks: Sequence[TaskSpec], stop_on_success: bool) -> Iterator[_Stage
     with contextlib.ExitStack() as stack:
         envs: list[gym.Env[Any, Any]] = []
         for task in tasks:
-            env: gym.Env[Any, Any] = gym.make(task.env_id, render_mode="rgb_array", disable_env_checker=True)
+            env: gym.Env[Any, Any] = make_env(task, "rgb_array")
             stack.callback(env.close)
             envs.append(StopOnSuccess(env) if stop_on_success else env)
         yield _Stage(tasks, envs)

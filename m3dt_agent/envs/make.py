@@ -1,0 +1,164 @@
+"""`make_env`: the one place where the environment of a task is made, be it one of the 160 or one's own.
+
+What runs is what the user installed or registered with Gymnasium. Worker processes get the registrations of one's own
+environments (`registrations`, `adopt`), because what a script has registered is not registered there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import pickle
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Dict
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, MissingDependencyError
+from ..tasks import TaskSpec, is_builtin
+from .own_task import OwnTask, checked_actions, names_of_entries, usable_box
+
+Env = gym.Env[NDArray[np.float32], NDArray[np.float32]]
+
+
+def make_env(task: TaskSpec, render_mode: str | None = None) -> Env:
+    """The environment of a task: observations (obs_dim,) float32, actions (act_dim,) in [-1, 1], `info["success"]`.
+
+    Args:
+        render_mode: "rgb_array" if `render` is to draw frames.
+
+    Raises:
+        ConfigError: Gymnasium has no environment of this id, or it does not fit the task.
+        MissingDependencyError: its simulator is not installed.
+    """
+    mode = {} if render_mode is None else {"render_mode": render_mode}
+    if is_builtin(task):
+        return gym.make(task.env_id, disable_env_checker=True, **mode)
+    try:
+        env = gym.make(
+            task.env_id,
+            max_episode_steps=task.max_episode_steps,
+            disable_env_checker=True,
+            **dict(task.env_kwargs),
+            **mode,
+        )
+    except gym.error.DependencyNotInstalled as error:
+        raise MissingDependencyError(f"{task.name}: {task.env_id} needs a package that is not installed: {error}") from error
+    except (gym.error.UnregisteredEnv, gym.error.Error) as error:
+        raise ConfigError(
+            f"{task.name}: Gymnasium cannot make {task.env_id!r}: {error}; import the package that registers it, or register "
+            "it with gymnasium.register in a module of yours"
+        ) from error
+    try:
+        return OwnTask(env, task)
+    except ConfigError:
+        env.close()
+        raise
+
+
+def task_of_env(env_id: str, **given: Any) -> TaskSpec:
+    """The spec of a registered environment: widths, bounds and length are read from it, everything else is given.
+
+    given: fields of `TaskSpec`; name, return_scale and score are needed. What is given is not read.
+
+    Raises:
+        ConfigError: spaces that cannot be used, actions without bounds, episodes without end, or what `TaskSpec` refuses.
+    """
+    kwargs = given.get("env_kwargs", {})
+    try:
+        env = gym.make(env_id, disable_env_checker=True, **kwargs)
+    except gym.error.Error as error:
+        raise ConfigError(f"Gymnasium cannot make {env_id!r}: {error}") from error
+    with contextlib.closing(env):
+        return spec_of_spaces(
+            env.observation_space,
+            env.action_space,
+            None if env.spec is None else env.spec.max_episode_steps,
+            **{"env": env_id, "domain": "own", **given},
+        )
+
+
+def spec_of_spaces(
+    observations: gym.Space[Any], actions: gym.Space[Any], max_episode_steps: int | None, **given: Any
+) -> TaskSpec:
+    """The spec of a task with these spaces. given: fields of `TaskSpec` that are not read from them.
+
+    Raises:
+        ConfigError: as `task_of_env`.
+    """
+    draft = TaskSpec(**{"obs_dim": 1, "act_dim": 1, "max_episode_steps": 1, **given})
+    if isinstance(observations, Dict):
+        given.setdefault("observation", tuple(names_of_entries(observations)))
+        entries = [_inside(observations, key) for key in given["observation"]]
+    else:
+        entries = [observations]
+    boxes = [usable_box(draft, entry, "the observation") for entry in entries]
+    box = usable_box(draft, actions, "the action")
+    low, high = box.low.reshape(-1).astype(float), box.high.reshape(-1).astype(float)
+    if "action_low" not in given and not (np.all(low == -1.0) and np.all(high == 1.0)):
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise ConfigError(f"{draft.name}: actions of {draft.env_id} have no bounds; give action_low and action_high")
+        given |= {"action_low": tuple(low.tolist()), "action_high": tuple(high.tolist())}
+    if "max_episode_steps" not in given:
+        if max_episode_steps is None:
+            raise ConfigError(f"{draft.name}: episodes of {draft.env_id} have no end; give max_episode_steps")
+        given["max_episode_steps"] = max_episode_steps
+    widths = {"obs_dim": sum(int(np.prod(one.shape)) for one in boxes), "act_dim": int(np.prod(box.shape))}
+    task = TaskSpec(**{**widths, **given})
+    checked_actions(task, actions)
+    return task
+
+
+def _inside(space: gym.Space[Any], key: str) -> gym.Space[Any]:
+    for part in key.split("/"):
+        if not isinstance(space, Dict) or part not in space.spaces:
+            raise ConfigError(f"there is no observation {key!r}")
+        space = space.spaces[part]
+    return space
+
+
+def versions_of(task: TaskSpec) -> dict[str, str]:
+    """Package → version of what decides how a task of one's own behaves: Gymnasium, and who made its environment."""
+    packages = {"gymnasium"}
+    spec = gym.registry.get(task.env_id)
+    if spec is not None:
+        point = spec.entry_point
+        module = point.partition(":")[0] if isinstance(point, str) else getattr(point, "__module__", "")
+        packages.update(importlib.metadata.packages_distributions().get(module.partition(".")[0], ()))
+    return {name: importlib.metadata.version(name) for name in sorted(packages)}
+
+
+def registrations(tasks: Iterable[TaskSpec]) -> tuple[EnvSpec, ...]:
+    """What worker processes need to make the environments of these tasks: Gymnasium's own records of one's own.
+
+    Raises:
+        ConfigError: an environment was registered with a function that a worker cannot import.
+    """
+    names = dict.fromkeys(task.env_id for task in tasks if not is_builtin(task))
+    specs = tuple(gym.registry[name] for name in names if name in gym.registry)
+    for spec in specs:
+        try:
+            pickle.dumps(spec)
+            in_script = getattr(spec.entry_point, "__module__", "") == "__main__"
+        except (pickle.PicklingError, AttributeError, TypeError):
+            in_script = True
+        if in_script:
+            raise ConfigError(
+                f"{spec.id} was registered with {spec.entry_point!r}, which a worker process cannot import; put it in a module "
+                'and register it by name, entry_point="module:name", or use workers=0'
+            )
+    return specs
+
+
+def adopt(specs: Iterable[EnvSpec]) -> None:
+    """Registers environments in a worker as they were where `registrations` was called. Those that are there stay."""
+    for spec in specs:
+        if spec.id not in gym.registry and isinstance(spec.entry_point, str):
+            with contextlib.suppress(ImportError):  # gym.make then says what is missing
+                importlib.import_module(spec.entry_point.partition(":")[0])  # it may register the id itself
+        gym.registry.setdefault(spec.id, spec)

@@ -1,0 +1,47 @@
+"""Tasks as data: the 160 that come with this package, and one's own.
+
+    spec.py       `TaskSpec`: widths, length, score rule, and which Gymnasium environment it is
+    table.py      the 160 tasks and the published sets of them
+    registry.py   which tasks this process knows, and what names mean
+    files.py      tasks in TOML files
+
+No simulator is imported, and nothing that a spec says is run.
+
+    >>> from m3dt_agent import tasks
+    >>> tasks.get("walker-run").obs_dim
+    24
+    >>> len(tasks.task_set("mt10", seed=0))
+    10
+"""
+
+from .files import read_tasks, to_toml
+from .names import lookup
+from .registry import by_domain, by_group, get, is_builtin, known, own_tasks, padded_widths, register, register_file, resolve
+from .spec import Linear, ScoreRule, TaskSpec, score_of
+from .table import DOMAINS, MAX_ACT_DIM, MAX_OBS_DIM, TASKS, Domain, task_set
+
+__all__ = [
+    "DOMAINS",
+    "MAX_ACT_DIM",
+    "MAX_OBS_DIM",
+    "TASKS",
+    "Domain",
+    "Linear",
+    "ScoreRule",
+    "TaskSpec",
+    "by_domain",
+    "by_group",
+    "get",
+    "is_builtin",
+    "known",
+    "lookup",
+    "own_tasks",
+    "padded_widths",
+    "read_tasks",
+    "register",
+    "register_file",
+    "resolve",
+    "score_of",
+    "task_set",
+    "to_toml",
+]
