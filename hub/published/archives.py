@@ -108,7 +108,7 @@ def check_torch_file(path: Path) -> bool:
     with open_archive(path) as archive:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-                raise ValueError(f"{info.filename[:80]} is compressed, and torch.save compresses nothing")
+                raise ValueError(f"{info.filename[:80]} is compressed, and torch compresses nothing")
             if info.filename.endswith(".pkl") and info.file_size > _LARGEST_PICKLE:
                 raise ValueError(f"{info.filename[:80]} has {info.file_size:,} bytes; at most {_LARGEST_PICKLE:,} are read")
     return True

@@ -6,9 +6,9 @@ substitute harmless classes of our own, and they refuse every other name. A pick
     numpy.dtype, numpy.ndarray, …multiarray._reconstruct, .scalar, …numeric._frombuffer, _codecs.encode    load_arrays
     tensordict….TensorDict, ._reductions._make_td, .utils._StringOnlyDict, __builtin__.set                 map_tensordict
 
-The unpickler is the one written in Python. The one in C takes as much memory as a pickle announces, for bytes that are not there
-and for a memo of four billion entries. Even the real dtype and ndarray are unsafe: a crafted state sets false flags in a dtype,
-and numbers are then used as pointers.
+The unpickler is the one written in Python. The one in C takes as much memory as a pickle announces, for missing bytes and for a
+memo of four billion entries. Even the real dtype and ndarray are unsafe: a crafted state sets false flags in a dtype, and
+numbers are then used as pointers.
 The names of TensorDicts are those in files saved by tensordict 0.1.2, 0.2.0, 0.2.1, 0.3.2, 0.5.0, 0.6.2, 0.9.1 and 0.15.3.
 """
 
@@ -150,7 +150,7 @@ def _numbers(where: str, value: object) -> NDArray[Any]:
     if isinstance(value, _Array):
         return value.values
     if isinstance(value, (list, tuple)):
-        rows = [one.values if isinstance(one, _Array) else one for one in value]
+        rows = [[_plain(number) for number in one] if isinstance(one, (list, tuple)) else _plain(one) for one in value]
         if sum(map(_row_size, rows)) <= MOST_NUMBERS:
             with contextlib.suppress(ValueError, TypeError, OverflowError):
                 array = np.asarray(rows)
@@ -159,6 +159,13 @@ def _numbers(where: str, value: object) -> NDArray[Any]:
     raise DatasetError(
         f"{where} is a {type(value).__name__.lstrip('_')} that is no array of numbers, nor a list that makes one"
     )
+
+
+def _plain(value: object) -> object:
+    """The array, or the number where it is a single one."""
+    if not isinstance(value, _Array):
+        return value
+    return value.values if value.values.ndim else value.values.item()
 
 
 def _row_size(row: object) -> int:
@@ -202,7 +209,7 @@ def map_tensordict(path: Path) -> Mapping[str, Tensor]:
     """
     try:
         if not check_torch_file(path):
-            raise ValueError("it is cut short, or torch.save did not write it")
+            raise ValueError("it is cut short, or no file of torch")
         with torch.serialization.safe_globals(_STAND_INS):
             loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a damaged file raises almost anything
