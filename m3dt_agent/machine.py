@@ -45,13 +45,18 @@ QUIET = "M3DT_QUIET"
 """The environment variable that `m3dt --quiet` sets."""
 
 _DRAW = """
-import mujoco
+from m3dt_agent.envs.rendering import try_renderer, without_broken_opengl
+with without_broken_opengl("mujoco"):
+    import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/><geom size='.1'/></worldbody></mujoco>")
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
-with mujoco.Renderer(model, 32, 32) as renderer:
+renderer, fault = try_renderer(model, 32)
+if fault is None:
     renderer.update_scene(data)
-    assert renderer.render().any()
+    fault = "ok" if renderer.render().any() else "an empty picture"
+    renderer.close()
+print(fault)
 """
 
 
@@ -85,7 +90,7 @@ def diagnose(folder: Path = Path(), *, rendering: bool = True) -> Diagnosis:
         system=f"{platform.system()} {platform.machine()}",
         versions={name: _version(name) for name in PACKAGES},
         simulators={name: _missing(needs) for name, needs in SIMULATORS.items()},
-        rendering={name: try_rendering(name) for name in GL_BACKENDS} if rendering else {},
+        rendering={name: try_rendering(name) for name in _backends()} if rendering else {},
         cores=usable_cores(),
         threads=torch.get_num_threads(),
         cuda=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -154,10 +159,8 @@ def try_rendering(backend: str) -> str:
         run = subprocess.run([sys.executable, "-c", _DRAW], env=environment, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
         return "no frame within 60 s"
-    if run.returncode == 0:
-        return "ok"
-    errors = [line for line in run.stderr.splitlines() if "Error" in line and not line.startswith(" ")]
-    return errors[0] if errors else f"exit code {run.returncode}"
+    said = run.stdout.splitlines() or [line for line in run.stderr.splitlines() if "Error" in line and not line.startswith(" ")]
+    return said[-1] if said else f"exit code {run.returncode}"
 
 
 def measure_precision(width: int = 256, tokens: int = 1200, repeats: int = 7) -> dict[str, float]:
@@ -188,6 +191,11 @@ def _median_seconds(work: Callable[[], None], repeats: int) -> float:
         work()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[2:])  # the first two include allocation and the choice of kernels
+
+
+def _backends() -> tuple[str, ...]:
+    """MuJoCo's backends, and what `MUJOCO_GL` names if that is none of them."""
+    return tuple(dict.fromkeys((*GL_BACKENDS, *filter(None, [os.environ.get("MUJOCO_GL", "")]))))
 
 
 def _version(package: str) -> str | None:

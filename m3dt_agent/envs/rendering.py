@@ -23,12 +23,15 @@ from ..errors import M3DTError
 VARIABLE = "MUJOCO_GL"
 _PLATFORM = "PYOPENGL_PLATFORM"
 _OFF = ("disable", "disabled", "off", "false", "0")
-_GLFW = ("", "glfw", "glx", "enable", "enabled", "on", "true", "1")
+_GLFW = ("", "glfw", "glx", "wgl", "cgl", "enable", "enabled", "on", "true", "1")
 _NEEDS = {
     "egl": "an EGL library and a GPU whose driver has it (apt install libegl1; without a GPU: MUJOCO_GL=osmesa)",
     "osmesa": "the library OSMesa (apt install libosmesa6)",
     "glfw": "a display (without one, set MUJOCO_GL=egl with a GPU, else MUJOCO_GL=osmesa after apt install libosmesa6)",
 }
+
+_failed: dict[str, str] = {}
+"""Backends for which no context could be opened, and why: mujoco 3.3 aborts the process when it tries a second time."""
 
 
 @contextlib.contextmanager
@@ -56,22 +59,31 @@ def open_renderer(model: Any, size: int, what: str) -> Any:
     Raises:
         M3DTError: nothing can be drawn here; the message begins with `what` and says what to do.
     """
+    renderer, fault = try_renderer(model, size)
+    if fault is None:
+        return renderer
+    raise M3DTError(
+        f"{what}: cannot open an OpenGL context: {fault}; set {VARIABLE} to glfw, egl or osmesa before Python starts"
+    )
+
+
+def try_renderer(model: Any, size: int) -> tuple[Any, str | None]:
+    """A `mujoco.Renderer` and None; or None and why there is none, in one line that names `MUJOCO_GL` and what it needs."""
     import mujoco
 
     backend = os.environ.get(VARIABLE, "")
-    fault = backend_fault(backend)
-    if fault is None and backend.lower().strip() in _OFF:
-        fault = f"{VARIABLE}={backend} switches drawing off"
-    if fault is None:
-        with _silence() as told:
-            try:
-                return mujoco.Renderer(model, size, size)
-            except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
-                reason = str(told[0].message) if told else str(error)
-        fault = f"{_named(backend)} needs {_NEEDS[_kind(backend)]}: {' '.join(reason.split())}"
-    raise M3DTError(
-        f"{what}: cannot open an OpenGL context: {fault}; set MUJOCO_GL to glfw, egl or osmesa before Python starts"
-    )
+    if backend.lower().strip() in _OFF:
+        return None, f"{VARIABLE}={backend} switches drawing off"
+    if (fault := backend_fault(backend) or _failed.get(backend)) is not None:
+        return None, fault
+    with _silence() as told:
+        try:
+            return mujoco.Renderer(model, size, size), None
+        except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
+            reason = str(told[0].message) if told else str(error)
+    named = f"{VARIABLE}={backend}" if backend else f"{VARIABLE}, which is not set,"
+    _failed[backend] = f"{named} needs {_NEEDS[_kind(backend)]}: {' '.join(reason.split())}"
+    return None, _failed[backend]
 
 
 @functools.cache
@@ -103,10 +115,6 @@ def backend_fault(backend: str) -> str | None:
 def _kind(backend: str) -> str:
     name = backend.lower().strip()
     return "glfw" if name in _GLFW else name
-
-
-def _named(backend: str) -> str:
-    return f"{VARIABLE}={backend}" if backend else f"{VARIABLE}, which is not set,"
 
 
 def _import_fault(module: str) -> str | None:
