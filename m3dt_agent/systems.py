@@ -5,6 +5,7 @@
                                                          holders that share wait for each other
     read_at         pread                                seek and read under a lock
     flush           fsync                                fsync; folders need none
+    reserve         posix_fallocate; macOS writes zeros  zeros
 
 A lock ends with its process, however that ends. Locking a folder writes nothing into it.
 """
@@ -26,6 +27,7 @@ except ImportError:  # Windows
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _SEEKING = threading.Lock()
+_ZEROS = 1 << 20
 
 
 @contextlib.contextmanager
@@ -72,6 +74,22 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
     with _SEEKING:
         os.lseek(descriptor, offset, os.SEEK_SET)
         return os.read(descriptor, size)
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Gives an empty open file `size` zero bytes that are on disk, so that a full disk is an error now and not a SIGBUS later.
+
+    Raises:
+        OSError: no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    for start in range(0, size, _ZEROS):  # macOS
+        left = memoryview(bytes(min(_ZEROS, size - start)))
+        while left:
+            left = left[os.write(descriptor, left) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
 
 
 def memory_bytes() -> int:

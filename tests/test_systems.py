@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from m3dt_agent import systems
-from m3dt_agent.systems import flush, locked, read_at
+from m3dt_agent.systems import flush, locked, read_at, reserve
 
 HOLDER = """
 import sys, pathlib
@@ -121,6 +122,23 @@ def test_threads_read_at_their_own_positions(pread: bool, tmp_path: Path, monkey
         assert read_at(file.fileno(), 50, len(content) + 3) == b""
 
 
+@pytest.mark.parametrize("reserves", [True, False])
+def test_reserved_bytes_are_zero_and_on_disk(reserves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not reserves:
+        monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+    with (tmp_path / "file").open("w+b") as file:
+        reserve(file.fileno(), 3_000_001)
+        assert os.fstat(file.fileno()).st_blocks * 512 >= 3_000_001
+        assert file.read() == bytes(3_000_001)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
+    try:
+        with (tmp_path / "full").open("w+b") as file, pytest.raises(OSError, match="File too large"):
+            reserve(file.fileno(), 3_000_001)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_flush_takes_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     flush(tmp_path / "file")
@@ -131,6 +149,43 @@ def test_only_this_module_asks_for_what_windows_lacks() -> None:
     root = Path(systems.__file__).parents[1]
     files = [*(root / "m3dt_agent").rglob("*.py"), *(root / "hub").rglob("*.py")]
     asking = [
-        path.name for path in files if any(word in path.read_text() for word in ("import fcntl", "os.pread(", "os.getuid()"))
+        path.name
+        for path in files
+        if any(word in path.read_text() for word in ("import fcntl", "os.pread(", "os.getuid()", "os.posix"))
     ]
     assert asking == ["systems.py"]
+
+
+WITHOUT = """
+import os, sys, filelock, tempfile, subprocess
+filelock.lock_descriptor  # which has the system's own locks, here as on Windows
+sys.modules["fcntl"] = None
+os.environ["USERNAME"] = "somebody"  # as Windows sets it
+for name in ("pread", "getuid", "sysconf", "O_NOFOLLOW", "O_NONBLOCK"):
+    delattr(os, name)
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from small_banks import CONFIG, new_bank, parts, random_model
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent import M3DTAgent, systems
+from m3dt_agent.training.checkpoint import training_lock
+assert systems.fcntl is None
+path = Path(sys.argv[2]) / "bank"
+new_bank(path).commit(parts(random_model()))
+bank = ExpertBank.open(path)
+with training_lock(path), bank.held():
+    bank.copy_to(path.with_name("copy"))
+agent = M3DTAgent.load(path.with_name("copy"))
+agent.reset(task="walker-run")
+import numpy as np
+print(agent.act(np.zeros(24, np.float32)).shape, sorted(file.name for file in path.iterdir()))
+"""
+
+
+def test_banks_and_agents_work_where_the_system_lacks_all_that(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(Path(__file__).parent), str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    files = ["backbone.safetensors", "bank.json", "experts", "prompts.safetensors", "resume", "router.safetensors"]
+    assert done.stdout.strip() == f"(6,) {[*files, 'statistics.safetensors']}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from ..data.task_datasets import TaskDatasets
 from ..disk import disk_space_errors
 from ..errors import ConfigError, StageError
 from ..model.determinism import cpu_threads
+from ..systems import reserve
 from .checkpoint import started_runs, training_lock
 from .conflict import mean_gradient, task_gradients
 from .distributed import joined
@@ -217,5 +217,5 @@ def _scratch_matrix(n_rows: int, n_columns: int, folder: Path) -> Iterator[NDArr
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         with disk_space_errors(folder):
-            os.posix_fallocate(file.fileno(), 0, 4 * n_rows * n_columns)  # a full disk is an error here, not a SIGBUS later
+            reserve(file.fileno(), 4 * n_rows * n_columns)
         yield np.memmap(file, np.float32, "r+", shape=(n_rows, n_columns))
