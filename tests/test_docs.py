@@ -30,6 +30,7 @@ PAGES = (
     "docs/performance.md",
     "docs/numbers.md",
     "docs/scaling.md",
+    "docs/security.md",
     "docs/architecture.md",
 )
 INCLUDING = ("docs/changelog.md", "docs/cluster.md", "docs/contributing.md", "docs/pretrained.md")
