@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
+from ..disk import user_path
 from ..errors import BankError
 from .expert_bank import ExpertBank
 from .tensor_files import Check
@@ -53,8 +54,8 @@ def folder_to_write(name: str | Path) -> Path:
     """`name` as a path, for a bank that is to be created or trained.
 
     Raises:
-        BankError: `name` means a bank that comes with the package.
+        BankError: `name` means a bank that comes with the package. PathError: it is no path that a folder can have.
     """
     if is_builtin(name):
         raise BankError(f"{str(name)!r} comes with the package and cannot be changed; name a folder, or train a copy of it")
-    return Path(name)
+    return user_path(name)
