@@ -18,7 +18,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Group, RenderableType
 
-from m3dt_agent.cli.options import AsJson, CpusPerJob, GpusPerJob, RayAddress, Retries, Shard, Workers, parse_shard, ray_cluster
+from m3dt_agent.cli.options import (
+    AsJson,
+    CpusPerJob,
+    GpusPerJob,
+    RayAddress,
+    Retries,
+    Shard,
+    Workers,
+    expanded,
+    parse_shard,
+    path_argument,
+    path_option,
+    ray_cluster,
+)
 from m3dt_agent.cli.output import emit, make_table, quiet_stdout, say
 from m3dt_agent.errors import M3DTError
 from m3dt_agent.jobs import RETRIES, LocalProcesses
@@ -35,11 +48,16 @@ app = typer.Typer(
 )
 
 Experiments = Annotated[list[str], typer.Argument(help="Names of experiments; `list` shows them.")]
-Runs = Annotated[list[Path], typer.Argument(help="Run folders. Those of several machines are merged.")]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Run folders. Those of several machines are merged.", callback=lambda folders: [expanded(one) for one in folders]
+    ),
+]
 Scale = Annotated[str, typer.Option(help="How large the experiment runs: paper, small, laptop, box or smoke.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
+Out = Annotated[Path, path_option("--out", help="Folder of the run.")]
 Datasets = Annotated[
-    Path | None, typer.Option(help="Minari root of the demonstrations. Default: a folder beside the run, RUN-datasets.")
+    Path | None, path_option(help="Minari root of the demonstrations. Default: a folder beside the run, RUN-datasets.")
 ]
 Device = Annotated[str, typer.Option(help="Where models run: cpu, cuda, or auto (a GPU if there is one).")]
 
@@ -116,7 +134,7 @@ def status_command(names: Experiments, scale: Scale = "smoke", out: Out = RUN, a
 @app.command("report")
 def report_command(
     runs: Runs,
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs", "report"),
+    out: Annotated[Path, path_option(help="Folder of the report.")] = Path("runs", "report"),
     as_json: AsJson = False,
 ) -> None:
     """Write tables, figures and one HTML page; print the scores and the named contrasts."""
@@ -146,12 +164,12 @@ def compare_command(
 
 @app.command("ship")
 def ship_command(
-    run: Annotated[Path, typer.Argument(help="Folder of a run of the experiment `pretrained`.")],
-    results: Annotated[Path, typer.Option(help="Folder that gets the run's finished cells.")],
-    bank: Annotated[Path, typer.Option(help="Folder that gets the bank and its card.")] = Path(
+    run: Annotated[Path, path_argument(help="Folder of a run of the experiment `pretrained`.")],
+    results: Annotated[Path, path_option(help="Folder that gets the run's finished cells.")],
+    bank: Annotated[Path, path_option(help="Folder that gets the bank and its card.")] = Path(
         "m3dt_agent", "assets", "banks", "mt160"
     ),
-    notes: Annotated[Path | None, typer.Option(help="Markdown file that the card shows after its scores.")] = None,
+    notes: Annotated[Path | None, path_option(help="Markdown file that the card shows after its scores.")] = None,
 ) -> None:
     """Publish the bank that acted in a run, with its card and its cells. What was there before is replaced."""
     from .runs.publish import publish_bank
@@ -163,7 +181,7 @@ def ship_command(
 
 
 @app.command("validate")
-def validate_command(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+def validate_command(folder: Annotated[Path, path_argument(help="A run folder.")]) -> None:
     """Check that a run folder is in the benchmark's format. If not, say what is wrong and exit with code 1."""
     from .records import read_run
 

@@ -50,3 +50,12 @@ def test_a_run_folder_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (folder / "cell.json").write_text("{}")
     assert call(monkeypatch, "validate", str(tmp_path)) == 1
     assert f"error: {folder / 'cell.json'} is damaged" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_path_may_begin_with_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the shell does not expand it, as in `--out=~/run`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "run", cell("prompt-dt"), facts(), score(50))
+    assert call(monkeypatch, "validate", "~/run") == 0
+    assert call(monkeypatch, "report", "~/run", "--out=~/report") == 0
+    assert (tmp_path / "report" / "index.html").exists()
