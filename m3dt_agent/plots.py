@@ -22,6 +22,7 @@ from . import tasks as task_table
 from .disk import whole_file
 from .errors import ConfigError, MissingDependencyError
 from .scores import AGENT_POLICIES, Interval, Summary, TaskSummary
+from .text import visible
 
 POLICY_COLOURS = {"random": "#999999", "zero": "#56B4E9", "backbone": "#0072B2", "final": "#D55E00"}
 _SAME_COLOUR = {AGENT_POLICIES["none"]: "backbone", AGENT_POLICIES["mixture"]: "final"}  # the quickstart's two agents
@@ -68,6 +69,12 @@ def save(figure: Any, path: Path) -> Path:
     return path
 
 
+def plain_label(text: str) -> str:
+    """A label that matplotlib shows as it is: not as mathematics, and not hidden from the legend."""
+    label = visible(text, longest=60).replace("$", r"\$")
+    return f" {label}" if label.startswith("_") else label
+
+
 def plain_axes(axes: Any, title: str) -> None:
     """The style of all figures: a bold title, no frame above and to the right."""
     axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
@@ -98,7 +105,7 @@ def _draw_score_bars(axes: Any, summaries: Sequence[Summary], rows: Mapping[str,
         values = np.array([score for score, _ in scores.values()])
         low, high = np.array([interval for _, interval in scores.values()]).T
         whiskers = np.maximum([values - low, high - values], 0.0)  # a bootstrap interval can lie beside the mean
-        axes.barh(at, values, height * 0.9, color=colours[i], label=summary.policy)
+        axes.barh(at, values, height * 0.9, color=colours[i], label=plain_label(summary.policy))
         axes.errorbar(values, at, xerr=whiskers, fmt="none", ecolor="0.2", elinewidth=0.9, capsize=1.6)
         for position, value, end in zip(at, values, np.maximum(values, high), strict=True):
             axes.text(end + 1.2, position, f"{value:.0f}", va="center", fontsize=6, color="0.25")

@@ -136,3 +136,16 @@ def test_scores_that_cannot_be_shown_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"1 to 4 policies, each once; got {named}"):
             plots.save_score_figure(wrong, tmp_path / "scores.png")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("policy", ["$\\frac$", "_hidden", "costs $5 and $6", "_$x$"])
+def test_policy_names_are_shown_as_they_are(policy: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    row = EpisodeResult("drawer-open", 0, 1.0, 10, True, policy, "", "v2", False, {})
+    path = plots.save_score_figure([summarize([row])], tmp_path / "scores.svg")
+    assert path.stat().st_size > 1_000
+    label = plots.plain_label(policy)
+    assert label.replace("\\$", "$").strip(" ").isprintable()
+    assert not label.startswith("_")
+    assert "$" not in label.replace("\\$", "")
+    assert plots.plain_label("\x1b[31m\n\u202ered") == r"\x1b[31m\n\u202ered"

@@ -24,7 +24,7 @@ import numpy as np
 
 from m3dt_agent.disk import whole_file
 from m3dt_agent.errors import DatasetError
-from m3dt_agent.plots import require_matplotlib
+from m3dt_agent.plots import plain_label, require_matplotlib
 from m3dt_agent.scores import Floats
 
 from .paper_numbers import best_baselines, paper_number
@@ -137,11 +137,6 @@ def _style_of(i: int) -> dict[str, Any]:
     }
 
 
-def _shown(label: str) -> str:
-    """A label that matplotlib shows as it is: not as mathematics, and not hidden from the legend."""
-    return label.replace("$", r"\$") if not label.startswith("_") else f" {label}"
-
-
 def _legend(figure: Any, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
@@ -161,7 +156,7 @@ def _draw_scores(figure: Any, table: Table) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if once := dict(zip(labels, handles, strict=True)):
         figure.legend(once.values(), once.keys(), loc="outside lower right", frameon=False, fontsize=8, ncols=len(once))
-    axes.set_yticks(range(len(rows)), [_shown(row.label) for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [plain_label(row.label) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
 
 
@@ -176,9 +171,9 @@ def _draw_costs(figure: Any, table: Table, cost: str, label: str) -> None:
     for row in table.rows:
         style, spent = _style(table, row), getattr(row, cost)
         if not spent:
-            axes.axhline(row.mean.value, color=style["color"], linestyle=":", label=_shown(row.label))
+            axes.axhline(row.mean.value, color=style["color"], linestyle=":", label=plain_label(row.label))
             continue
-        axes.errorbar(spent, row.mean.value, yerr=_whiskers(row), capsize=3, label=_shown(row.label), **style)
+        axes.errorbar(spent, row.mean.value, yerr=_whiskers(row), capsize=3, label=plain_label(row.label), **style)
         if row.gain is not None:
             before = (float(QUARTER) * spent, row.mean.value - row.gain)
             axes.plot((before[0], spent), (before[1], row.mean.value), color=style["color"], linewidth=1)
@@ -195,7 +190,7 @@ def _draw_profiles(figure: Any, table: Table) -> None:
             performance_profile(row.scores.cells, _THRESHOLDS),
             color=style["color"],
             linestyle=style["linestyle"],
-            label=_shown(row.label),
+            label=plain_label(row.label),
         )
         axes.fill_between(_THRESHOLDS, *profile_band(row.scores, _THRESHOLDS), color=style["color"], alpha=0.12, linewidth=0)
     axes.set(xlim=(0, 100), ylim=(-0.02, 1.02))
@@ -209,7 +204,7 @@ def _draw_curves(figure: Any, table: Table) -> None:
         for i, curve in enumerate(curve for curve in row.curves if len(curve)):
             windows, loss = np.array(curve, dtype=np.float64).T
             marker = style["marker"] if len(windows) == 1 else ""
-            label = _shown(row.label) if i == 0 else None
+            label = plain_label(row.label) if i == 0 else None
             axes.plot(
                 windows, loss, color=style["color"], linestyle=style["linestyle"], marker=marker, linewidth=1, label=label
             )
@@ -230,7 +225,7 @@ def _draw_sizes(figure: Any, overview: Overview) -> None:
             [score.mean for score in scores],
             yerr=np.maximum(whiskers, 0.0),
             capsize=3,
-            label=_shown(label),
+            label=plain_label(label),
             **_style_of(i),
         )
     axes.set_xscale("log")
@@ -244,8 +239,8 @@ def _draw_experts(figure: Any, label: str, weights: Mapping[str, Sequence[float]
     figure.set_figheight(1.6 + 0.16 * len(values))
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="cividis", vmin=0, vmax=max(1e-9, float(values.max())), aspect="auto")
-    axes.set_title(f"Expert use: {_shown(label)}", loc="left")
-    axes.set_yticks(range(len(values)), [_shown(task) for task in weights], fontsize=7)
+    axes.set_title(f"Expert use: {plain_label(label)}", loc="left")
+    axes.set_yticks(range(len(values)), [plain_label(task) for task in weights], fontsize=7)
     axes.set_xticks(range(values.shape[1]), [str(e) for e in range(values.shape[1])], fontsize=7)
     axes.set_xlabel("expert")
     axes.tick_params(length=0)

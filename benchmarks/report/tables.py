@@ -16,6 +16,7 @@ from typing import Any
 from m3dt_agent import tasks as task_table
 from m3dt_agent.hub.cards.markdown import count, escape
 from m3dt_agent.hub.cards.markdown import table as markdown_table
+from m3dt_agent.text import visible
 
 from ..runs.gradient_conflict import MODULES
 from .paper_numbers import best_baselines, paper_number
@@ -26,6 +27,8 @@ DASH = "-"
 CONFLICT_TITLE = "Gradient conflict between tasks by module, 0: all gradients the same, near 1: orthogonal."
 Columns = tuple[list[str], list[list[str]]]
 """Header and lines of a table, as plain text."""
+_FORMULAS = ("=", "+", "-", "@")
+"""How a text begins that a spreadsheet executes; numbers are written as numbers."""
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"|": r"\textbar{}", "[": "{[}", "]": "{]}", "<": r"\textless{}", ">": r"\textgreater{}"}
 
@@ -139,8 +142,11 @@ def latex_table(table: Table) -> str:
 
 
 def csv_table(table: Table) -> str:
-    """The main table as CSV, with unformatted numbers and a column for each end of an interval."""
-    records = [_record(row, table) for row in ranked(table)]
+    """The main table as CSV, with unformatted numbers and a column for each end of an interval.
+
+    A text that a spreadsheet would take for a formula has an apostrophe before it, which spreadsheets do not show.
+    """
+    records = [{name: _no_formula(value) for name, value in _record(row, table).items()} for row in ranked(table)]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
     writer.writeheader()
@@ -169,6 +175,13 @@ def _cells(row: Row, task_set: str) -> list[str]:
     cells += [_amount(row.windows), _amount(row.training_flop), _amount(row.action_flop)]
     gain = DASH if row.gain is None else f"{row.gain:+.1f}"
     return [*cells, str(len(row.scores.seeds)), f"{row.episodes:,}", row.task_id, gain]
+
+
+def _no_formula(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    shown = visible(value)  # a tab or line end at the beginning is passed over by spreadsheets, and ends rows for some readers
+    return f"'{shown}" if shown.startswith(_FORMULAS) else shown
 
 
 def _interval(found: Estimate, form: str = ".1f") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from benchmark_runs import PLANS
 
 from benchmarks.report.comparison import build_report
-from benchmarks.report.tables import columns
+from benchmarks.report.tables import columns, csv_table
 
 
 def test_markdown_csv_and_latex_hold_the_same_rows(written: tuple[Path, Path]) -> None:
@@ -30,3 +31,23 @@ def test_markdown_csv_and_latex_hold_the_same_rows(written: tuple[Path, Path]) -
     for figure in re.findall(r"\((figures/[^)]*)\)", report):
         assert (written[1] / figure).stat().st_size > 1_000
         assert (written[1] / figure).with_suffix(".svg").read_text().startswith("<?xml")
+
+
+def test_no_spreadsheet_executes_a_cell(written: tuple[Path, Path]) -> None:
+    table = build_report([written[0]], PLANS).tables[0]
+    texts = ("=HYPERLINK(1)", "+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", "plain", "a=b", "1")
+    shown = ("'=HYPERLINK(1)", "'+1", "'-2+3", "'@SUM(1)", r"\t=1", r"\r=1", r"\n=1", "plain", "a=b", "1")
+    for text, wanted in zip(texts, shown, strict=True):
+        row = dataclasses.replace(table.rows[0], method=text, label=text)
+        (read,) = csv.DictReader(io.StringIO(csv_table(dataclasses.replace(table, rows=(row,))), newline=""))
+        assert read["method"] == read["row"] == wanted
+        original = next(csv.DictReader(io.StringIO(csv_table(dataclasses.replace(table, rows=(table.rows[0],))), newline="")))
+        numbers = original.keys() - {"method", "row", "paper", "paper_source"}
+        assert {name: read[name] for name in numbers} == {name: original[name] for name in numbers}
+
+
+def test_negative_numbers_stay_numbers(written: tuple[Path, Path]) -> None:
+    table = build_report([written[0]], PLANS).tables[0]
+    row = dataclasses.replace(table.rows[0], gain=-2.5)
+    (read,) = csv.DictReader(io.StringIO(csv_table(dataclasses.replace(table, rows=(row,)))))
+    assert float(read["last_quarter"]) == -2.5
