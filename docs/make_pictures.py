@@ -1,6 +1,7 @@
-"""The pictures of README and docs, made from real episodes of the shipped bank; run from a checkout, with a renderer.
+"""The pictures of README and docs that are made from data; run from a checkout, with a renderer.
 
     MUJOCO_GL=osmesa python docs/make_pictures.py [frames] [film] [scores]
+    python docs/draw_house.py
 
     frames   docs/_static/frames/<task>.webp   one frame of every task, from an episode of its behavior policy
     film     docs/_static/tasks.webp           16 tasks played by `builtin:mt160`, as `m3dt eval --video` draws them

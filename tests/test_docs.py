@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from hub_server import Hub
 from huggingface_hub import constants
+from test_imports import LAYERS
 
 from m3dt_agent.cli import main
 from m3dt_agent.hub import endpoints
@@ -137,6 +139,12 @@ def test_every_room_has_its_place_in_the_reference() -> None:
         f"m3dt_agent.{name}" for name in ("data.collect", "data.episodes", "data.task_datasets", "data.behavior", "hub.banks")
     }
     assert expected <= documented
+
+
+def test_the_house_is_drawn_as_its_walls_are() -> None:
+    """If not, add the words for a new room to docs/draw_house.py and run it."""
+    house = runpy.run_path(str(ROOT / "docs/draw_house.py"))
+    assert house["DRAWING"].read_text() == house["drawing"](LAYERS)
 
 
 def test_only_shell_snippets_are_not_run() -> None:
