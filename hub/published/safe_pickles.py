@@ -83,8 +83,14 @@ for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
     _ADMITTED[f"{_core}.numeric._frombuffer"] = _frombuffer
 
 
+_BUILD: Any = pickle._Unpickler.dispatch[pickle.BUILD[0]]
+
+
 class _ArrayUnpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _ADMITTED:
@@ -94,7 +100,7 @@ class _ArrayUnpickler(pickle._Unpickler):
     def load_build(self) -> None:
         if not isinstance(self.stack[-2], (_Array, _Dtype)):  # else it would set attributes of a function of ours
             raise pickle.UnpicklingError(f"it sets attributes of a {type(self.stack[-2]).__name__}")
-        super().load_build()
+        _BUILD(self)
 
     def load_bytearray8(self) -> None:
         self.append(bytearray(self.read(struct.unpack("<Q", self.read(8))[0])))  # as much as there is, not as is announced

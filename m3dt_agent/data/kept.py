@@ -82,7 +82,7 @@ def number_in(metadata: Mapping[str, Any], key: str) -> int | float:
         DatasetError: it has none, or something that is no number.
     """
     found = metadata.get(key)
-    if type(found) not in (int, float):
+    if not isinstance(found, (int, float)) or isinstance(found, bool):
         raise DatasetError(
             f"the metadata of a dataset has {key} = {str(found)[:80]!r} where its maker wrote a number; "
             "remove the dataset, or pass overwrite=True"

@@ -119,7 +119,7 @@ def rollout(
         return Episode(
             observations=observations[: t + 1],
             actions=actions[:t],
-            rewards=rewards[:t],
+            rewards=rewards[:t].astype(np.float32),
             terminations=ends[0, :t],
             truncations=ends[1, :t],
             success=success[:t] if task.has_success else None,

@@ -21,6 +21,7 @@ import os
 import weakref
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,11 @@ from ..disk import open_regular, path_errors
 from ..errors import DatasetError, PathError
 from ..systems import read_at
 
+_limits: Any
 try:
-    import resource
+    import resource as _limits
 except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+    _limits = None
 
 _FEWEST, _MOST, _UNKNOWN = 16, 4_096, 256  # files kept open: bounds, and how many where the limit is unknown
 
@@ -139,7 +141,7 @@ def close_oldest(keep: int) -> None:
 
 def _most_open() -> int:
     """How many files may be open: half of what the process may have, the rest is for everything else."""
-    if resource is None:
+    if _limits is None:
         return _UNKNOWN
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _MOST if limit == resource.RLIM_INFINITY else min(max(limit // 2, _FEWEST), _MOST)
+    limit = _limits.getrlimit(_limits.RLIMIT_NOFILE)[0]
+    return _MOST if limit == _limits.RLIM_INFINITY else min(max(limit // 2, _FEWEST), _MOST)
