@@ -70,7 +70,7 @@ def dataset_card(
         f"Episodes of {count(n_tasks, 'continuous-control task')} for offline reinforcement learning, in "
         f"{count(len(datasets), 'Minari dataset')}: training data of M3DT ({PAPER}), as the package `m3dt-agent` reads it."
     )
-    totals = [*(_total(domain, rows) for domain, rows in of_domain.items()), _total("**all**", datasets)]
+    totals = [*(_total(escape(domain), rows) for domain, rows in of_domain.items()), _total("**all**", datasets)]
     sections = [
         f"# {repo_id}",
         introduction,
@@ -146,7 +146,7 @@ _COLUMNS = ("task", "source", "episodes", "steps", "mean return", "mean score", 
 
 def _cells(row: DatasetRow) -> list[str]:
     return [
-        row.task,
+        escape(row.task),
         escape(row.source),
         f"{row.episodes:,}",
         f"{row.steps:,}",

@@ -29,6 +29,7 @@ MARK = "<!-- Written by m3dt-agent. Remove this line to keep what you write here
 
 _FIGURE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_STARTS = re.compile(r"^([-+=](?=[-+=\s])|\d+(?=\.\s))")  # lists, rules, underlined titles
 _ACTIVE = re.compile(r"[\\`*_{}\[\]()#!|~@:$^]|(?<=www)\.", re.IGNORECASE)
 
 
@@ -61,7 +62,8 @@ def escape(value: object) -> str:
     """Markdown that shows the text of `value` on one line, and in which no markup, HTML, link or table cell begins."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _ACTIVE.sub(r"\\\g<0>", text)
+    text = _ACTIVE.sub(r"\\\g<0>", text)
+    return _STARTS.sub(lambda found: f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}", text)
 
 
 def shown(value: object) -> str:

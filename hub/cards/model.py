@@ -14,6 +14,7 @@ experts are done, but not which ones are, so that only the push of the last expe
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,9 +111,9 @@ import m3dt_agent  # registers the environments
 from m3dt_agent import M3DTAgent
 
 agent = M3DTAgent.from_pretrained("{repo_id}")
-env = gym.make("{task.env_id}")
+env = gym.make({json.dumps(task.env_id)})
 obs, info = env.reset(seed=0)
-agent.reset(task="{task.name}")
+agent.reset(task={json.dumps(task.name)})
 reward, done, total = None, False, 0.0
 while not done:
     action = agent.act(obs, reward=reward)
@@ -199,10 +200,10 @@ def _tasks(bank: ExpertBank) -> list[str]:
     groups, names = bank.groups, [task.name for task in bank.tasks]
     if groups is None:
         by_domain = task_table.by_group(bank.tasks)
-        rows = [(domain, f"{len(of)}", ", ".join(of)) for domain, of in by_domain.items()]
+        rows = [(escape(domain), f"{len(of)}", escape(", ".join(of))) for domain, of in by_domain.items()]
         return ["## Tasks", table(("domain", "tasks", ""), rows, left=3)]
     by_expert = {e: [name for name in names if groups[name] == e] for e in range(bank.config.n_experts)}
-    rows = [(f"{e}", f"{len(of)}", ", ".join(of)) for e, of in by_expert.items()]
+    rows = [(f"{e}", f"{len(of)}", escape(", ".join(of))) for e, of in by_expert.items()]
     text = "Each expert is trained on the tasks of its group. The router weighs all experts, for every task."
     return ["## Tasks and experts", text, table(("expert", "tasks", ""), rows, left=3)]
 

@@ -118,13 +118,13 @@ def evaluation_sections(scores: BankScores, figure: str | None) -> list[str]:
 def _weak_tasks(scores: BankScores) -> list[str]:
     """The tasks with a low score, and those with a low score compared to the behavior policy, worst first."""
     tasks = sorted(scores.summary.tasks.values(), key=lambda task: task.mean_score)
-    weak = ", ".join(f"{t.task} ({t.mean_score:.1f})" for t in tasks if t.mean_score < WEAK_BELOW)
+    weak = ", ".join(f"{escape(t.task)} ({t.mean_score:.1f})" for t in tasks if t.mean_score < WEAK_BELOW)
     said = [f"Below {WEAK_BELOW:.0f}: {weak}." if weak else f"None of these tasks scores below {WEAK_BELOW:.0f}."]
     if BEHAVIOR not in scores.others:
         return said
     behavior = {name: task.mean_score for name, task in scores.others[BEHAVIOR].tasks.items()}
     half = [t for t in tasks if t.mean_score < behavior.get(t.task, 0.0) / 2]
-    listed = ", ".join(f"{t.task} ({t.mean_score:.1f} of {behavior[t.task]:.1f})" for t in half)
+    listed = ", ".join(f"{escape(t.task)} ({t.mean_score:.1f} of {behavior[t.task]:.1f})" for t in half)
     return [*said, f"Under half of the behavior policy: {listed or 'none of these tasks'}."]
 
 
@@ -154,8 +154,8 @@ def _score_row(task: TaskSummary, others: Mapping[str, Summary]) -> list[str]:
     # if all episodes succeed, the bootstrap interval has no width
     wilson = task.success_interval and (100 * task.success_interval[0], 100 * task.success_interval[1])
     return [
-        task.task,
-        task_table.get(task.task).domain,
+        escape(task.task),
+        escape(task_table.get(task.task).domain),
         f"{task.episodes}",
         f"{task.mean_return:,.1f}",
         f"{task.mean_score:.1f}",

@@ -18,6 +18,12 @@ from m3dt_agent.hub.cards.markdown import escape
         ("https://e.example", r"https\://e.example"),
         ("www.e.example", r"www\.e.example"),
         ("`x`\u202e", r"\`x\`"),
+        ("- a list", r"\- a list"),
+        ("1. a list", r"1\. a list"),
+        ("--- a rule", r"\--- a rule"),
+        ("-0.5", "-0.5"),
+        ("3.14 of 10", "3.14 of 10"),
+        ("www.e_e", r"www\.e\_e"),
     ],
 )
 def test_escape(text: object, markdown: str) -> None:
