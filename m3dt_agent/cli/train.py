@@ -12,8 +12,10 @@ import typer
 from ..jobs import RETRIES
 from .info import bank_table, describe_bank
 from .options import (
+    DEFAULT_ROOT,
     AllTasks,
     AsJson,
+    Cache,
     CpusPerJob,
     Device,
     GpusPerJob,
@@ -81,8 +83,9 @@ def train_command(
     all_tasks: AllTasks = False,
     task_set: TaskSet = None,
     set_seed: SetSeed = 0,
-    root: Root = Path("datasets"),
+    root: Root = DEFAULT_ROOT,
     source: Source = None,
+    cache: Cache = None,
     pull: Pull = None,
     bank: Bank = Path("bank"),
     stage: StageName = "all",
@@ -123,7 +126,7 @@ def train_command(
         new_experts=experts,
         only_experts=None if only_experts is None else parse_experts(only_experts),
         tasks=TaskChoice(names, all_tasks, task_set, set_seed),
-        datasets=DatasetChoice(root, source, pull),
+        datasets=DatasetChoice(root, source, pull, cache),
         spread=spread,
         resume=resume,
     )
@@ -136,10 +139,11 @@ def _train(request: TrainRequest, device: str, *, as_json: bool) -> None:
     from ..bank import ExpertBank
     from ..training.distributed import joined, own_device
 
+    own = own_device(device)  # before data are downloaded
     with quiet_stdout(), joined(device) as world:
         with world.main_first():
             plan = request.plan(world)
-        agent = M3DTAgent(plan.model, plan.tasks, device=own_device(device))
+        agent = M3DTAgent(plan.model, plan.tasks, device=own)
         for stage in plan.stages:
             request.train_stage(stage, agent, plan.data)
     if world.is_main:
