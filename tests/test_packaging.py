@@ -47,7 +47,7 @@ def test_wheel_holds_every_module_and_asset(wheel: Path) -> None:
     expected |= {str(p.relative_to(ROOT)) for p in (ROOT / "m3dt_agent/assets").rglob("*") if p.is_file()}
     files = ("bank.json", "README.md", *(f"{part}.safetensors" for part in ("backbone", "router", "statistics", "prompts")))
     expected |= {f"{BANK}/{name}" for name in (*files, *(f"experts/{e:03d}.safetensors" for e in range(3)))}
-    assert expected | {"m3dt_agent/py.typed"} <= packed
+    assert expected | {"m3dt_agent/py.typed", "m3dt_program.py"} <= packed
     assert not any(name.split("/")[0] in ("hub", "benchmarks", "tests") for name in packed)
 
 
@@ -88,7 +88,14 @@ for module in pkgutil.walk_packages(m3dt_agent.__path__, "m3dt_agent."):
 
 
 def test_the_command_lists_tasks_from_the_wheel(bare_python: Path, tmp_path: Path) -> None:
-    code = "import sys; from m3dt_agent.cli import main; sys.argv = ['m3dt', 'tasks', '--json']; main()"
+    """What the script `m3dt` does, which pip makes of the wheel's entry point."""
+    code = """
+import sys
+from importlib.metadata import distribution
+(entry,) = (entry for entry in distribution("m3dt-agent").entry_points if entry.name == "m3dt")
+sys.argv = ["m3dt", "tasks", "--json"]
+sys.exit(entry.load()())
+"""
     listed = run_in(tmp_path, bare_python, code)
     assert '"walker-run"' in listed
 
