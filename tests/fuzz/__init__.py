@@ -7,11 +7,11 @@ A recipe is plain JSON: the reader, the template it starts from, and a list of e
 time (guard.py, child.py); the parent compares a tree of sentinel files, hears who opens one (sentinels.py), and goes on when a
 child dies (harness.py). A Hub's answers are changed on their way out (hub_answers.py).
 
-    python -m pytest tests/fuzz -m "not slow"             some seconds for each reader, the same recipes every time
-    python -m pytest tests/fuzz -m slow                   a quarter of an hour for each, other recipes every time; and the proof
+    python -m pytest tests/fuzz -m "not slow"             a hundred inputs of each reader, the same every time
+    python -m pytest tests/fuzz -m slow                   a quarter of an hour for each, others every time; and the proof
     PYTHONPATH=tests python -m fuzz banks 1000            counts, seconds, peak memory
     PYTHONPATH=tests python -m fuzz replay FILE           one kept recipe again
 
-Environment: M3DT_FUZZ_SECONDS (for each reader), M3DT_FUZZ_SEED, M3DT_FUZZ_LIMIT_S (for each input), M3DT_FUZZ_KEEP (a folder
-for the recipes of findings).
+Environment: M3DT_FUZZ_SEED, M3DT_FUZZ_SECONDS (for each reader, where tests are slow), M3DT_FUZZ_LIMIT_S (for each input),
+M3DT_FUZZ_KEEP (a folder for the recipes of findings).
 """

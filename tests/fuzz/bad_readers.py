@@ -38,6 +38,10 @@ def raw(box: Path, _: Recipe) -> str:
     return str(json.loads("{}")["missing"])
 
 
+def fussy(box: Path, recipe: Recipe) -> str:
+    return str([{}[number] for number in recipe["numbers"] if number > 10])
+
+
 def reads_outside(box: Path, _: Recipe) -> str:
     return str(len((home(box) / "key.txt").read_bytes()))
 

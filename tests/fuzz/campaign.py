@@ -102,7 +102,7 @@ def signature(outcome: Outcome) -> str:
     text = outcome.finding
     places = re.findall(r'File "[^"]*/((?:m3dt_agent|hub)/[^"]+)", line \d+, in (\w+)', text)
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    last = last if places or outcome.kind in ("value", "error") else text.splitlines()[0]
+    last = last if places or outcome.kind in ("value", "error", "raw", "memory") else text.splitlines()[0]
     general = re.sub(r"[0-9]+|'[^']*'|/\S+", "…", last)[:90]
     return f"{outcome.kind} {'.'.join(places[-1]) if places else ''} {general}"
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 
-from fuzz.campaign import signature
+from fuzz.campaign import Campaign, keep, signature
 from fuzz.edits_json import edit_json, places
 from fuzz.harness import Fuzzer
 
@@ -52,6 +54,26 @@ def test_every_fault_is_a_finding_and_the_next_input_is_read(fuzzer: Fuzzer, rea
     assert signature(outcome)
     assert fuzzer.run({"reader": "good"}).finding == ""
     assert (fuzzer.base / "home" / "notes.txt").read_bytes().startswith(b"-----BEGIN")
+
+
+class OfNumbers(Campaign):
+    """Draws lists of numbers for `bad_readers.fussy`, who cannot read those above 10."""
+
+    def _strategy(self) -> st.SearchStrategy[dict[str, Any]]:
+        numbers = st.lists(st.integers(0, 1000), max_size=20)
+        return st.fixed_dictionaries({"reader": st.just("fussy"), "numbers": numbers})
+
+
+def test_a_finding_is_made_small_and_kept(fuzzer: Fuzzer, tmp_path: Path) -> None:
+    findings = OfNumbers(fuzzer, "fussy", 0, inputs=100, shrink=True).run()
+    ((kind, (recipe, outcome)),) = findings.items()
+    assert recipe["numbers"] == [11]
+    assert "KeyError" in kind
+    (path,) = keep(findings, tmp_path / "kept")
+    again = json.loads(path.read_text())
+    assert fuzzer.run(again["recipe"]).text == outcome.text
+    seen = [OfNumbers(fuzzer, "fussy", seed, inputs=5).run() for seed in (3, 3)]
+    assert [recipe for recipe, _ in seen[0].values()] == [recipe for recipe, _ in seen[1].values()], "the seed decides"
 
 
 @pytest.mark.parametrize("template", ["bank", "dataset", "mt160", "prompt-dt", "tdmpc2", "weights", "hub bank", "hub datasets"])
