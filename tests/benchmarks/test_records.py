@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmark_runs import TASKS, cell, facts, score, write
@@ -12,7 +14,7 @@ from m3dt_agent.errors import DatasetError
 
 
 def test_a_cell_is_read_as_it_was_written(tmp_path: Path) -> None:
-    took = facts(curve=[[4_000, 0.5], [8_000, 0.25]])  # pairs are lists in JSON
+    took = facts(curve=[(4_000, 0.5), (8_000, 0.25)])
     folder = write(tmp_path, cell("prompt-dt"), took, score(50), score(40))
     result = read_cell(folder)
     assert (result.cell, result.facts) == (cell("prompt-dt"), took)
@@ -51,8 +53,39 @@ def test_episodes_that_do_not_fit_the_cell_are_refused(tmp_path: Path, fault: st
         read_run(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{}", "{", '{"format": "m3dt-benchmark-cell", "format_version": 2}'])
+WRONG = {
+    "{}": "its format is None",
+    "{": "not JSON",
+    '{"format": "m3dt-benchmark-cell", "format_version": 2}': "version 2",
+    '{"format": "m3dt-benchmark-cell", "format_version": 1}': "it must be an object",
+    '{"format": "m3dt-benchmark-cell", "format_version": 1, "cell": [], "facts": null}': "it must be an object",
+    "[" * 100_000: "nested deeper",
+    "[]": "must be an object",
+}
+
+
+@pytest.mark.parametrize("text", WRONG, ids=lambda text: text[:60])
 def test_a_damaged_cell_is_refused(tmp_path: Path, text: str) -> None:
     (write(tmp_path, cell("prompt-dt"), facts(), score(50)) / "cell.json").write_text(text)
-    with pytest.raises(DatasetError, match="damaged or not in the benchmark's format"):
+    with pytest.raises(DatasetError, match=rf"cell\.json is damaged or foreign: .*{WRONG[text]}"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "told"),
+    [
+        ("cell", {"tasks": ["walker-fly"]}, "unknown task 'walker-fly'"),
+        ("cell", {"tasks": "reach"}, "tasks must be a list"),
+        ("cell", {"training_seed": "0"}, "training_seed must be an integer"),
+        ("facts", {"curve": [[1, "x"]]}, r"curve\[0\]\[1\] must be a number"),
+        ("facts", {"seconds": None}, "seconds must be a number"),
+        ("facts", {"more": 1}, "has no field 'more'"),
+    ],
+)
+def test_a_cell_with_values_of_another_type_is_refused(tmp_path: Path, part: str, change: dict[str, Any], told: str) -> None:
+    file = write(tmp_path, cell("prompt-dt"), facts(), score(50)) / "cell.json"
+    document = json.loads(file.read_text())
+    document[part].update(change)
+    file.write_text(json.dumps(document))
+    with pytest.raises(DatasetError, match=told):
         read_run(tmp_path)
