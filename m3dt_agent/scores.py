@@ -45,7 +45,9 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
+"""An array of float64."""
 Interval = tuple[float, float]
+"""The lower and the upper end."""
 
 AGENT_POLICIES = {"none": "m3dt-backbone", "mixture": "m3dt-mixture", "routed": "m3dt-routed"}
 """What rows call an agent, by the experts that act: none, all weighed by the router, or the heaviest of them."""

@@ -16,7 +16,7 @@ import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_origin
 
 from docutils import nodes
 from sphinx import addnodes
@@ -118,8 +118,9 @@ def _escape(text: str) -> str:
 
 
 def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    if what in ("attribute", "data") and inspect.getdoc(type(obj)) == "\n".join(lines).strip():
-        lines.clear()  # the docstring of the value's class, not of the name
+    classes = (type(obj), get_origin(obj))
+    if what in ("attribute", "data") and "\n".join(lines).strip() in {inspect.getdoc(one) for one in classes if one}:
+        lines.clear()  # the docstring of the value's class, or of the class that an alias stands for, not of the name
     if what == "data" and not any(lines):
         lines[:] = _docstring_of_constant(name)
     lines[:] = to_restructured_text(textwrap.dedent("\n".join(lines)).splitlines())
