@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..disk import disk_space_errors, write_file
+from ..disk import path_errors, write_file
+from ..documents import read_document
 from ..errors import ConfigError
 
 Say = Callable[[str], None]
@@ -27,7 +28,7 @@ class Parts:
 
     Raises:
         ConfigError: the folder holds files that no run made, or a run with other settings and `fresh` is not set.
-        DiskSpaceError: the disk is full.
+        DiskSpaceError: the disk is full. PathError: the folder cannot be made or written to.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], say: Say, *, fresh: bool = False) -> None:
@@ -42,7 +43,7 @@ class Parts:
             elif kept != ours:
                 changed = ", ".join(f"{name}={kept.get(name)}" for name in ours if kept.get(name) != ours[name])
                 raise ConfigError(f"{folder} holds a run with {changed}; continue it with these, or start over with --fresh")
-        with disk_space_errors(folder):
+        with path_errors(folder):
             (folder / "parts").mkdir(parents=True, exist_ok=True)
         self._write("config", ours)
 
@@ -69,10 +70,9 @@ class Parts:
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.folder / "parts" / f"{name}.json"
-        record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return record
+        return read_document(path, dict[str, Any], ConfigError) if path.exists() else {}
 
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
         path = self.folder / "parts" / f"{name}.json"
-        with disk_space_errors(path):
+        with path_errors(path):
             write_file(path, json.dumps(record).encode())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from m3dt_agent.errors import ConfigError
+from m3dt_agent.errors import ConfigError, PathError
 from m3dt_agent.quickstart.parts import Parts
 
 
@@ -33,3 +33,17 @@ def test_a_part_that_fails_is_done_again_and_its_seconds_add_up(tmp_path: Path) 
     assert parts.do("one", lambda: [1, 2]) == [1, 2]
     assert parts.seconds()["one"] > before
     assert parts.do("one", lambda: 1 / 0) == [1, 2]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, "NaN"])
+def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+    Parts(tmp_path / "run", {"seed": 1}, print)
+    (tmp_path / "run" / "parts" / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json is damaged or foreign"):
+        Parts(tmp_path / "run", {"seed": 1}, print)
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(PathError, match="there is a file"):
+        Parts(tmp_path / "run", {"seed": 1}, print)
