@@ -283,14 +283,14 @@ def _copy_all(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: s
     for name, target in wanted.items():
         if given[name].shape != target.shape:
             raise ShapeError(f"{what}: {name} must have shape {tuple(target.shape)}; got {tuple(given[name].shape)}")
-        if not _is_finite(given[name]):
+        if not is_finite(given[name]):
             raise InvalidValueError(f"{what}: {name} holds NaN or infinity, from which no action can be computed")
     with torch.no_grad():
         for name, target in wanted.items():
             target.copy_(given[name])
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite. Such an entry makes the sum so too, and a sum is the cheapest pass over memory."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())  # a sum of finite entries may overflow
 
