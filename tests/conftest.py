@@ -65,3 +65,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return code, captured.out, captured.err
 
     return command
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No task of one's own is registered, here or in child processes; what a test registers is forgotten after it."""
+    from m3dt_agent.tasks import registry
+
+    monkeypatch.setattr(registry, "_own", {})
+    monkeypatch.setattr(registry, "_loaded", False)
+    monkeypatch.setenv(registry.TASKS_VARIABLE, "")

@@ -51,6 +51,12 @@ class Actor:
         precision = checked_precision(precision)
         self.config = config
         self.tasks = resolve(tasks)
+        fitting = config.for_tasks(self.tasks)
+        if (fitting.state_dim, fitting.act_dim) != (config.state_dim, config.act_dim):
+            raise ConfigError(
+                f"the tasks have observations and actions of up to {fitting.state_dim} + {fitting.act_dim}; the model takes "
+                f"{config.state_dim} + {config.act_dim}; use config.for_tasks(tasks)"
+            )
         self.device = torch_device(device)
         if precision == "auto":
             precision = faster_precision(config.n_tokens, config.embed_dim, self.device)

@@ -54,5 +54,8 @@ def bank_to_fit(
 
 def _require_same_tasks(ours: Sequence[TaskSpec], theirs: Sequence[TaskSpec], what: str) -> None:
     mine, other = [task.name for task in ours], [task.name for task in theirs]
+    if mine == other and list(ours) != list(theirs):
+        differ = next(task.name for task, theirs_one in zip(ours, theirs, strict=True) if task != theirs_one)
+        raise ConfigError(f"{what} hold another task of the name {differ!r} than the agent: their specs differ")
     if mine != other:
         raise ConfigError(f"{what} hold the tasks {', '.join(other)}; the agent has {', '.join(mine)} (the order counts)")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import Tensor
 
-from .. import tasks as task_table
 from ..config import DataConfig, ModelConfig, stage_name
 from ..data.prompts import Prompt, prompts_from_tensors
 from ..data.stats import TaskStatistics, statistics_from_tensors
@@ -56,8 +55,8 @@ class BankContents:
 
     @property
     def tasks(self) -> tuple[TaskSpec, ...]:
-        """The tasks the bank was made for, in its order."""
-        return tuple(task_table.get(name) for name in self.manifest.tasks)
+        """The tasks the bank was made for, in its order. A spec in it makes no environment by itself (`envs.make_env`)."""
+        return tuple(self.manifest.task(name) for name in self.manifest.tasks)
 
     @property
     def groups(self) -> dict[str, int] | None:
@@ -97,7 +96,7 @@ class BankContents:
     def content_hash(self) -> str:
         """sha256 of everything that determines what the bank's agent does: configs, tasks and files."""
         manifest = self.manifest.to_dict()
-        content = {key: manifest[key] for key in ("model", "data", "tasks", "files")}
+        content = {key: manifest[key] for key in ("model", "data", "tasks", "files", "specs") if key in manifest}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def status(self, stage: str | int) -> Status:

@@ -83,11 +83,14 @@ class ExpertBank(BankContents):
         path = user_path(path)
         if is_bank(path):
             raise BankError(f"there already is a bank at {path}; open it, or choose another folder")
-        names = tuple(spec.name for spec in task_table.resolve(tasks))
+        resolved = task_table.resolve(tasks)
+        names = tuple(spec.name for spec in resolved)
         for what, found in (("statistics", statistics), ("prompts", prompts)):
             if set(found) != set(names):
                 raise ConfigError(f"{what} must be those of the bank's tasks; they differ in {sorted(set(found) ^ set(names))}")
-        bank = cls(path, Manifest(config, data_config, names))
+        own = {spec.name: spec for spec in resolved if not task_table.is_builtin(spec)}
+        bank = cls(path, Manifest(config, data_config, names, specs=own))
+        bank.manifest.check_tasks()
         with path_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             refuse_strangers(path, bank.manifest)
@@ -228,7 +231,8 @@ class ExpertBank(BankContents):
             BankError: `path` exists and is not an empty folder, or a file is damaged. DiskSpaceError: no room.
         """
         own = {name: name for name in self.manifest.tasks}
-        names = tuple(task_table.lookup(own, spec.name, "task of this bank") for spec in task_table.resolve(tasks))
+        chosen = task_table.resolve(tasks, first=self.tasks)
+        names = tuple(task_table.lookup(own, spec.name, "task of this bank") for spec in chosen)
         if not (self.is_done("backbone") and self.is_done("experts")):
             raise StageError(f"bank {self.path} lacks its backbone or some experts, so no router can be fitted to it yet")
         statistics, prompts = {name: self.statistics[name] for name in names}, {name: self.prompts[name] for name in names}

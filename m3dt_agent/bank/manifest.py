@@ -14,12 +14,15 @@ from .. import tasks as task_table
 from ..config import STAGE_CONFIGS, STAGES, DataConfig, ModelConfig
 from ..documents import checked_shape, read_document
 from ..errors import BankError, ConfigError, M3DTError
+from ..tasks import TaskSpec
 from .storage import STORAGES, Storage
 from .tensor_files import FileRecord
 
 FORMAT_VERSIONS: dict[Storage, int] = {"float32": 1, "bfloat16": 2}
 """The version of a bank's format, by how it stores its weights. The first releases of this package read version 1 and refuse
 others by their number. A float32 bank stays at version 1, so that they can read it and its hash does not change."""
+OWN_TASKS_VERSION = 3
+"""The version of a bank with tasks that are not among the 160, however it stores its weights."""
 # [0-9], because \d also matches the digits of other scripts: a second spelling of an expert's number would count as an expert
 _FILE_NAME = re.compile(r"(backbone|router|statistics|prompts|experts/[0-9]{3})\.safetensors")
 _MAX_THREADS = 1024
@@ -30,9 +33,9 @@ _MAX_THREADS = 1024
 class Manifest:
     """The content of `bank.json`.
 
-    groups: task → expert, once tasks are grouped. grouping: the settings that made the groups; None if the user gave them.
-    stages: stage → the {"config", "threads", "data"} that it was trained with. files: name → record. storage: how the files
-    store the weights.
+    specs: the tasks that are not among the 160, by name. groups: task → expert, once tasks are grouped. grouping: the settings
+    that made the groups; None if the user gave them. stages: stage → the {"config", "threads", "data"} that it was trained
+    with. files: name → record. storage: how the files store the weights.
     """
 
     model: ModelConfig
@@ -43,16 +46,29 @@ class Manifest:
     stages: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
     storage: Storage = "float32"
+    specs: dict[str, TaskSpec] = dataclasses.field(default_factory=dict)
+
+    @property
+    def format_version(self) -> int:
+        """The version of the format that this bank needs."""
+        return OWN_TASKS_VERSION if self.specs else FORMAT_VERSIONS[self.storage]
+
+    def task(self, name: str) -> TaskSpec:
+        """One of the bank's tasks."""
+        return self.specs[name] if name in self.specs else task_table.BUILTIN[name]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as they are stored. `storage` is left out if it is float32: the first banks do not have this field."""
-        fields = {**dataclasses.asdict(self), "model": self.model.to_dict()}
-        return {name: value for name, value in fields.items() if (name, value) != ("storage", "float32")}
+        """The fields as they are stored. The first banks have neither `storage` nor `specs`; both are left out if they can."""
+        fields = {
+            **dataclasses.asdict(dataclasses.replace(self, specs={})),
+            "model": self.model.to_dict(),
+            "specs": {name: spec.to_dict() for name, spec in self.specs.items()},
+        }
+        return {name: value for name, value in fields.items() if (name, value) not in (("storage", "float32"), ("specs", {}))}
 
     def to_json(self) -> str:
         """The text of `bank.json`."""
-        version = FORMAT_VERSIONS[self.storage]
-        return json.dumps({"format": "m3dt-bank", "format_version": version, **self.to_dict()}, indent=1)
+        return json.dumps({"format": "m3dt-bank", "format_version": self.format_version, **self.to_dict()}, indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes | Path, where: Path) -> Manifest:
@@ -64,16 +80,20 @@ class Manifest:
         values = read_document(text, dict[str, Any], BankError, name=where)
         if values.pop("format", None) != "m3dt-bank":
             raise BankError(f"{where} is damaged or foreign: it is not an m3dt-bank")
-        if (version := values.pop("format_version", None)) not in FORMAT_VERSIONS.values():
-            known = " and ".join(map(str, FORMAT_VERSIONS.values()))
+        if (version := values.pop("format_version", None)) not in (*FORMAT_VERSIONS.values(), OWN_TASKS_VERSION):
+            known = ", ".join(map(str, FORMAT_VERSIONS.values()))
             raise BankError(
-                f"{where} is damaged or foreign: format version {version!r}; this version of m3dt-agent reads {known}"
+                f"{where} is damaged or foreign: format version {version!r}; this version of m3dt-agent reads {known} and "
+                f"{OWN_TASKS_VERSION}"
             )
         manifest: Manifest = checked_shape(values, cls, BankError, name=where)
         try:
-            if version != FORMAT_VERSIONS[manifest.storage]:
+            if version != manifest.format_version:
                 valid = ", ".join(f"{number} goes with {storage}" for storage, number in FORMAT_VERSIONS.items())
-                raise ConfigError(f"format version {version} with weights stored as {manifest.storage!r}; {valid}")
+                raise ConfigError(
+                    f"format version {version} with weights stored as {manifest.storage!r} and {len(manifest.specs)} specs; "
+                    f"{valid}, and {OWN_TASKS_VERSION} with specs"
+                )
             _check_stages(manifest.stages)
             return manifest.checked()
         except M3DTError as error:
@@ -103,7 +123,8 @@ class Manifest:
         """A bank for some of its tasks: their groups, all stages but the router, weights in float32, no files yet."""
         groups = None if self.groups is None else {name: self.groups[name] for name in names}
         stages = {stage: record for stage, record in self.stages.items() if stage != "router"}
-        return Manifest(model=self.model, data=self.data, tasks=tuple(names), groups=groups, stages=stages)
+        specs = {name: spec for name, spec in self.specs.items() if name in names}
+        return Manifest(model=self.model, data=self.data, tasks=tuple(names), groups=groups, stages=stages, specs=specs)
 
     def checked(self) -> Manifest:
         """Returns this manifest if its parts fit together.
@@ -118,10 +139,7 @@ class Manifest:
                 raise ConfigError(f"it lists {name!r} but has n_experts={self.model.n_experts}")
         if missing := [f"{name}.safetensors" for name in ("statistics", "prompts") if f"{name}.safetensors" not in self.files]:
             raise ConfigError(f"it does not list {', '.join(missing)}")
-        for name in self.tasks:
-            task_table.get(name)
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise ConfigError("it must name at least one task, and none twice")
+        self.check_tasks()
         if unknown := set(self.stages) - set(STAGES):
             raise ConfigError(f"it has stages {sorted(unknown)}; there are {', '.join(STAGES)}")
         if self.storage not in STORAGES:
@@ -130,6 +148,31 @@ class Manifest:
             trained = {expert_index(name) for name in self.files if name.startswith("experts/")}
             check_groups(self.groups, self.tasks, self.model.n_experts, trained)
         return self
+
+    def check_tasks(self) -> None:
+        """Checks that the bank has tasks, none twice, and the specs of those that are not among the 160.
+
+        Raises:
+            ConfigError: otherwise.
+            UnknownTaskError: a task has no spec and is not one of the 160.
+        """
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ConfigError("it must name at least one task, and none twice")
+        for name, spec in self.specs.items():
+            if name != spec.name or name not in self.tasks:
+                raise ConfigError(f"it has a spec of {spec.name!r} as {name!r}, which is not the name of one of its tasks")
+            if name in task_table.BUILTIN:
+                raise ConfigError(f"it has a spec of {name!r}, which is one of the 160 tasks and needs none")
+            wide = (spec.obs_dim, spec.act_dim, spec.max_episode_steps)
+            most = (self.model.state_dim, self.model.act_dim, self.model.max_timesteps)
+            if any(one > largest for one, largest in zip(wide, most, strict=True)):
+                raise ConfigError(
+                    f"task {name!r} has observations and actions of {wide[0]} + {wide[1]} and {wide[2]} steps; the model takes "
+                    f"{most[0]} + {most[1]} and {most[2]} (ModelConfig.for_tasks makes one that fits)"
+                )
+        for name in self.tasks:
+            if name not in self.specs:
+                task_table.lookup(task_table.BUILTIN, name, "task without a spec")
 
 
 def check_groups(groups: Mapping[str, int], tasks: Sequence[str], n_experts: int, trained: Set[int]) -> None:

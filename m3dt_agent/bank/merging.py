@@ -26,7 +26,7 @@ def require_same_bank(seen: Manifest, now: Manifest, path: Path) -> None:
     Raises:
         BankError: it is another one.
     """
-    if differ := [name for name in ("model", "data", "tasks", "storage") if getattr(seen, name) != getattr(now, name)]:
+    if differ := [name for name in ("model", "data", "tasks", "specs", "storage") if getattr(seen, name) != getattr(now, name)]:
         raise BankError(f"there is another bank at {path} than the one that was opened: its {', '.join(differ)} differ")
 
 

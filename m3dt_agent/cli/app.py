@@ -19,6 +19,7 @@ answers at once.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +28,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..disk import path_errors
 from ..errors import M3DTError
+from ..tasks import register_file
 from .bench import bench_command
 from .collect import collect_command
 from .convert import convert_command
@@ -91,8 +93,14 @@ def _all_commands(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    tasks: Annotated[
+        list[Path] | None,
+        typer.Option("--tasks", help="A TOML file with tasks of your own; may be given several times. M3DT_TASKS names more."),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option(QUIET_OPTION, help="Print the result and errors only; may stand anywhere in a command.")
     ] = False,
 ) -> None:
     """Options of every command. `program.main` takes --quiet out, wherever it stands."""
+    for path in tasks or ():
+        register_file(path)

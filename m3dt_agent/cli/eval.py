@@ -117,7 +117,8 @@ def eval_command(
     cluster = ray_cluster(ray, cpus_per_job, gpus_per_job, retries)
     policy = find_policy(who)
     if isinstance(policy, str) or names or all_tasks or task_set:
-        tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed)
+        first = () if isinstance(policy, str) else policy.tasks
+        tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed, first=first)
     else:
         tasks = policy.tasks
     unwritten: UnwrittenRowsError | None = None

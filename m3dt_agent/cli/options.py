@@ -135,8 +135,10 @@ def with_options_of(kind: type[Any]) -> Callable[[Callable[..., None]], Callable
     return decorate
 
 
-def choose_tasks(names: Sequence[str] | None, *, all_tasks: bool, task_set: str | None, seed: int) -> tuple[TaskSpec, ...]:
-    """The tasks a command works on, each once.
+def choose_tasks(
+    names: Sequence[str] | None, *, all_tasks: bool, task_set: str | None, seed: int, first: Sequence[TaskSpec] = ()
+) -> tuple[TaskSpec, ...]:
+    """The tasks a command works on, each once. first: as in `tasks.resolve`.
 
     Raises:
         ConfigError: none were named.
@@ -144,14 +146,16 @@ def choose_tasks(names: Sequence[str] | None, *, all_tasks: bool, task_set: str 
     """
     if all_tasks:
         names = [task.name for task in task_table.TASKS]
-    chosen = named_tasks(names, task_set, seed)
+    chosen = named_tasks(names, task_set, seed, first)
     if not chosen:
         raise ConfigError("no tasks named; give task names, --set mt10 … mt160, or --all (`m3dt tasks` lists them)")
     return chosen
 
 
-def named_tasks(names: Sequence[str] | None, task_set: str | None, seed: int) -> tuple[TaskSpec, ...]:
-    """The tasks that were named, each once; none if none were.
+def named_tasks(
+    names: Sequence[str] | None, task_set: str | None, seed: int, first: Sequence[TaskSpec] = ()
+) -> tuple[TaskSpec, ...]:
+    """The tasks that were named, each once; none if none were. first: as in `tasks.resolve`.
 
     Raises:
         UnknownTaskError: a name that is no task, set or domain.
@@ -159,7 +163,7 @@ def named_tasks(names: Sequence[str] | None, task_set: str | None, seed: int) ->
     chosen: list[str | TaskSpec] = list(names or ())
     if task_set is not None:
         chosen += task_table.task_set(task_set, seed)
-    return task_table.resolve(chosen, seed=seed)
+    return task_table.resolve(chosen, seed=seed, first=first)
 
 
 def ray_cluster(address: str | None, cpus_per_job: int, gpus_per_job: float, retries: int) -> RayCluster | None:

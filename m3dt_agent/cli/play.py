@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..config import EvalConfig
-from ..tasks import get
 from .acting import Acting
 from .options import (
     ActingExperts,
@@ -50,12 +49,12 @@ def play_command(
     from ..bank.builtin import open_bank
     from ..evaluation.one_episode import play
 
-    spec, acting = get(task), Acting.from_options(experts, routing_mass, max_experts, precision, device)
+    acting = Acting.from_options(experts, routing_mass, max_experts, precision, device)
     with quiet_stdout():
         agent = acting.load(open_bank(bank, check="sizes"))
-        played = play(agent, spec, seed=seed, stop_on_success=stop_on_success, rtg_mode=rtg_mode, video=video)
+        played = play(agent, task, seed=seed, stop_on_success=stop_on_success, rtg_mode=rtg_mode, video=video)
     cells = list(_cells(played).items())
-    emit(dataclasses.asdict(played), as_json=as_json, table=make_table(f"{spec.name}, seed {seed}", ("", ""), cells, left=2))
+    emit(dataclasses.asdict(played), as_json=as_json, table=make_table(f"{played.task}, seed {seed}", ("", ""), cells, left=2))
 
 
 def _cells(played: Played) -> dict[str, str]:

@@ -151,7 +151,8 @@ class TaskChoice:
         """
         if bank is not None and not self.names and not self.all_tasks and self.task_set is None:
             return bank.tasks
-        return choose_tasks(self.names, all_tasks=self.all_tasks, task_set=self.task_set, seed=self.set_seed)
+        first = () if bank is None else bank.tasks
+        return choose_tasks(self.names, all_tasks=self.all_tasks, task_set=self.task_set, seed=self.set_seed, first=first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +230,7 @@ class TrainRequest:
         tasks = self.tasks.of(bank)
         if bank is None:
             changes = {} if self.new_experts is None else {"n_experts": self.new_experts}
-            model = ModelConfig.preset(self.preset or "small", **changes)
+            model = ModelConfig.preset(self.preset or "small", **changes).for_tasks(tasks)
             data_config = DataConfig.preset("paper" if self.preset == "paper" else "default")
         else:
             model, data_config = bank.config, bank.data_config

@@ -124,6 +124,8 @@ def _check(plans: Sequence[CollectPlan], policy: PolicyFactory | None, engine: E
     """Checks levels and policy, before anything is made."""
     for plan in plans:
         plan.check_levels()
+        if not runs_here(engine):
+            plan.jobs[0].own.require_importable()
     uses_custom = any(parse_level(level)[0] == "custom" for plan in plans for level in plan.config.levels)
     if plans and uses_custom != (policy is not None):
         raise ConfigError("the level 'custom' and the argument policy= go together: one of them is missing")

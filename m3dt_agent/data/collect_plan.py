@@ -128,7 +128,7 @@ def make_plan(task: TaskSpec, root: Path, config: CollectConfig, policy: PolicyF
 
 
 def _shard_jobs(task: TaskSpec, config: CollectConfig, policy: PolicyFactory | None) -> tuple[ShardJob, ...]:
-    environments = registrations([task])
+    own = registrations([task])
     mixture = episode_levels(config.levels, config.episodes)
     return tuple(
         ShardJob(
@@ -139,7 +139,7 @@ def _shard_jobs(task: TaskSpec, config: CollectConfig, policy: PolicyFactory | N
             seed=config.seed,
             stop_after_success=config.stop_after_success,
             policy=policy,
-            environments=environments,
+            own=own,
         )
         for first in range(0, config.episodes, EPISODES_PER_SHARD)
     )

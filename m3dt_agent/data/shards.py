@@ -12,18 +12,17 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 import safetensors.numpy
-from gymnasium.envs.registration import EnvSpec
 from safetensors import SafetensorError
 
 from ..disk import open_regular
-from ..envs.make import adopt, make_env
+from ..envs.make import Registrations, make_env
 from ..errors import DatasetError, PathError
 from ..tasks import TaskSpec
 from .behavior import behavior_policy, parse_level
@@ -41,7 +40,7 @@ PolicyFactory: TypeAlias = Callable[[TaskSpec], BehaviorPolicy]
 class ShardJob:
     """Makes one shard: episodes first … first + len(levels) - 1 of a task. The other fields are as in `CollectConfig`.
 
-    levels: the level of each of the episodes. environments: as from `registrations`.
+    levels: the level of each of the episodes. own: as from `registrations`.
     """
 
     task: TaskSpec
@@ -51,7 +50,7 @@ class ShardJob:
     seed: int
     stop_after_success: int | None
     policy: PolicyFactory | None
-    environments: tuple[EnvSpec, ...] = ()
+    own: Registrations = field(default_factory=Registrations)
 
     @property
     def name(self) -> str:
@@ -70,7 +69,7 @@ class ShardJob:
             DatasetError: an episode holds a number that no dataset may hold, such as NaN.
         """
         began = time.monotonic()
-        adopt(self.environments)
+        self.own.adopt()
         env = _environment(self.task)
         policies = {level: _make_policy(self, level, env) for level in set(self.levels)}
         episodes = []

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-from ..tasks import TASKS, Domain
+from ..tasks import TASKS
 
-_ENTRY_POINTS: dict[Domain, str] = {
+_ENTRY_POINTS: dict[str, str] = {
     "metaworld": "m3dt_agent.envs.metaworld:make",
     "dmcontrol": "m3dt_agent.envs.dm_control:make",
     "ant-dir": "m3dt_agent.envs.locomotion:make",

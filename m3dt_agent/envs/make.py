@@ -1,7 +1,8 @@
 """`make_env`: the one place where the environment of a task is made, be it one of the 160 or one's own.
 
-What runs is what the user installed or registered with Gymnasium. Worker processes get the registrations of one's own
-environments (`registrations`, `adopt`), because what a script has registered is not registered there.
+What runs is what the user installed or registered: a spec that came with a bank or a dataset makes no environment unless the
+same one is registered here. Worker processes get the registrations of one's own tasks (`registrations`), because what a script
+has registered is not registered there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import importlib.metadata
 import pickle
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -20,7 +22,7 @@ from gymnasium.spaces import Dict
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, MissingDependencyError
-from ..tasks import TaskSpec, is_builtin
+from ..tasks import TaskSpec, is_builtin, register, registered, to_toml
 from .own_task import OwnTask, checked_actions, names_of_entries, usable_box
 
 Env = gym.Env[NDArray[np.float32], NDArray[np.float32]]
@@ -33,12 +35,13 @@ def make_env(task: TaskSpec, render_mode: str | None = None) -> Env:
         render_mode: "rgb_array" if `render` is to draw frames.
 
     Raises:
-        ConfigError: Gymnasium has no environment of this id, or it does not fit the task.
+        ConfigError: the task is not registered here, or otherwise; Gymnasium has no environment of this id, or it does not fit.
         MissingDependencyError: its simulator is not installed.
     """
-    mode = {} if render_mode is None else {"render_mode": render_mode}
+    mode: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     if is_builtin(task):
         return gym.make(task.env_id, disable_env_checker=True, **mode)
+    _require_registered(task)
     try:
         env = gym.make(
             task.env_id,
@@ -49,7 +52,7 @@ def make_env(task: TaskSpec, render_mode: str | None = None) -> Env:
         )
     except gym.error.DependencyNotInstalled as error:
         raise MissingDependencyError(f"{task.name}: {task.env_id} needs a package that is not installed: {error}") from error
-    except (gym.error.UnregisteredEnv, gym.error.Error) as error:
+    except (gym.error.Error, TypeError) as error:  # TypeError: env_kwargs that the environment does not take
         raise ConfigError(
             f"{task.name}: Gymnasium cannot make {task.env_id!r}: {error}; import the package that registers it, or register "
             "it with gymnasium.register in a module of yours"
@@ -59,6 +62,21 @@ def make_env(task: TaskSpec, render_mode: str | None = None) -> Env:
     except ConfigError:
         env.close()
         raise
+
+
+def _require_registered(task: TaskSpec) -> None:
+    here = registered(task.name)
+    if here == task:
+        return
+    table = to_toml([task])
+    if here is None:
+        raise ConfigError(
+            f"task {task.name!r} is not registered here, and what a bank says of a task runs nothing; if you trust it, put "
+            f"this table into a file and name the file with --tasks or in M3DT_TASKS:\n{table}"
+        )
+    mine, theirs = here.to_dict(), task.to_dict()
+    differ = ", ".join(sorted(key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)))
+    raise ConfigError(f"task {task.name!r} is registered here with other values of {differ}; asked for is:\n{table}")
 
 
 def task_of_env(env_id: str, **given: Any) -> TaskSpec:
@@ -83,10 +101,8 @@ def task_of_env(env_id: str, **given: Any) -> TaskSpec:
         )
 
 
-def spec_of_spaces(
-    observations: gym.Space[Any], actions: gym.Space[Any], max_episode_steps: int | None, **given: Any
-) -> TaskSpec:
-    """The spec of a task with these spaces. given: fields of `TaskSpec` that are not read from them.
+def spec_of_spaces(observations: gym.Space[Any], actions: gym.Space[Any], longest: int | None, **given: Any) -> TaskSpec:
+    """The spec of a task with these spaces, and episodes of at most `longest` steps. given: fields of `TaskSpec` besides.
 
     Raises:
         ConfigError: as `task_of_env`.
@@ -105,9 +121,9 @@ def spec_of_spaces(
             raise ConfigError(f"{draft.name}: actions of {draft.env_id} have no bounds; give action_low and action_high")
         given |= {"action_low": tuple(low.tolist()), "action_high": tuple(high.tolist())}
     if "max_episode_steps" not in given:
-        if max_episode_steps is None:
+        if longest is None:
             raise ConfigError(f"{draft.name}: episodes of {draft.env_id} have no end; give max_episode_steps")
-        given["max_episode_steps"] = max_episode_steps
+        given["max_episode_steps"] = longest
     widths = {"obs_dim": sum(int(np.prod(one.shape)) for one in boxes), "act_dim": int(np.prod(box.shape))}
     task = TaskSpec(**{**widths, **given})
     checked_actions(task, actions)
@@ -133,32 +149,51 @@ def versions_of(task: TaskSpec) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in sorted(packages)}
 
 
-def registrations(tasks: Iterable[TaskSpec]) -> tuple[EnvSpec, ...]:
-    """What worker processes need to make the environments of these tasks: Gymnasium's own records of one's own.
+@dataclass(frozen=True, slots=True)
+class Registrations:
+    """Tasks of one's own, and Gymnasium's records of their environments, on the way to a worker process."""
+
+    tasks: tuple[TaskSpec, ...] = ()
+    environments: tuple[EnvSpec, ...] = ()
+
+    def require_importable(self) -> None:
+        """Checks that another process can make these environments.
+
+        Raises:
+            ConfigError: one was registered with a function or class that another process cannot import.
+        """
+        for spec in self.environments:
+            try:
+                pickle.dumps(spec)
+                in_script = getattr(spec.entry_point, "__module__", "") == "__main__"
+            except (pickle.PicklingError, AttributeError, TypeError):
+                in_script = True
+            if in_script:
+                raise ConfigError(
+                    f"{spec.id} was registered with {spec.entry_point!r}, which a worker process cannot import; put it in a "
+                    'module and register it by name, entry_point="module:name", or use workers=0'
+                )
+
+    def adopt(self) -> None:
+        """Registers them here as they were where `registrations` was called. Environments that are there stay."""
+        for task in self.tasks:
+            register(task)
+        for spec in self.environments:
+            if spec.id not in gym.registry and isinstance(spec.entry_point, str):
+                with contextlib.suppress(ImportError):  # gym.make then says what is missing
+                    importlib.import_module(spec.entry_point.partition(":")[0])  # it may register the id itself
+            gym.registry.setdefault(spec.id, spec)
+
+
+def registrations(tasks: Iterable[TaskSpec]) -> Registrations:
+    """What worker processes need to make the environments of these tasks.
 
     Raises:
-        ConfigError: an environment was registered with a function that a worker cannot import.
+        ConfigError: a task is not registered here.
     """
-    names = dict.fromkeys(task.env_id for task in tasks if not is_builtin(task))
+    own = tuple(dict.fromkeys(task for task in tasks if not is_builtin(task)))
+    for task in own:
+        _require_registered(task)
+    names = dict.fromkeys(task.env_id for task in own)
     specs = tuple(gym.registry[name] for name in names if name in gym.registry)
-    for spec in specs:
-        try:
-            pickle.dumps(spec)
-            in_script = getattr(spec.entry_point, "__module__", "") == "__main__"
-        except (pickle.PicklingError, AttributeError, TypeError):
-            in_script = True
-        if in_script:
-            raise ConfigError(
-                f"{spec.id} was registered with {spec.entry_point!r}, which a worker process cannot import; put it in a module "
-                'and register it by name, entry_point="module:name", or use workers=0'
-            )
-    return specs
-
-
-def adopt(specs: Iterable[EnvSpec]) -> None:
-    """Registers environments in a worker as they were where `registrations` was called. Those that are there stay."""
-    for spec in specs:
-        if spec.id not in gym.registry and isinstance(spec.entry_point, str):
-            with contextlib.suppress(ImportError):  # gym.make then says what is missing
-                importlib.import_module(spec.entry_point.partition(":")[0])  # it may register the id itself
-        gym.registry.setdefault(spec.id, spec)
+    return Registrations(own, specs)

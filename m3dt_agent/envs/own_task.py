@@ -33,7 +33,8 @@ def to_env(task: TaskSpec, action: ArrayLike) -> NDArray[np.float64]:
     """
     low, high = np.array(task.action_bounds, np.float64)
     scaled = (np.clip(_actions(task, action), -1.0, 1.0) + 1.0) / 2.0
-    return np.clip(low + scaled * (high - low), low, high)
+    own: NDArray[np.float64] = np.clip(low + scaled * (high - low), low, high)
+    return own
 
 
 def from_env(task: TaskSpec, action: ArrayLike) -> NDArray[np.float64]:
@@ -43,7 +44,8 @@ def from_env(task: TaskSpec, action: ArrayLike) -> NDArray[np.float64]:
         ShapeError: the last axis is not act_dim long.
     """
     low, high = np.array(task.action_bounds, np.float64)
-    return (_actions(task, action) - low) / (high - low) * 2.0 - 1.0
+    ours: NDArray[np.float64] = (_actions(task, action) - low) / (high - low) * 2.0 - 1.0
+    return ours
 
 
 def _actions(task: TaskSpec, action: ArrayLike) -> NDArray[np.float64]:
@@ -76,7 +78,7 @@ def _entry(task: TaskSpec, observation: Any, key: str) -> Any:
     return found
 
 
-class OwnTask(gym.Wrapper[Float32Array, Float32Array, Any, Any]):
+class OwnTask(gym.Wrapper[Float32Array, Float32Array, Any, Any], gym.utils.RecordConstructorArgs):
     """An environment as its task says it is. See the top of this file.
 
     If the task has success, `reset` and `step` give `info["success"]`, a bool that stays True for the rest of the episode once
@@ -87,9 +89,10 @@ class OwnTask(gym.Wrapper[Float32Array, Float32Array, Any, Any]):
     """
 
     def __init__(self, env: gym.Env[Any, Any], task: TaskSpec) -> None:
-        super().__init__(env)
+        gym.utils.RecordConstructorArgs.__init__(self, task=task)
+        gym.Wrapper.__init__(self, env)
         self.task = task
-        width = sum(entry.shape[0] if len(entry.shape) == 1 else int(np.prod(entry.shape)) for entry in chosen_boxes(task, env))
+        width = sum(int(np.prod(entry.shape)) for entry in chosen_boxes(task, env))
         if width != task.obs_dim:
             raise ConfigError(f"{task.name}: obs_dim is {task.obs_dim}, but observations of {task.env_id} have {width} entries")
         self._own_actions = checked_actions(task, env.action_space)
@@ -120,7 +123,7 @@ class OwnTask(gym.Wrapper[Float32Array, Float32Array, Any, Any]):
             raise ShapeError(f"{self.task.name}: an action has shape ({self.task.act_dim},); got {array.shape}")
         if not np.isfinite(array).all():
             raise InvalidValueError(f"{self.task.name}: an action must be finite; got {array.tolist()}")
-        own = to_env(self.task, array).astype(self._own_actions.dtype).reshape(self._own_actions.shape)
+        own: Any = to_env(self.task, array).astype(self._own_actions.dtype).reshape(self._own_actions.shape)
         observation, reward, terminated, truncated, info = self.env.step(own)
         return flat_observation(self.task, observation), float(reward), bool(terminated), bool(truncated), self._told(info)
 

@@ -262,7 +262,7 @@ class MixedTaskVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         if len(tasks) != self.num_envs:
             raise ShapeError(f"a list of tasks must have one entry per slot, {self.num_envs}; got {len(tasks)}")
         W, A = padded_widths(tasks)
-        if self.single_observation_space.shape[0] < W or self.single_action_space.shape[0] < A:
+        if self._states.observations.shape[1] < W or self._used.shape[1] < A:
             raise ShapeError(
                 f"these tasks need widths {W} and {A}; name the wider ones in `later` when you make the environment"
             )

@@ -1,6 +1,6 @@
 """A worker process, which runs some slots of a `MixedTaskVectorEnv`. It reads commands from standard input and writes replies.
 
-    parent -> worker   ("open", environments, tasks, stop_on_success, width), then
+    parent -> worker   ("open", own, tasks, stop_on_success, width), then
                        ("reset", slots, seeds, tasks) | ("step", slots, actions)                                     pickled
     worker -> parent   ("ok", SlotStates of those slots; none for "open") | ("error", traceback)                        pickled
 
@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from ..errors import M3DTError
 from ..tasks import TaskSpec
-from .make import adopt, registrations
+from .make import registrations
 from .slots import Slots, SlotStates
 
 _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
@@ -43,6 +43,8 @@ class Worker:
     def __init__(
         self, number: int, tasks: Sequence[TaskSpec], later: Sequence[TaskSpec], stop_on_success: bool, width: int
     ) -> None:
+        own = registrations([*tasks, *later])
+        own.require_importable()
         self.tasks = list(tasks)
         self._number, self._started = number, False
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -53,7 +55,7 @@ class Worker:
             env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
-        self.send("open", registrations([*tasks, *later]), self.tasks, stop_on_success, width)
+        self.send("open", own, self.tasks, stop_on_success, width)
 
     @property
     def pid(self) -> int:
@@ -132,8 +134,8 @@ def serve(commands: IO[bytes], replies: IO[bytes]) -> None:
             break
         try:
             if name == "open":
-                environments, *arguments = arguments
-                adopt(environments)
+                own, *arguments = arguments
+                own.adopt()
                 slots = Slots(*arguments)
                 reply: tuple[str, Any] = ("ok", SlotStates.empty(0))
             else:

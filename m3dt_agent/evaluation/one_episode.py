@@ -20,7 +20,7 @@ from ..agent import M3DTAgent, RtgMode
 from ..agent.inputs import Bools, Float32Array
 from ..config import EVALUATION_SEED, EvalConfig
 from ..machine import shows_progress
-from ..tasks import TaskSpec, get
+from ..tasks import TaskSpec, resolve
 from .policies import VectorPolicy, as_policy
 from .rollout import evaluate
 
@@ -60,7 +60,7 @@ def play(
         UnknownTaskError: no such task, or one the agent does not have.
         M3DTError: other errors of `evaluate`, or with a video of `videos.record`.
     """
-    spec = task if isinstance(task, TaskSpec) else get(task)
+    (spec,) = resolve([task], first=agent.tasks)
     config = EvalConfig(episodes=1, seed=seed, slots=1, workers=0, stop_on_success=stop_on_success, rtg_mode=rtg_mode)
     timed = _Timed(as_policy(agent, config))
     if video is None:

@@ -11,10 +11,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from ..agent import Experts, M3DTAgent, Precision
@@ -22,9 +21,9 @@ from ..agent.choice import default_experts
 from ..bank import ExpertBank
 from ..bank.shipped import ShippedBank, ship
 from ..config import EvalConfig
-from ..envs.make import adopt, registrations
+from ..envs.make import Registrations, registrations
 from ..errors import ConfigError
-from ..jobs import Engine, LocalProcesses, RayCluster, opened, run_jobs
+from ..jobs import Engine, LocalProcesses, RayCluster, opened, run_jobs, runs_here
 from ..machine import shows_progress
 from ..rows import EpisodeResult
 from ..tasks import TaskSpec, resolve
@@ -37,7 +36,7 @@ from .rollout import episodes_of, evaluate, installed_versions, parts_of
 class EvaluationJob:
     """All episodes of `tasks`. who: a bank, or the level of a behavior policy; the rest is as in `evaluate_in_jobs`.
 
-    environments: as from `registrations`.
+    own: as from `registrations`.
     """
 
     who: ShippedBank | str
@@ -46,7 +45,7 @@ class EvaluationJob:
     experts: Experts | None
     precision: Precision
     device: str
-    environments: tuple[EnvSpec, ...] = ()
+    own: Registrations = field(default_factory=Registrations)
 
     @property
     def name(self) -> str:
@@ -55,7 +54,7 @@ class EvaluationJob:
 
     def __call__(self) -> list[EpisodeResult]:
         """Runs the episodes and returns their rows, ordered by task and seed."""
-        adopt(self.environments)
+        self.own.adopt()
         who = self.who if isinstance(self.who, str) else _agent(self.who, self.experts, self.precision, self.device)
         return evaluate(who, self.tasks, self.config, progress=False)
 
@@ -93,7 +92,7 @@ def evaluate_in_jobs(
     Raises:
         M3DTError: errors of `evaluate` and of `jobs.run_jobs`.
     """
-    specs = resolve(tasks)
+    specs = resolve(tasks, first=() if isinstance(who, str) else who.tasks)
     if not specs:
         raise ConfigError("evaluate needs at least one task")
     if config.workers is None:
@@ -106,6 +105,8 @@ def evaluate_in_jobs(
             total=len(asked), initial=kept.ended, desc="evaluate", unit="episode", disable=not shows_progress(progress)
         ) as bar,
     ):
+        if not runs_here(engine):
+            registrations(specs).require_importable()
         missing = [part for part in parts if not all(episode in kept for episode in episodes_of(part, config))]
         sent = who if isinstance(who, str) or not missing else ship(who, engine)
         jobs = [
@@ -116,7 +117,7 @@ def evaluate_in_jobs(
                 experts=experts,
                 precision=precision,
                 device=device,
-                environments=registrations(part),
+                own=registrations(part),
             )
             for part in missing
         ]

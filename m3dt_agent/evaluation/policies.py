@@ -68,6 +68,11 @@ class AgentPolicy:
         return acting_settings(self._agent.experts, self.rtg_mode or "rewards", precision)
 
     @property
+    def tasks(self) -> tuple[TaskSpec, ...]:
+        """The tasks of the agent."""
+        return self._agent.tasks
+
+    @property
     def device(self) -> torch.device:
         """Where the agent's model runs."""
         return self._agent.device
@@ -94,6 +99,11 @@ def acting_settings(experts: Experts, rtg_mode: RtgMode, precision: str | None) 
     """What rows say of how an agent acts; None: the precision is not known here."""
     known = {} if precision is None else {"precision": precision}
     return {"experts": str(experts), "rtg_mode": rtg_mode, **known}
+
+
+def tasks_of(policy: VectorPolicy) -> tuple[TaskSpec, ...]:
+    """The tasks that names mean first: an agent's own."""
+    return policy.tasks if isinstance(policy, AgentPolicy) else ()
 
 
 def settings_of(policy: VectorPolicy) -> Mapping[str, str]:

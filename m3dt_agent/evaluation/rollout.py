@@ -38,7 +38,7 @@ from ..model.determinism import cpu_threads
 from ..rows import EpisodeResult
 from ..tasks import TaskSpec, is_builtin, padded_widths, resolve
 from .kept import KeptRows, Protocol, keep_rows
-from .policies import AgentPolicy, BehaviorPolicies, VectorPolicy, as_policy, settings_of
+from .policies import AgentPolicy, BehaviorPolicies, VectorPolicy, as_policy, settings_of, tasks_of
 from .schedule import Episode, Queue
 
 TASKS_PER_PART = 4
@@ -80,10 +80,10 @@ def evaluate(
         MissingDependencyError: a simulator that is not installed.
     """
     config = config or EvalConfig()
-    specs = resolve(tasks)
+    acting = as_policy(policy, config)
+    specs = resolve(tasks, first=tasks_of(acting))
     if not specs:
         raise ConfigError("evaluate needs at least one task")
-    acting = as_policy(policy, config)
     asked = episodes_of(specs, config)
     with (
         keep_rows(rows, protocol_of(acting, config), asked) as kept,

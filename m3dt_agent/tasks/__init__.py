@@ -16,11 +16,24 @@ No simulator is imported, and nothing that a spec says is run.
 
 from .files import read_tasks, to_toml
 from .names import lookup
-from .registry import by_domain, by_group, get, is_builtin, known, own_tasks, padded_widths, register, register_file, resolve
+from .registry import (
+    by_domain,
+    by_group,
+    get,
+    is_builtin,
+    known,
+    own_tasks,
+    padded_widths,
+    register,
+    register_file,
+    registered,
+    resolve,
+)
 from .spec import Linear, ScoreRule, TaskSpec, score_of
-from .table import DOMAINS, MAX_ACT_DIM, MAX_OBS_DIM, TASKS, Domain, task_set
+from .table import BUILTIN, DOMAINS, MAX_ACT_DIM, MAX_OBS_DIM, TASKS, Domain, task_set
 
 __all__ = [
+    "BUILTIN",
     "DOMAINS",
     "MAX_ACT_DIM",
     "MAX_OBS_DIM",
@@ -40,6 +53,7 @@ __all__ = [
     "read_tasks",
     "register",
     "register_file",
+    "registered",
     "resolve",
     "score_of",
     "task_set",

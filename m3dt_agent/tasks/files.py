@@ -15,6 +15,7 @@ score = { low = -1500.0, high = 0.0 }
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,13 +58,17 @@ def to_toml(specs: Iterable[TaskSpec]) -> str:
 
 def _table(spec: TaskSpec) -> str:
     values = spec.to_dict()
-    lines = [f"[{_text(values.pop('name'))}]", *(f"{key} = {_text(value)}" for key, value in values.items())]
+    lines = [f"[{_key(values.pop('name'))}]", *(f"{key} = {_text(value)}" for key, value in values.items())]
     return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_text(key)} = {_text(one)}" for key, one in value.items()) + " }" if value else "{}"
+        return "{ " + ", ".join(f"{_key(key)} = {_text(one)}" for key, one in value.items()) + " }" if value else "{}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_text, value)) + "]"
     return json.dumps(value)  # strings, numbers and booleans are written alike in JSON and TOML

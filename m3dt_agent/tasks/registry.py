@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from .files import read_tasks
 from .names import lookup
 from .spec import TaskSpec
-from .table import BY_NAME, DOMAINS, MAX_ACT_DIM, MAX_OBS_DIM, TASKS, task_set, task_sets
+from .table import BUILTIN, DOMAINS, MAX_ACT_DIM, MAX_OBS_DIM, TASKS, task_set, task_sets
 
 TASKS_VARIABLE = "M3DT_TASKS"
 ENTRY_POINTS = "m3dt.tasks"
@@ -39,11 +39,11 @@ def register(spec: TaskSpec) -> TaskSpec:
     """
     if not isinstance(spec, TaskSpec):
         raise ConfigError(f"register takes a TaskSpec; got {spec!r}")
-    taken = {"task": BY_NAME, "domain": DOMAINS, "task set": task_sets()["seed0"]}
+    taken = {"task": BUILTIN, "domain": DOMAINS, "task set": task_sets()["seed0"]}
     for what, names in taken.items():
-        if spec.name in names and BY_NAME.get(spec.name) != spec:
+        if spec.name in names and BUILTIN.get(spec.name) != spec:
             raise ConfigError(f"task {spec.name!r}: a {what} of the 160 tasks has this name; choose another")
-    if spec.name in BY_NAME:
+    if spec.name in BUILTIN:
         return spec
     with _loading:
         known_one = _own.setdefault(spec.name, spec)
@@ -90,14 +90,23 @@ def get(name: str) -> TaskSpec:
     Raises:
         UnknownTaskError: there is none; the message names the closest ones. ConfigError: as `own_tasks`.
     """
-    if isinstance(name, str) and name in BY_NAME:
-        return BY_NAME[name]
+    if isinstance(name, str) and name in BUILTIN:
+        return BUILTIN[name]
     return lookup({task.name: task for task in known()}, name, "task")
+
+
+def registered(name: str) -> TaskSpec | None:
+    """The task of this name, if it is one of the 160 or registered here.
+
+    Raises:
+        ConfigError: as `own_tasks`.
+    """
+    return BUILTIN.get(name) or next((task for task in own_tasks() if task.name == name), None)
 
 
 def is_builtin(task: TaskSpec) -> bool:
     """Whether this is one of the 160 tasks."""
-    return BY_NAME.get(task.name) == task
+    return BUILTIN.get(task.name) == task
 
 
 def by_domain(domain: str) -> tuple[TaskSpec, ...]:
@@ -118,11 +127,15 @@ def padded_widths(tasks: Iterable[TaskSpec]) -> tuple[int, int]:
     return max((MAX_OBS_DIM, *(t.obs_dim for t in tasks))), max((MAX_ACT_DIM, *(t.act_dim for t in tasks)))
 
 
-def resolve(names: Iterable[str | TaskSpec] | TaskSpec, *, seed: int = 0) -> tuple[TaskSpec, ...]:
+def resolve(
+    names: Iterable[str | TaskSpec] | TaskSpec, *, seed: int = 0, first: Iterable[TaskSpec] = ()
+) -> tuple[TaskSpec, ...]:
     """The tasks that `names` mean: specs, or names of sets (drawn for `seed`), domains or tasks, in any mixture.
 
     One name or spec may stand alone. Every task is returned once, in the order of its first mention. A name of several kinds
     means the first of these.
+
+    first: tasks that names mean before any others, such as those of a bank.
 
     Raises:
         UnknownTaskError: a name that is none of these.
@@ -133,8 +146,12 @@ def resolve(names: Iterable[str | TaskSpec] | TaskSpec, *, seed: int = 0) -> tup
     if not isinstance(names, Iterable):
         raise ConfigError(f"tasks must be names of tasks, sets or domains, or specs, in a list; got {names!r}")
     found: dict[str, TaskSpec] = {}
+    before = {task.name: task for task in first}
     for name in names:
-        for task in _meant(name, seed):
+        if not isinstance(name, str | TaskSpec):
+            get(name)  # an error that names it
+        nearer = before.get(name) if isinstance(name, str) else None
+        for task in _meant(name, seed) if nearer is None else (nearer,):
             if found.setdefault(task.name, task) != task:
                 raise ConfigError(f"two different tasks are called {task.name!r}")
     return tuple(found.values())
@@ -158,14 +175,12 @@ def by_group(names: Iterable[str | TaskSpec]) -> dict[str, list[str]]:
 def _meant(name: str | TaskSpec, seed: int) -> tuple[TaskSpec, ...]:
     if isinstance(name, TaskSpec):
         return (name,)
-    if not isinstance(name, str):
-        return (get(name),)  # an error that names it
     if name in task_sets()["seed0"]:
         return task_set(name, seed)
     if name in DOMAINS:
         return by_domain(name)
-    if name in BY_NAME:
-        return (BY_NAME[name],)
+    if name in BUILTIN:
+        return (BUILTIN[name],)
     return tuple(task for task in own_tasks() if task.domain == name) or (get(name),)
 
 

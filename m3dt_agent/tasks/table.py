@@ -59,7 +59,7 @@ def _load_table() -> tuple[TaskSpec, ...]:
 TASKS: tuple[TaskSpec, ...] = _load_table()
 """All 160 tasks in the published order."""
 
-BY_NAME: Mapping[str, TaskSpec] = {task.name: task for task in TASKS}
+BUILTIN: Mapping[str, TaskSpec] = {task.name: task for task in TASKS}
 """The 160 tasks by name."""
 
 
@@ -78,4 +78,4 @@ def task_set(name: str, seed: int = 0) -> tuple[TaskSpec, ...]:
         UnknownTaskError: no such set or seed.
     """
     by_seed = lookup(task_sets(), f"seed{seed}", "task-set seed")
-    return tuple(BY_NAME[task] for task in lookup(by_seed, name, "task set"))
+    return tuple(BUILTIN[task] for task in lookup(by_seed, name, "task set"))

@@ -14,16 +14,11 @@ from m3dt_agent import tasks
 from m3dt_agent.errors import ConfigError, UnknownTaskError
 from m3dt_agent.tasks import Linear, TaskSpec, registry, to_toml
 
+pytestmark = pytest.mark.usefixtures("own_registry")
+
 OWN = TaskSpec(
     "own-swing", "classic", obs_dim=3, act_dim=1, max_episode_steps=200, return_scale=200.0, score=Linear(-1500.0, 0.0)
 )
-
-
-@pytest.fixture(autouse=True)
-def _nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_own", {})
-    monkeypatch.setattr(registry, "_loaded", False)
-    monkeypatch.setenv(registry.TASKS_VARIABLE, "")
 
 
 def test_a_registered_task_is_found_by_name_and_by_domain() -> None:
