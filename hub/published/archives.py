@@ -11,12 +11,14 @@ import contextlib
 import io
 import math
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from m3dt_agent.disk import open_regular
@@ -112,6 +114,18 @@ def check_torch_file(path: Path) -> bool:
             if info.filename.endswith(".pkl") and info.file_size > _LARGEST_PICKLE:
                 raise ValueError(f"{info.filename[:80]} has {info.file_size:,} bytes; at most {_LARGEST_PICKLE:,} are read")
     return True
+
+
+def load_torch_file(path: Path) -> Any:
+    """What `torch.save` wrote to `path`, if it is made of tensors and Python's plain types; its tensors are mapped.
+
+    Raises:
+        Exception: it is not a regular file, or something else is in it. `why_refused` says what.
+    """
+    is_archive = check_torch_file(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's advice how to load it otherwise
+        return torch.load(path, map_location="cpu", mmap=is_archive, weights_only=True)
 
 
 def why_refused(error: Exception) -> str:

@@ -30,7 +30,7 @@ from torch import Tensor
 from m3dt_agent.data.limits import MOST_NUMBERS
 from m3dt_agent.disk import open_regular
 from m3dt_agent.errors import DatasetError, PathError
-from m3dt_agent.hub.published.archives import check_torch_file, why_refused
+from m3dt_agent.hub.published.archives import check_torch_file, load_torch_file, why_refused
 
 _NUMBER = re.compile(r"[<>|=]?[fiub][1248]")  # as numpy writes dtypes: float, integer, unsigned, bool, and their bytes
 _LARGEST_PICKLE = 1_000_000_000  # bytes; Prompt-DT's files have 80 MB
@@ -217,7 +217,7 @@ def map_tensordict(path: Path) -> Mapping[str, Tensor]:
         if not check_torch_file(path):
             raise ValueError("it is cut short, or no file of torch")
         with torch.serialization.safe_globals(_STAND_INS):
-            loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            loaded = load_torch_file(path)
     except Exception as error:  # a damaged file raises almost anything
         raise DatasetError(f"{path} cannot be read: {why_refused(error)}") from error
     state = loaded.state if isinstance(loaded, _TensorDict) else None

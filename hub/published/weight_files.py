@@ -25,7 +25,7 @@ from torch import Tensor
 from m3dt_agent.config import ModelConfig, Stage
 from m3dt_agent.disk import path_errors, publish, scratch_folder, user_path
 from m3dt_agent.errors import BankError, ConfigError, ShapeError
-from m3dt_agent.hub.published.archives import check_torch_file, why_refused
+from m3dt_agent.hub.published.archives import load_torch_file, why_refused
 from m3dt_agent.hub.published.weight_names import published_config, published_shapes
 
 _KINDS = {
@@ -219,7 +219,7 @@ def _require_agreement(expert: Mapping[str, Tensor], mixture: Mapping[str, Tenso
 
 def _load(path: Path) -> dict[object, object]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=check_torch_file(path))
+        content = load_torch_file(path)
     except Exception as error:  # a damaged or hostile file can make the reader raise anything
         raise BankError(f"{path} is damaged or foreign: {why_refused(error)}") from error
     if not isinstance(content, dict):
