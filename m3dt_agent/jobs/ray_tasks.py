@@ -118,6 +118,11 @@ def _result(ray: Any, reference: Any, job: Job[R]) -> R:
     try:
         outcome: R | Failure = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ray.exceptions.RaySystemError):  # the job never began
+            why = str(error.cause).splitlines()[0]
+            raise ConfigError(
+                f"{job.name}: a node cannot load the job: {why}; put the class in a module that every node can import"
+            ) from None
         raise M3DTError(f"{job.name} failed:\n{error}") from None
     except ray.exceptions.RayError as error:
         raise M3DTError(f"{job.name}: the worker died ({type(error).__name__}: {error})") from None

@@ -100,3 +100,30 @@ def test_shards_of_a_job_array():
     for shard in ((0, 1), (3, 2), (-1, 2)):
         with pytest.raises(ConfigError, match="1 <= I <= N"):
             shard_of("ab", shard)
+
+
+def test_stopped_workers_are_killed_when_results_are_not_wanted_any_more(tmp_path):
+    results = run_jobs([Square(0, tmp_path), *(Square(i, tmp_path, seconds=60) for i in (1, 2, 3))], LocalProcesses(4))
+    assert next(results) == (0, 0)
+    while not all(attempts(tmp_path, i) for i in (1, 2, 3)):
+        time.sleep(0.01)
+    pids = [int((tmp_path / str(i)).read_text()) for i in (1, 2, 3)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    results.close()
+    assert time.monotonic() - begun < 10  # for all of them together
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="a terminal's Ctrl-C")
+def test_workers_do_not_hear_ctrl_c(tmp_path):
+    """A terminal sends it to all processes of the group, also to those that still import."""
+    results = run_jobs([Square(0, tmp_path), Square(1, tmp_path, seconds=1)], LocalProcesses(2))
+    assert next(results) == (0, 0)
+    children = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    assert len(children) == 2
+    for child in children:
+        child.send_signal(signal.SIGINT)
+    assert list(results) == [(1, 1)]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,6 +118,14 @@ def test_a_job_that_always_fails_is_named_and_what_was_done_is_kept(tmp_path, cl
         done.extend(run_jobs([Square(0, tmp_path), Square(1, tmp_path, trouble)], RayCluster(cluster.address, retries=2)))
     assert done == [(0, 0)] or tries == 1  # which of two jobs ends first is Ray's to decide
     assert attempts(tmp_path, 1) == tries
+
+
+def test_a_job_that_no_node_can_import_is_named_and_not_retried(tmp_path, engine, monkeypatch):
+    module = types.ModuleType("only_here")
+    exec("from job_examples import Square\nclass Mine(Square): pass", module.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    with pytest.raises(ConfigError, match=r"^square of 0: a node cannot load the job: .*only_here'; put the class.* import$"):
+        list(run_jobs([module.Mine(0, tmp_path)], engine))
 
 
 def test_the_experts_stage_is_that_of_one_process_bit_for_bit(train, engine):
