@@ -27,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy, since setuptools would pick up what earlier builds left in the checkout's build/; builtin:tiny
     is put into it, with a card."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "m3dt_program.py"):
         shutil.copy(ROOT / name, source)
     for name in ("m3dt_agent", "hub"):
         shutil.copytree(ROOT / name, source / name)
