@@ -1,7 +1,7 @@
 """The four readers, as a user of the package meets them. Each returns what it learned, or raises.
 
-    banks       open, load, act, copy                          datasets    validate, pack, import, pull from a folder
-    published   import of every format, weights of the authors hub         pull of a bank and of datasets, twice
+    banks       open, load, act, copy, push, commit               datasets    validate, pack, import, pull from a folder
+    published   import of every format, weights of the authors     hub         pull of a bank and of datasets, twice
 
 `box/in` holds the input, `box/out` takes what readers write.
 """
@@ -24,7 +24,7 @@ from m3dt_agent.data.stats import compute_statistics
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.data.validation import validate_dataset
 from m3dt_agent.errors import M3DTError
-from m3dt_agent.hub.banks import pull_bank
+from m3dt_agent.hub.banks import pull_bank, push_bank
 from m3dt_agent.hub.convert_data import import_datasets
 from m3dt_agent.hub.convert_weights import from_published, published_config, read_published
 from m3dt_agent.hub.datasets import pull_datasets
@@ -53,8 +53,16 @@ def read_bank(box: Path, recipe: Recipe) -> str:
     folder = box / "in"
     first = attempt(lambda: ExpertBank.open(folder, read_only=True))
     second = attempt(lambda: ExpertBank.open(folder, read_only=True, check="sizes").copy_to(box / "out" / "copy"))
+    third = attempt(lambda: push_bank(folder, box / "out" / "pushed"))
+    fourth = attempt(lambda: rewrite(ExpertBank.open(folder)))
     act(M3DTAgent.load(folder))
-    return f"open: {first}, copy: {second}, act: fine"
+    return f"open: {first}, copy: {second}, push: {third}, commit: {fourth}, act: fine"
+
+
+def rewrite(bank: ExpertBank) -> None:
+    """Writes some of the bank's files again, as training goes on in a folder that somebody else began."""
+    names = [name for name in bank.manifest.files if name.startswith(("experts/", "statistics"))]
+    bank.commit({name: bank.read(name) for name in names})
 
 
 def act(agent: M3DTAgent) -> None:
