@@ -25,7 +25,7 @@ OWN_TASKS_VERSION = 3
 """The version of a bank with tasks that are not among the 160, however it stores its weights."""
 # [0-9], because \d also matches the digits of other scripts: a second spelling of an expert's number would count as an expert
 _FILE_NAME = re.compile(r"(backbone|router|statistics|prompts|experts/[0-9]{3})\.safetensors")
-_MAX_THREADS = 1024
+MOST_THREADS = 1024
 """More CPU threads than any machine gives torch a use for; a bank's record decides how many a continued stage starts."""
 
 
@@ -198,8 +198,8 @@ def _check_stages(stages: Mapping[str, Mapping[str, Any]]) -> None:
     for stage, record in stages.items():
         place, config = f"stages.{stage}", checked_shape(record.get("config", {}), dict[str, Any], ConfigError, name=stage)
         threads = checked_shape(record.get("threads", 1), int, ConfigError, name=f"{place}.threads")
-        if not 1 <= threads <= _MAX_THREADS:
-            raise ConfigError(f"{place}.threads must be in 1 … {_MAX_THREADS}; got {threads}")
+        if not 1 <= threads <= MOST_THREADS:
+            raise ConfigError(f"{place}.threads must be in 1 … {MOST_THREADS}; got {threads}")
         checked_shape(record.get("data", ""), str, ConfigError, name=f"{place}.data")
         known = get_type_hints(STAGE_CONFIGS[stage]) if stage in STAGES else {}
         for name in set(config) & set(known):

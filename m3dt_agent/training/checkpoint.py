@@ -27,15 +27,17 @@ from typing import Any
 
 from torch import Tensor
 
+from ..bank.manifest import MOST_THREADS
 from ..bank.tensor_files import FileRecord, read_tensors, verify, write_tensors
 from ..config import Stage
 from ..disk import own_path, path_errors, publish, scratch_folder
 from ..documents import checked_shape, read_document
-from ..errors import BankError
+from ..errors import BankError, ConfigError
 from ..systems import flush, locked
 
 KEPT = 2
 """Checkpoints of a run on disk: the newest, and the one before it in case the newest is damaged."""
+_ROWS = 3
 _FILES = ("weights.safetensors", "optimizer.safetensors", "hooks.safetensors")
 
 
@@ -46,6 +48,9 @@ class RunState:
     config: the run's TrainConfig as a dict. built_on: hashes of what must be the same to continue (data, groups, frozen
     weights). conflicts: all measurements of gradient conflict so far. sums: (3, K), of loss, gradient norm and share of experts
     kept, over the `summed` steps since the last log row.
+
+    Raises:
+        ConfigError: numbers that no run has.
     """
 
     stage: Stage
@@ -58,6 +63,14 @@ class RunState:
     conflicts: list[float]
     sums: list[list[float]]
     summed: int
+
+    def __post_init__(self) -> None:
+        if min(self.step, self.summed, self.seconds) < 0:
+            raise ConfigError("step, summed and seconds must not be negative")
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise ConfigError(f"threads must be in 1 … {MOST_THREADS}; got {self.threads}")
+        if len(self.sums) > _ROWS or len({len(row) for row in self.sums}) > 1:
+            raise ConfigError(f"sums must be up to {_ROWS} rows of one length")
 
 
 @dataclass(frozen=True, slots=True)
