@@ -33,6 +33,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from .agent import M3DTAgent
 from .agent.inputs import Bools, Float32Array
+from .config.checks import is_integer
 from .envs.make import make_env
 from .envs.wrappers import SeededResets, StopOnSuccess
 from .errors import ConfigError, MissingDependencyError, StageError, UnknownTaskError
@@ -74,7 +75,7 @@ class SB3Policy:
         """
         if state is None:
             self._reset()
-        elif int(state[0]) != self._calls:
+        elif len(state) != 1 or not np.array_equal(state[0], self._calls):
             raise StageError("predict continues only from the state of its last call; pass state=None to begin again")
         starts = None if state is None or episode_start is None else np.asarray(episode_start, np.bool_)
         actions = self._agent.act(observation, reset_mask=starts)  # type: ignore[arg-type]  # a dict is act's ShapeError
@@ -193,10 +194,12 @@ def run_episodes(
     resets are not seeded here.
 
     Raises:
-        ConfigError: as `EpisodeStarts`.
+        ConfigError: `episodes` is no integer >= 1, or as `EpisodeStarts`.
         StageError: the agent was not reset.
         ShapeError, InvalidValueError: as `M3DTAgent.act`.
     """
+    if not is_integer(episodes) or episodes < 1:
+        raise ConfigError(f"episodes must be an integer >= 1; got {episodes!r}")
     tracker = EpisodeStarts(envs)
     obs, _ = envs.reset(seed=seed)
     starts, reward = tracker.after_reset(), np.zeros(envs.num_envs)

@@ -22,7 +22,7 @@ from m3dt_agent.config import EvalConfig, ModelConfig
 from m3dt_agent.data.behavior import behavior_policy
 from m3dt_agent.envs.vector import MixedTaskVectorEnv
 from m3dt_agent.envs.wrappers import SeededResets
-from m3dt_agent.errors import ConfigError, ShapeError, StageError, UnknownTaskError
+from m3dt_agent.errors import ConfigError, InvalidValueError, ShapeError, StageError, UnknownTaskError
 from m3dt_agent.evaluation import evaluate
 from m3dt_agent.tasks import get
 
@@ -223,3 +223,59 @@ def test_a_vector_environment_must_say_its_mode(agent: M3DTAgent) -> None:
     with pytest.raises(ConfigError, match="NEXT_STEP"):
         EpisodeStarts(envs)
     envs.close()
+
+
+class OneStep(gym.Env[Any, Any]):
+    """Gives one observation and one reward again and again; an episode is three steps."""
+
+    action_space = gym.spaces.Box(-1, 1, (6,))
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (24,), np.float64)
+
+    def __init__(self, obs: float = 0.0, reward: float = 0.0) -> None:
+        self.obs, self.reward = np.full(24, obs), reward
+
+    def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
+        self.steps = 0
+        return self.obs, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        assert np.isfinite(action).all()
+        return self.obs, self.reward, False, self.steps == 3, {}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"obs": np.nan}, "observation of slot 1, dimension 0 is nan"),
+        ({"obs": 1e300}, "observation of slot 1, dimension 0 is inf"),
+        ({"reward": 1e300}, "return-to-go of slot 1 is -inf"),
+        ({"reward": np.inf}, "reward of slot 1 is inf"),
+    ],
+)
+def test_an_environment_that_gives_no_finite_numbers_gets_no_action(
+    agent: M3DTAgent, values: dict[str, float], message: str
+) -> None:
+    envs = SyncVectorEnv([OneStep, lambda: OneStep(**values)])
+    agent.reset(task="walker-run")
+    with pytest.raises(InvalidValueError, match=message):
+        run_episodes(agent, envs, episodes=1)
+    if "obs" in values:
+        with pytest.raises(InvalidValueError, match=message):
+            SB3Policy(agent, "walker-run").predict(np.stack([OneStep().obs, OneStep(**values).obs]))
+
+
+@pytest.mark.parametrize("episodes", [0, -1, 1.5, "2", True, None])
+def test_episodes_are_counted_in_whole_numbers(agent: M3DTAgent, episodes: Any) -> None:
+    agent.reset(task="walker-run")
+    with pytest.raises(ConfigError, match="episodes must be an integer >= 1; got"):
+        run_episodes(agent, SyncVectorEnv([OneStep]), episodes=episodes)
+    assert len(run_episodes(agent, SyncVectorEnv([OneStep]), episodes=np.int64(2))[0]) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("state", [(), ("x",), (5,), (None,), (np.array(1), np.array(1)), (np.array([1, 1]),)])
+def test_a_state_that_is_not_the_last_calls_is_refused(agent: M3DTAgent, state: Any) -> None:
+    policy = SB3Policy(agent, "walker-run")
+    policy.predict(OneStep().obs)
+    with pytest.raises(StageError, match="predict continues only from the state of its last call"):
+        policy.predict(OneStep().obs, state)

@@ -291,8 +291,11 @@ def _copy_all(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: s
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite. Such an entry makes the sum so too, and a sum is the cheapest pass over memory."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())  # a sum of finite entries may overflow
+    """Whether no entry is NaN or infinite."""
+    flat = tensor.detach().flatten()
+    # Such an entry makes the sum of squares NaN or infinite too, and that is the cheapest pass over memory there is. Squares of
+    # large finite entries may overflow.
+    return bool(torch.dot(flat, flat).isfinite()) or bool(flat.isfinite().all())
 
 
 def _initialize(module: nn.Module) -> None:
