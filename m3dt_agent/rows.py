@@ -24,7 +24,7 @@ MAX_LINE_BYTES = 64 << 10
 """The longest line that is written or read; a row takes some 400 bytes."""
 _NUMBERS = {task.name: number for number, task in enumerate(tasks.TASKS)}
 _OPTIONAL = {"settings", "score"}
-"""Fields that rows of older releases lack, and of which the second is written only where it is not None."""
+"""Fields that rows of older releases lack; they are written only where they say something."""
 
 
 def _is_text(value: Any) -> bool:
@@ -152,6 +152,8 @@ def line_of(row: EpisodeResult) -> bytes:
         document["score"] = dataclasses.asdict(row.score)
     elif row.score is None:
         del document["score"]
+    if not row.settings:
+        del document["settings"]
     line = json.dumps(document, sort_keys=True, allow_nan=False).encode() + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise InvalidValueError(f"{row.task}, seed {row.seed}: a row takes at most {MAX_LINE_BYTES} bytes; got {len(line)}")

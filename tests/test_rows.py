@@ -81,6 +81,7 @@ def test_rows_of_older_releases_can_be_read(tmp_path: Path) -> None:
         '"versions": {"gymnasium": "1.0"}}\n'
     )
     assert read_rows(path) == [row(seed=7)]
+    assert write_rows(tmp_path / "again.jsonl", [row(seed=7)]).read_bytes() == path.read_bytes()
 
 
 VALUES = st.one_of(
