@@ -174,12 +174,22 @@ class PublicModule(SphinxDirective):
             value = getattr(module, public)
             home = owner(name, value)
             if home == name:
-                lines += [f".. {_directive(value)}:: {name}.{public}", ""]
+                lines += [f".. {_directive(value)}:: {name}.{public}", *_with_hidden_bases(value, module), ""]
             else:
                 elsewhere.append(f":py:obj:`{public} <{home}.{public}>`")
         if elsewhere:
             lines += ["Handed on from other modules: " + ", ".join(elsewhere) + ".", ""]
         return self.parse_text_to_nodes("\n".join(lines))
+
+
+def _with_hidden_bases(value: Any, module: ModuleType) -> list[str]:
+    """The option that adds the members of bases which have no entry of their own, such as the acting half of an agent."""
+    if not inspect.isclass(value):
+        return []
+    ours = [base for base in value.__mro__[1:] if base.__module__.startswith("m3dt_agent.")]
+    hidden = [base for base in ours if not hasattr(module, base.__name__)]
+    others = {base.__name__ for base in value.__mro__[1:] if base not in hidden}
+    return [f"   :inherited-members: {', '.join(sorted(others))}"] if hidden else []
 
 
 def _directive(value: Any) -> str:
