@@ -25,7 +25,8 @@ from m3dt_agent.bank.manifest import Manifest
 from m3dt_agent.disk import user_path
 from m3dt_agent.errors import BankError, ConfigError, StageError
 from m3dt_agent.hub.bank_pushes import BankPush, Evaluation, PushedBank, push_to_folder
-from m3dt_agent.hub.client import HubRepo, is_repo_id
+from m3dt_agent.hub.client import HubRepo
+from m3dt_agent.hub.endpoints import is_repo_id
 from m3dt_agent.hub.remote_banks import MANIFEST, remote_manifest, require_listed
 from m3dt_agent.hub.snapshots import Snapshot
 from m3dt_agent.scores import EpisodeResult
@@ -108,7 +109,7 @@ class _Selection:
         if self.experts is None and self.tasks is None:
             return None
         chosen = set(self.experts or ())
-        names = [task.name for task in task_table.resolve(self.tasks or ())]
+        names = [task.name for task in task_table.resolve(self.tasks or (), first=map(manifest.task, manifest.tasks))]
         if names and manifest.groups is None:
             raise StageError("the bank's tasks are not grouped yet, so no expert serves a task; pull the whole bank")
         chosen |= {lookup(manifest.groups or {}, name, "task of the bank") for name in names}

@@ -17,9 +17,8 @@ import contextlib
 import dataclasses
 import functools
 import os
-import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -28,30 +27,27 @@ from urllib.parse import quote
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RevisionNotFoundError
+from tqdm import tqdm
 
-from m3dt_agent.disk import disk_space_errors, open_regular, path_errors, require_space
+from m3dt_agent.disk import open_regular, path_errors, require_space
 from m3dt_agent.documents import MAX_BYTES, checked_shape
-from m3dt_agent.errors import ConfigError, HubConflictError, HubError, M3DTError
+from m3dt_agent.errors import ConfigError, HubConflictError, HubError
 from m3dt_agent.hub.cache import RepoCache
 from m3dt_agent.hub.downloads import DamagedError, download
-from m3dt_agent.hub.endpoints import checked_endpoint, checked_token
-from m3dt_agent.hub.failures import ATTEMPTS, Caller, RefusedError, patiently, pause, refused
+from m3dt_agent.hub.endpoints import checked_endpoint, checked_token, is_repo_id
+from m3dt_agent.hub.failures import ATTEMPTS, Caller, RefusedError, hub_errors, patiently, pause
 from m3dt_agent.hub.redaction import redact_logs
 from m3dt_agent.hub.snapshots import Change, Operation, Snapshot, require_commit_id
 from m3dt_agent.hub.transport import Patience, Transport, bound_uploads
+from m3dt_agent.machine import shows_progress
 from m3dt_agent.text import visible
 
 RepoType = Literal["model", "dataset"]
 
 COMMIT_ATTEMPTS = 8
 """Tries of a commit whose head keeps moving; each failed try means that somebody else's commit got in."""
+_SHOWN = 1_000_000  # bytes from which a download shows its progress
 _WORKERS = 8  # files downloaded at once; huggingface_hub uses the same number
-_REPO_ID = re.compile(r"(?!.*(--|\.\.))[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # huggingface_hub's rule, with a namespace
-
-
-def is_repo_id(name: str | Path) -> bool:
-    """Whether `name` has the form of an id on the Hub (`namespace/name`) and no folder of that name exists here."""
-    return isinstance(name, str) and _REPO_ID.fullmatch(name) is not None and not Path(name).is_dir()
 
 
 class HubRepo:
@@ -148,12 +144,17 @@ class HubRepo:
         wanted = sorted(set(names))
         self._require_listed(snapshot, wanted)
         missing = [name for name in wanted if not self.cache.holds(snapshot.sha, [name])]
+        size = sum(snapshot.files[name].size for name in missing)
         if missing:
             with path_errors(self.cache.path):
                 self.cache.path.mkdir(parents=True, exist_ok=True)
-            require_space(self.cache.path, sum(snapshot.files[name].size for name in missing))
-        with ThreadPoolExecutor(_WORKERS) as pool:
-            list(pool.map(functools.partial(self._fetch_one, snapshot), wanted))
+            require_space(self.cache.path, size)
+        hidden = size < _SHOWN or not shows_progress(None)
+        with (
+            tqdm(total=size, desc=self.repo_id, unit="B", unit_scale=True, disable=hidden) as bar,
+            ThreadPoolExecutor(_WORKERS) as pool,
+        ):
+            list(pool.map(functools.partial(self._fetch_one, snapshot, bar.update), wanted))
         return self.cache.folder(snapshot.sha)
 
     def read(self, snapshot: Snapshot, name: str, max_bytes: int = MAX_BYTES) -> bytes:
@@ -269,10 +270,11 @@ class HubRepo:
         if missing:
             raise HubError(f"{self} at {snapshot.sha[:12]} holds no {', '.join(missing)}")
 
-    def _fetch_one(self, snapshot: Snapshot, name: str) -> None:
+    def _fetch_one(self, snapshot: Snapshot, advance: Callable[[int], object], name: str) -> None:
         listed = snapshot.files.get(name)
         if listed is not None and not self.cache.has(snapshot.sha, name, listed):
-            self.cache.add(snapshot.sha, name, listed, functools.partial(self._download, snapshot, name))
+            bring = functools.partial(self._download, snapshot, name, advance=advance)
+            self.cache.add(snapshot.sha, name, listed, bring)
 
     def _fetch_into(self, folder: Path, snapshot: Snapshot, name: str) -> None:
         target = folder / name
@@ -287,34 +289,24 @@ class HubRepo:
             finally:
                 new.unlink(missing_ok=True)
 
-    def _download(self, snapshot: Snapshot, name: str, target: Path) -> None:
+    def _download(
+        self, snapshot: Snapshot, name: str, target: Path, *, advance: Callable[[int], object] = lambda _: None
+    ) -> None:
         """Writes a file to `target`, where nothing is. What arrives damaged is asked for once more."""
         kind = "datasets/" if self.repo_type == "dataset" else ""
         url = f"{self.endpoint}/{kind}{self.repo_id}/resolve/{snapshot.sha}/{quote(name)}"
         for last in (False, True):
             try:
                 with self._errors(name):
-                    download(self._transport, url, snapshot.files[name], target)
+                    download(self._transport, url, snapshot.files[name], target, advance)
                 return
             except DamagedError as error:
                 target.unlink(missing_ok=True)
                 if last:
                     raise HubError(f"{self} at {snapshot.sha[:12]}: {name} arrived damaged twice: {error}") from None
 
-    @contextlib.contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        """Turns every failure inside into a `RefusedError` that says what was being done. Errors of this package, of the disk
-        and of paths on it stay what they are."""
-        try:
-            with disk_space_errors(self.cache.path):
-                yield
-        except M3DTError:
-            raise
-        except Exception as error:  # huggingface_hub, httpx and hf_xet raise exceptions of many kinds
-            if isinstance(error, OSError) and error.filename is not None:
-                with path_errors(self.cache.path):
-                    raise
-            raise refused(error, f"{self}, {what}", self._caller) from None
+    def _errors(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return hub_errors(f"{self}, {what}", self._caller, self.cache.path)
 
 
 def _fresh(operation: Operation) -> Operation:

@@ -33,7 +33,7 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.disk import file_lock, path_errors, replace_folder, require_space, restore_replaced, user_path
 from m3dt_agent.errors import DatasetError, HubConflictError
 from m3dt_agent.hub.cards import dataset_card
-from m3dt_agent.hub.client import HubRepo, is_repo_id
+from m3dt_agent.hub.client import HubRepo
 from m3dt_agent.hub.dataset_origins import (
     MANIFEST,
     FolderOrigin,
@@ -44,6 +44,7 @@ from m3dt_agent.hub.dataset_origins import (
     remote_records,
 )
 from m3dt_agent.hub.dataset_records import DATASET_FILES, DatasetRecord, Records, describe, require_sound, to_json
+from m3dt_agent.hub.endpoints import is_repo_id
 from m3dt_agent.hub.pushes import Push
 from m3dt_agent.hub.snapshots import CARD, Change, Operation, Snapshot, sha256_file
 from m3dt_agent.machine import shows_progress
@@ -214,8 +215,9 @@ def open_pulled(
     """
     root = user_path(root).absolute()
     sha = pull_datasets(name, root, tasks, source=source, revision=revision, token=token, endpoint=endpoint).sha or revision
-    options = {"config": config, "cache": cache}
-    reopen = functools.partial(open_pulled, name, root, tasks, source, revision=sha, endpoint=endpoint, **options)
+    reopen = functools.partial(
+        open_pulled, name, root, tasks, source, revision=sha, config=config, cache=cache, endpoint=endpoint
+    )
     return dataclasses.replace(TaskDatasets.open(root, tasks, source, config=config, cache=cache), reopen=reopen)
 
 

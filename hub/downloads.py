@@ -5,6 +5,7 @@ listed size and hash ──► GET, from where the last one was cut ──► a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -20,15 +21,19 @@ class DamagedError(HubError):
     """What arrived is not the file that was listed."""
 
 
-def download(transport: Transport, url: str, listed: RemoteFile, target: Path) -> None:
+def download(
+    transport: Transport, url: str, listed: RemoteFile, target: Path, advance: Callable[[int], object] = lambda _: None
+) -> None:
     """Writes the file at `url` to `target`, where nothing may be yet. If it raises, `target` may hold a part of it.
+
+    advance: is told of every so many bytes; of a negative number if they have to come once more.
 
     Raises:
         DamagedError: the bytes are not those of `listed`; more than its size is never written.
         HubError, StalledError, OSError: and whatever huggingface_hub and its client raise, when all tries are used up.
     """
     with target.open("xb") as file:
-        arriving = _Arriving(transport, url, listed, file)
+        arriving = _Arriving(transport, url, listed, file, advance)
         tries, counted = 0, 0
         while True:
             try:
@@ -47,11 +52,14 @@ def download(transport: Transport, url: str, listed: RemoteFile, target: Path) -
 class _Arriving:
     """The bytes of one file so far."""
 
-    def __init__(self, transport: Transport, url: str, listed: RemoteFile, file: IO[bytes]) -> None:
-        self._transport, self._url, self._listed, self._file = transport, url, listed, file
-        self._begin()
+    def __init__(
+        self, transport: Transport, url: str, listed: RemoteFile, file: IO[bytes], advance: Callable[[int], object]
+    ) -> None:
+        self._transport, self._url, self._listed, self._file, self._advance = transport, url, listed, file, advance
+        self.size, self._digest = 0, listed.new_digest()
 
     def _begin(self) -> None:
+        self._advance(-self.size)
         self._file.seek(0)
         self._file.truncate()
         self.size, self._digest = 0, self._listed.new_digest()
@@ -69,6 +77,7 @@ class _Arriving:
                 self._file.write(chunk)
                 self._digest.update(chunk)
                 self.size += len(chunk)
+                self._advance(len(chunk))
 
     def _require_room(self, more: int) -> None:
         if self.size + more > self._listed.size:

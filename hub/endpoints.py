@@ -1,9 +1,10 @@
-"""Where requests go, and with which token: both are checked when they are given, because a token must reach no other place and
-no message."""
+"""Which repository is meant, where requests go, and with which token: all are checked when they are given, because a token must
+reach no other place and no message."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import huggingface_hub
@@ -14,8 +15,14 @@ from m3dt_agent.hub.redaction import shown_endpoint
 
 OFFICIAL_ENDPOINT = "https://huggingface.co"
 """The only endpoint that receives the login kept by huggingface_hub."""
+_REPO_ID = re.compile(r"(?!.*(--|\.\.))[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # huggingface_hub's rule, with a namespace
 _TOKEN = re.compile(r"[!-~]+")
 _PORTS = {"http": 80, "https": 443}
+
+
+def is_repo_id(name: str | Path) -> bool:
+    """Whether `name` has the form of an id on the Hub (`namespace/name`) and no folder of that name exists here."""
+    return isinstance(name, str) and _REPO_ID.fullmatch(name) is not None and not Path(name).is_dir()
 
 
 def checked_endpoint(endpoint: str | None) -> str:

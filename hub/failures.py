@@ -6,9 +6,11 @@ and what a server said, which may be anything: so a `HubError` is made of redact
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub.errors import (
@@ -20,7 +22,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from m3dt_agent.errors import HubError
+from m3dt_agent.disk import disk_space_errors, path_errors
+from m3dt_agent.errors import HubError, M3DTError
 from m3dt_agent.hub.endpoints import OFFICIAL_ENDPOINT
 from m3dt_agent.hub.redaction import redact, shown_endpoint
 
@@ -78,6 +81,22 @@ class Caller:
         """What to do about a missing token."""
         login = ", or log in with `hf auth login`" if self.endpoint == OFFICIAL_ENDPOINT else ""
         return f"no token was given: give one (token=… in Python, --token-file FILE on the command line){login}"
+
+
+@contextlib.contextmanager
+def hub_errors(what: str, caller: Caller, folder: Path) -> Iterator[None]:
+    """Turns every failure inside the block into a `RefusedError` that says what was being done. Errors of this package, of the
+    disk and of paths on it (in `folder`) stay what they are."""
+    try:
+        with disk_space_errors(folder):
+            yield
+    except M3DTError:
+        raise
+    except Exception as error:  # huggingface_hub, httpx and hf_xet raise exceptions of many kinds
+        if isinstance(error, OSError) and error.filename is not None:
+            with path_errors(folder):
+                raise
+        raise refused(error, what, caller) from None
 
 
 def refused(error: BaseException, what: str, caller: Caller) -> RefusedError:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from urllib.parse import urljoin
 
 from huggingface_hub import get_session
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined] # documented, but not exported for mypy
 
 from m3dt_agent.documents import read_document
 from m3dt_agent.errors import ConfigError, HubError
@@ -142,8 +142,8 @@ class Transport:
 
     def __init__(self, endpoint: str, token: str | None, patience: Patience) -> None:
         self.endpoint, self.patience = endpoint, patience
-        plain = build_hf_headers(token=False, library_name="m3dt-agent")
-        self._headers = plain | {"accept-encoding": "identity"}  # so that bytes are counted and hashed as they are
+        # identity: so that bytes are counted and hashed as they are
+        self._headers = {"user-agent": "m3dt-agent", "accept-encoding": "identity"}
         self._own_headers = self._headers | ({"authorization": f"Bearer {token}"} if token else {})
 
     def read_json(self, path: str, what: str) -> dict[str, Any]:

@@ -407,7 +407,7 @@ class TestDamagedRepositories:
         pushed.plant("models", REPO, "router.safetensors", content)
         record = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         self.edit(pushed, lambda manifest: manifest["files"].update({"router.safetensors": record}))
-        with pytest.raises(BankError, match="not a safetensors file|does not fit this bank"):
+        with pytest.raises(BankError, match=r"not a safetensors file|does not fit this bank"):
             M3DTAgent.from_pretrained(REPO)
         assert not (tmp_path / "executed").exists()
 

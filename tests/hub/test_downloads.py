@@ -63,13 +63,14 @@ def test_tries_are_counted_anew_while_much_arrives(
         fetch()
 
 
+def whole(answer: Answer) -> Answer:
+    """All of the file, whatever part was asked for."""
+    part = answer.part and dataclasses.replace(answer.part, first=0, length=answer.part.size)
+    return dataclasses.replace(answer, status=200, part=part)
+
+
 def test_a_server_that_begins_anew(lfs_hub: Hub, fetch: Callable[..., bytes]) -> None:
     lfs_hub.cut("large.bin", 1_000)
-
-    def whole(answer: Answer) -> Answer:
-        part = answer.part and dataclasses.replace(answer.part, first=0, length=answer.part.size)
-        return dataclasses.replace(answer, status=200, part=part)
-
     lfs_hub.forge("_cdn", lambda answer: answer, times=1)
     lfs_hub.forge("_cdn", whole)
     assert fetch() == CONTENT
@@ -106,6 +107,17 @@ def test_other_bytes_than_those_listed(fetch: Callable[..., bytes], listed: Remo
 def test_git_s_own_hash_serves_as_well(fetch: Callable[..., bytes]) -> None:
     oid = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()
     assert fetch(RemoteFile(len(CONTENT), oid, None)) == CONTENT
+
+
+def test_progress_is_told_and_taken_back(lfs_hub: Hub, fetch: Callable[..., bytes], tmp_path: Path) -> None:
+    told: list[int] = []
+    lfs_hub.cut("large.bin", 2_000_000)
+    lfs_hub.forge("_cdn", lambda answer: answer, times=1)
+    lfs_hub.forge("_cdn", whole)
+    transport = Transport(lfs_hub.endpoint, None, Patience())
+    download(transport, f"{lfs_hub.endpoint}/alice/bank/resolve/main/large.bin", LISTED, tmp_path / "told", told.append)
+    assert sum(told) == len(CONTENT)
+    assert -2_000_000 in told
 
 
 def test_nothing_that_is_there_is_overwritten(fetch: Callable[..., bytes], lfs_hub: Hub, tmp_path: Path) -> None:
