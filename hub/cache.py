@@ -12,10 +12,12 @@ replaced as links: so no file outside of this folder is ever written, replaced o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from m3dt_agent.errors import ConfigError, HubError, PathError
 from m3dt_agent.hub.snapshots import RemoteFile, is_commit_id, is_safe_name
 from m3dt_agent.text import visible
 
+_ABANDONED_S = 86_400.0
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -92,6 +95,7 @@ class RepoCache:
         """
         with path_errors(self._storage):
             blobs = self._own_folder("blobs")
+            _remove_abandoned(blobs)
             new = blobs / f"{listed.key}.{secrets.token_hex(8)}.incomplete"  # huggingface_hub's name for unfinished files
             try:
                 bring(new)
@@ -163,6 +167,14 @@ class RepoCache:
 
     def _ref_file(self, revision: str | None) -> Path:
         name = revision or constants.DEFAULT_REVISION
-        if not is_safe_name(name):
+        if not isinstance(name, str) or not is_safe_name(name):
             raise ConfigError(f"revision must be a branch, tag or sha; got {visible(repr(revision), longest=200)}")
         return self._storage / "refs" / name
+
+
+def _remove_abandoned(blobs: Path) -> None:
+    """Removes what downloads that were killed have left: unfinished files that nobody has written to for a day."""
+    for file in blobs.glob("*.incomplete"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.lstat().st_mtime > _ABANDONED_S:
+                file.unlink()

@@ -101,9 +101,9 @@ class HubRepo:
         if self.offline:
             wanted = visible(repr(revision or "main"))
             raise HubError(f"{self}: offline (HF_HUB_OFFLINE), and revision {wanted} is not in the cache")
-        path = f"/api/{self.repo_type}s/{self.repo_id}"
-        path += f"/revision/{quote(revision, safe='')}" if revision is not None else ""
         with self._errors(f"revision {visible(repr(revision or 'main'))}"):
+            path = f"/api/{self.repo_type}s/{self.repo_id}"
+            path += f"/revision/{quote(revision, safe='')}" if revision is not None else ""
             listing = patiently(lambda: self._transport.read_json(f"{path}?blobs=true", f"the listing of {self}"))
             return Snapshot.from_listing(listing, str(self))
 

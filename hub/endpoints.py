@@ -31,6 +31,8 @@ def checked_endpoint(endpoint: str | None) -> str:
     Raises:
         ConfigError: not an address of the form https://host; the message shows no password.
     """
+    if not isinstance(endpoint, str | None):
+        raise ConfigError(f"endpoint must be a string or None; got a {type(endpoint).__name__}")
     found = (endpoint or constants.ENDPOINT).strip().rstrip("/")
     try:
         origin_of(found)
@@ -56,6 +58,8 @@ def checked_token(token: str | None, endpoint: str) -> str | None:
     Raises:
         ConfigError: it holds characters that no token has; the message does not show it.
     """
+    if not isinstance(token, str | None):
+        raise ConfigError(f"token must be a string or None; got a {type(token).__name__}")
     token = (token or "").strip()
     given = bool(token)
     if not given and endpoint == OFFICIAL_ENDPOINT:

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,6 +192,16 @@ def test_a_file_that_could_not_be_brought_leaves_nothing(cache: RepoCache) -> No
     assert os.readlink(cache.file(SHA, "a/b.json")) == f"../../../blobs/{EMPTY.key}"
     assert cache.has(SHA, "a/b.json", EMPTY)
     assert cache.has("f" * 40, "other.json", EMPTY)  # another commit, the same bytes
+
+
+def test_what_killed_downloads_have_left_goes_after_a_day(cache: RepoCache) -> None:
+    blobs = storage(cache) / "blobs"
+    blobs.mkdir(parents=True)
+    for name, age in {"old.incomplete": 90_000, "young.incomplete": 3_600, "old-and-whole": 90_000}.items():
+        (blobs / name).write_bytes(b"half")
+        os.utime(blobs / name, (time.time() - age, time.time() - age))
+    cache.add(SHA, "b.json", EMPTY, Path.touch)
+    assert {path.name for path in blobs.iterdir()} == {"young.incomplete", "old-and-whole", EMPTY.key}
 
 
 def test_a_system_without_links_gets_copies(cache: RepoCache, monkeypatch: pytest.MonkeyPatch) -> None:

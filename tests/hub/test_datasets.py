@@ -316,6 +316,10 @@ class TestForeign:
                 "not a",
             ),
             (lambda m: m["datasets"]["m3dt/reach/random-v0"].update(task="walk"), "damaged or foreign"),
+            (
+                lambda m: m["datasets"]["m3dt/reach/random-v0"]["files"]["data/main_data.hdf5"].update(bytes=1),
+                "bytes, and 1 in",
+            ),
             (lambda m: m["datasets"]["m3dt/reach/random-v0"].pop("steps"), "damaged or foreign"),
         ],
     )

@@ -68,6 +68,17 @@ def test_spaces_around_a_token_are_no_part_of_it(lfs_hub: Hub, bank: ExpertBank,
     assert {request.headers.get("authorization") for request in lfs_hub.seen("/api/")} == {f"Bearer {ALICE}"}
 
 
+def test_values_of_another_type() -> None:
+    for options in ({"token": True}, {"token": b"hf_x"}, {"endpoint": 7}):
+        with pytest.raises(ConfigError, match="must be a string or None"):
+            HubRepo(REPO, "model", **options)  # type: ignore[arg-type]
+    for revision in (7, "\ud800"):
+        with pytest.raises(ConfigError, match="revision must be"):
+            pull_bank(REPO, revision)  # type: ignore[arg-type]
+    with pytest.raises(HubError, match="revision"):
+        HubRepo(REPO, "model").look("\ud800")
+
+
 def test_the_kept_login_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", f"hf_a b{LONG}")
     shown = failure(lambda: HubRepo(REPO, "model", endpoint=endpoints.OFFICIAL_ENDPOINT))
