@@ -108,21 +108,22 @@ def evaluate_in_jobs(
         if not runs_here(engine):
             registrations(specs).require_importable()
         missing = [part for part in parts if not all(episode in kept for episode in episodes_of(part, config))]
-        sent = who if isinstance(who, str) or not missing else ship(who, engine)
-        jobs = [
-            EvaluationJob(
-                who=sent,
-                tasks=tuple(part),
-                config=config,
-                experts=experts,
-                precision=precision,
-                device=device,
-                own=registrations(part),
-            )
-            for part in missing
-        ]
-        for _, found in run_jobs(jobs, engine):
-            bar.update(sum(kept.add(row) for row in found))
+        if missing:
+            sent = who if isinstance(who, str) else ship(who, engine)
+            jobs = [
+                EvaluationJob(
+                    who=sent,
+                    tasks=tuple(part),
+                    config=config,
+                    experts=experts,
+                    precision=precision,
+                    device=device,
+                    environments=registrations(part),
+                )
+                for part in missing
+            ]
+            for _, found in run_jobs(jobs, engine):
+                bar.update(sum(kept.add(row) for row in found))
         return kept.finish()
 
 
