@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from contracts import random_bank, random_datasets
 
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.config import ModelConfig
@@ -18,16 +16,6 @@ from m3dt_agent.evaluation import action_error
 
 NAMES = ("reach", "cheetah-vel-25", "ant-dir-3")
 CONFIG = ModelConfig.preset("tiny")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> TaskDatasets:
-    return random_datasets(tmp_path_factory.mktemp("datasets"), NAMES, episodes=5, length=15)
-
-
-@pytest.fixture
-def agent(tmp_path: Path, data: TaskDatasets) -> M3DTAgent:
-    return M3DTAgent.from_pretrained(random_bank(tmp_path / "bank", data, CONFIG).path)
 
 
 def test_action_error_is_the_mean_square_over_real_actions(agent: M3DTAgent, data: TaskDatasets) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from contracts import random_bank, random_datasets
+from contracts import random_bank
 
 import m3dt_agent.envs
 from m3dt_agent.agent import M3DTAgent
@@ -33,16 +33,6 @@ m3dt_agent.envs.register()
 
 NAMES = ("reach", "cheetah-vel-25", "ant-dir-3")
 CONFIG = ModelConfig.preset("tiny")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> TaskDatasets:
-    return random_datasets(tmp_path_factory.mktemp("datasets"), NAMES, episodes=5, length=15)
-
-
-@pytest.fixture
-def agent(tmp_path: Path, data: TaskDatasets) -> M3DTAgent:
-    return M3DTAgent.from_pretrained(random_bank(tmp_path / "bank", data, CONFIG).path)
 
 
 def rollout(task: TaskSpec, seed: int, level: str, stop: bool = False) -> tuple[float, int, bool]:
