@@ -118,7 +118,7 @@ def evaluate_in_jobs(
                     experts=experts,
                     precision=precision,
                     device=device,
-                    environments=registrations(part),
+                    own=registrations(part),
                 )
                 for part in missing
             ]
