@@ -316,10 +316,6 @@ class TestForeign:
                 "not a",
             ),
             (lambda m: m["datasets"]["m3dt/reach/random-v0"].update(task="walk"), "damaged or foreign"),
-            (
-                lambda m: m["datasets"]["m3dt/reach/random-v0"]["files"]["data/main_data.hdf5"].update(bytes=1),
-                "bytes, and 1 in",
-            ),
             (lambda m: m["datasets"]["m3dt/reach/random-v0"].pop("steps"), "damaged or foreign"),
         ],
     )
@@ -331,6 +327,16 @@ class TestForeign:
         pushed.plant("datasets", REPO, "datasets.json", json.dumps(manifest).encode())
         with pytest.raises(DatasetError, match=match):
             pull_datasets(REPO, tmp_path / "new")
+        assert not list(tmp_path.glob("new/m3dt/*/*-v0"))
+
+    def test_a_file_of_another_size_is_not_downloaded(self, pushed: Hub, tmp_path: Path) -> None:
+        manifest = json.loads(pushed.read("datasets", REPO, "datasets.json"))
+        manifest["datasets"]["m3dt/reach/random-v0"]["files"]["data/main_data.hdf5"]["bytes"] = 1
+        pushed.plant("datasets", REPO, "datasets.json", json.dumps(manifest).encode())
+        pushed.clear()
+        with pytest.raises(DatasetError, match=r"main_data\.hdf5 has [0-9,]+ bytes, and 1 in its datasets\.json"):
+            pull_datasets(REPO, tmp_path / "new", ["reach"])
+        assert not pushed.count("main_data|_cdn")
         assert not list(tmp_path.glob("new/m3dt/*/*-v0"))
 
     def test_a_listed_dataset_that_is_not_there(self, pushed: Hub, tmp_path: Path) -> None:
