@@ -16,9 +16,10 @@ noise, so it continues the training but does not repeat an uninterrupted run bit
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -132,23 +133,33 @@ def read_snapshots(checkpoint: Path, task: TaskSpec, seed: int) -> list[Snapshot
             f"{checkpoint.parent} holds a run of {progress.task!r} with seed {progress.seed}; "
             f"asked for was {task.name!r} with seed {seed}"
         )
-    file = checkpoint / "snapshots.safetensors"
-    try:
-        with open_regular(file):
-            tensors = safetensors.numpy.load_file(file)
+    with _damage_named(checkpoint):
+        tensors = _load(checkpoint / "snapshots.safetensors")
         return [
             Snapshot(int(steps), tuple(tensors[f"{steps}/{name}"] for name in LAYER_NAMES), measured)
             for steps, measured in progress.returns.items()
         ]
+
+
+@contextlib.contextmanager
+def _damage_named(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
     except (PathError, SafetensorError, KeyError, ValueError) as error:
-        raise ConfigError(f"{file} is damaged ({error}); remove {checkpoint} to go on from the checkpoint before") from error
+        raise ConfigError(f"{checkpoint} is damaged ({error}); remove it to go on from the checkpoint before") from error
+
+
+def _load(file: Path) -> dict[str, NDArray[Any]]:
+    with open_regular(file):
+        return safetensors.numpy.load_file(file)
 
 
 def load_state(model: Any, checkpoint: Path, steps: int) -> None:
     """Gives the sbx `model` the networks, optimizers, keys and replay buffer of a checkpoint made after `steps` steps."""
     import jax
 
-    tensors = safetensors.numpy.load_file(checkpoint / "state.safetensors")
+    with _damage_named(checkpoint):
+        tensors = _load(checkpoint / "state.safetensors")
     structure = jax.tree_util.tree_structure(_learned(model))
     leaves = [jax.numpy.asarray(tensors[name]) for name in sorted(tensors) if name.startswith("learned/")]
     learned = jax.tree_util.tree_unflatten(structure, leaves)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import m3dt_agent
 from m3dt_agent import tasks
@@ -128,3 +130,27 @@ def test_scripted_policies_succeed():
     episodes = {name: episodes_of(tasks.get(name), "scripted", 2, stop=1) for name in names}
     assert [name for name, found in episodes.items() if not all(episode.success[-1] for episode in found)] == []
     assert all(episode.terminations[-1] and episode.length < 500 for found in episodes.values() for episode in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"w1": np.zeros((128, 3), np.float16)},
+            r"layer 1 of walker-run/expert is \(128, 3\) and \(128,\), which",
+        ),
+        ({"b2": np.zeros(6, np.float16) * np.nan}, "layer 2 of walker-run/expert holds a NaN"),
+        ({"w0": np.zeros(24, np.float16)}, "layer 0 of walker-run/expert"),
+        ({"w2": None}, "not a readable file of behavior policies"),
+    ],
+)
+def test_weights_that_are_no_policy_of_the_task_are_named(change, message, tmp_path):
+    task = tasks.get("walker-run")
+    shapes = {"w0": (24, 128), "b0": (128,), "w1": (128, 128), "b1": (128,), "w2": (128, 6), "b2": (6,)}
+    layers = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()} | change
+    save_file({f"walker-run/expert/{name}": array for name, array in layers.items() if array is not None}, tmp_path / "own")
+    with pytest.raises(ConfigError, match=message):
+        behavior_policy(task, weights=tmp_path / "own")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="it is a pipe, a device or a socket"):
+        behavior_policy(task, weights=tmp_path / "pipe")

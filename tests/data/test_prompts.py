@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from m3dt_agent.data.episodes import Episode, read_episodes
 from m3dt_agent.data.prompts import Prompt, make_prompts, prompt_window, prompts_from_tensors, prompts_to_tensors
 from m3dt_agent.data.stats import TaskStatistics, compute_statistics
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.errors import BankError, ShapeError
+from m3dt_agent.errors import BankError, InvalidValueError, ShapeError
 
 MakeDataset = Callable[..., Path]
 CONFIG = ModelConfig.preset("tiny", prompt_length=4)
@@ -134,3 +135,17 @@ def test_fields_must_fit_together() -> None:
         prompt(length=0)
     with pytest.raises(ShapeError, match=r"\(3, 1\)"):
         Prompt(good.states, good.actions, good.returns_to_go[:, None], good.timesteps)
+
+
+@pytest.mark.parametrize("name", ["states", "actions", "returns_to_go"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e38])
+def test_numbers_that_no_model_can_take(name: str, value: float) -> None:
+    with pytest.raises(InvalidValueError, match=f"a prompt needs finite {name} of at most"):
+        dataclasses.replace(prompt(), **{name: np.full_like(getattr(prompt(), name), value)})
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("states", torch.bfloat16), ("actions", torch.int64), ("timesteps", torch.int32)])
+def test_tensors_of_another_type_are_named(name: str, dtype: torch.dtype) -> None:
+    tensors = prompts_to_tensors({"push": [prompt()]})
+    with pytest.raises(BankError, match=f"push/0/{name} is {dtype}; it must be"):
+        prompts_from_tensors(tensors | {f"push/0/{name}": tensors[f"push/0/{name}"].to(dtype)})

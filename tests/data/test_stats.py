@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from m3dt_agent import tasks
@@ -103,6 +104,11 @@ def test_missing_and_foreign_tensors_are_named() -> None:
         {"return_scale": 0.0},
         {"target_return": math.inf},
         {"state_clip": 0.0},
+        {"state_clip": math.nan},
+        {"mean": np.array([1e11, 0], np.float32)},  # a normalized state would leave float32
+        {"std": np.array([1e-20, 1], np.float32)},
+        {"return_scale": 1e-300},  # and so would a return-to-go
+        {"target_return": -1e38},
     ],
 )
 def test_impossible_statistics(change: dict[str, object]) -> None:
@@ -116,3 +122,20 @@ def test_impossible_statistics(change: dict[str, object]) -> None:
     TaskStatistics(**good)  # type: ignore[arg-type]
     with pytest.raises(InvalidValueError):
         TaskStatistics(**(good | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("mean", torch.zeros(3, 13)),
+        ("mean", torch.zeros(39, dtype=torch.int64)),
+        ("std", torch.tensor(1.0)),
+        ("return_scale", torch.ones(2)),
+        ("target_return", torch.zeros(0)),
+        ("state_clip", torch.zeros(1, dtype=torch.complex64)),
+    ],
+)
+def test_tensors_of_another_form_are_named(name: str, tensor: torch.Tensor) -> None:
+    tensors = statistics_to_tensors({"push": TaskStatistics(np.zeros(39, np.float32), np.ones(39, np.float32), 1.0, 1.0, None)})
+    with pytest.raises(BankError, match=f"push/{name} is {tensor.dtype}"):
+        statistics_from_tensors(tensors | {f"push/{name}": tensor})
