@@ -26,6 +26,7 @@ from m3dt_agent.disk import path_errors, user_path
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.hub.published.episodes import Listing, PublishedTask
 from m3dt_agent.hub.published.formats import FORMATS
+from m3dt_agent.hub.published.minari import dataset_folder
 from m3dt_agent.machine import shows_progress
 from m3dt_agent.tasks import TASKS, TaskSpec, lookup, resolve
 
@@ -73,7 +74,8 @@ def import_datasets(
 
     format: mt160, tdmpc2, prompt-dt or minari; where each expects its files is drawn in `published.formats`. tasks: names, set
     names, domains or specs (None: every task found); summaries come in their order. Called again after a kill or Ctrl-C, it
-    keeps the datasets it finished. Actions are clipped to [-1, 1] and counted. progress: None shows a bar on a terminal.
+    keeps the datasets it finished. path: for minari also the id of a dataset in Minari's own root. Actions are clipped to
+    [-1, 1] and counted. progress: None shows a bar on a terminal.
 
     Raises:
         UnknownTaskError: a format or task that does not exist.
@@ -86,7 +88,8 @@ def import_datasets(
     """
     find = lookup(dict(FORMATS), format, "data format")
     wanted = None if tasks is None else resolve([tasks] if isinstance(tasks, str) else tasks)
-    path, root = user_path(path).absolute(), user_path(root)
+    path = dataset_folder(user_path(path)) if format == "minari" else user_path(path)
+    path, root = path.absolute(), user_path(root)
     with path_errors(path):
         if not path.exists():
             raise DatasetError(f"{path} does not exist")
@@ -99,7 +102,7 @@ def import_datasets(
 
 def _choose(listing: Listing, path: Path, wanted: Sequence[TaskSpec] | None) -> list[str]:
     """The names of the tasks to import."""
-    found = [task.name for task in TASKS if task.name in listing.open]
+    found = [task.name for task in dict.fromkeys((*TASKS, *(wanted or ()))) if task.name in listing.open]
     unknown = _shown(listing.unknown)
     if wanted is None:
         if listing.unknown:

@@ -18,7 +18,7 @@ LAYERS = [
     {"jobs", "disk"},
     {"documents"},
     {"tasks"},
-    {"rows"},
+    {"rows", "spaces"},
     {"config", "scores", "envs"},
     {"data", "plots"},
     {"model"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from m3dt_agent.data.metadata import (
     recorded_in,
 )
 from m3dt_agent.data.validation import ScannedEpisode, scan_episodes
+from m3dt_agent.disk import user_path
 from m3dt_agent.errors import ConfigError, DatasetError
 from m3dt_agent.hub.published.episodes import (
     Listing,
@@ -33,13 +35,28 @@ from m3dt_agent.hub.published.episodes import (
     Wanted,
     make_episode,
 )
-from m3dt_agent.tasks import TaskSpec
+from m3dt_agent.hub.published.own_minari import open_own
+from m3dt_agent.tasks import TaskSpec, is_builtin
 
 log = logging.getLogger(__name__)
 
 
+def dataset_folder(path: Path) -> Path:
+    """The folder of a Minari dataset: `path`, or, if nothing is there, the one of this id in Minari's own root.
+
+    That root is MINARI_DATASETS_PATH, by default ~/.minari/datasets. Nothing is downloaded: that is Minari's.
+    """
+    if path.exists() or path.is_absolute():
+        return path
+    kept = user_path(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")) / path
+    return kept if kept.exists() else path
+
+
 def find_minari(path: Path, wanted: Wanted) -> Listing:
     """Finds the Minari dataset in the folder `path`, as data of the one task that is wanted.
+
+    Data of a task that is not among the 160 are in the spaces of its environment (own_minari.py), unless this package wrote
+    them.
 
     Raises:
         ConfigError: not exactly one task is wanted; the dataset itself does not say which task it is.
@@ -51,6 +68,8 @@ def find_minari(path: Path, wanted: Wanted) -> Listing:
 
 def _open_minari(task: TaskSpec, path: Path) -> PublishedTask:
     metadata = read_metadata(path)
+    if not is_builtin(task) and metadata.get("m3dt_task") is None:
+        return open_own(task, path, metadata)
     if problems := origin_problems(metadata, task):
         raise DatasetError(f"{path} cannot be imported for task {task.name!r}: {problems[0]}")
     recorded = recorded_in(metadata)

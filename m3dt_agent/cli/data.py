@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import DatasetError
+from ..errors import ConfigError, DatasetError
 from ..machine import duration
-from ..tasks import TASKS, TaskSpec, get, resolve
+from ..tasks import Linear, ScoreRule, TaskSpec, get, known, resolve, to_toml
 from .options import DEFAULT_ROOT, AsJson, Cache, Root, Seed, Source, TaskNames, path_argument, path_option
 from .output import emit, make_table, quiet_stdout, say, size
 
@@ -30,7 +31,7 @@ def behavior_list(names: TaskNames = None, as_json: AsJson = False) -> None:
     """List every task's behavior policy with its levels and their measured scores."""
     from ..data.behavior import behavior_table
 
-    infos = behavior_table(resolve(names) if names else TASKS)
+    infos = behavior_table(resolve(names) if names else known())
     emit(
         [{**dataclasses.asdict(info), "task": info.task.name} for info in infos],
         as_json=as_json,
@@ -153,7 +154,7 @@ def data_pack(
 @data_app.command("import")
 def data_import(
     format_name: Annotated[str, typer.Argument(metavar="FORMAT", help="mt160, tdmpc2, prompt-dt or minari.")],
-    path: Annotated[Path, path_argument(help="Folder of the published data, or one file of tdmpc2's.")],
+    path: Annotated[Path, path_argument(help="Folder of the data, one file of tdmpc2's, or a Minari dataset's id.")],
     names: TaskNames = None,
     root: Root = DEFAULT_ROOT,
     source: Annotated[str, typer.Option(help="Name of the datasets' source, m3dt/<task>/<source>-v0.")] = "published",
@@ -174,6 +175,37 @@ def data_import(
     emit(rows, as_json=as_json, table=make_table(f"m3dt/<task>/{source}-v0 under {root}", columns, cells))
 
 
+@data_app.command("task")
+def data_task(
+    path: Annotated[Path, path_argument(help="Folder of a Minari dataset, or its id under MINARI_DATASETS_PATH.")],
+    name: Annotated[str, typer.Argument(metavar="TASK", help="The name that your task gets.")],
+    score: Annotated[
+        str, typer.Option(help="How episodes are scored: success, return, or LOW:HIGH for 0 to 100 between these returns.")
+    ],
+    domain: Annotated[str, typer.Option(help="The group in which tables show the task.")] = "own",
+    as_json: AsJson = False,
+) -> None:
+    """Describe a Minari dataset's task as TOML: widths, bounds and length are read from it.
+
+    Put what it prints into a file, and name the file with `m3dt --tasks FILE …` or in M3DT_TASKS.
+    """
+    from ..hub.published.minari import dataset_folder
+    from ..hub.published.own_minari import spec_of_dataset
+
+    spec = spec_of_dataset(dataset_folder(path), name=name, domain=domain, score=_score_rule(score))
+    print(json.dumps(spec.to_dict(), indent=2) if as_json else to_toml([spec]), end="\n" if as_json else "")
+
+
+def _score_rule(text: str) -> ScoreRule:
+    if text in ("success", "return"):
+        return text  # type: ignore[return-value]
+    low, _, high = text.partition(":")
+    try:
+        return Linear(float(low), float(high))
+    except ValueError as error:  # a ConfigError is one too
+        raise ConfigError(f"--score must be success, return or LOW:HIGH, such as -1500:0; got {text!r}") from error
+
+
 def _datasets(root: Path, names: Sequence[str] | None, source: str | None) -> list[tuple[TaskSpec, str, Path]]:
     """(task, source, path) of the datasets under `root`: of all tasks or of those named, from all sources or from one.
 
@@ -182,9 +214,10 @@ def _datasets(root: Path, names: Sequence[str] | None, source: str | None) -> li
     """
     from ..data.episodes import find_sources
 
-    chosen = resolve(names) if names else TASKS
+    chosen = resolve(names) if names else known()
     found = [(task, name, path) for task in chosen for name, path in find_sources(root, task).items() if source in (None, name)]
-    missing = {get(name).name for name in names or () if name in {t.name for t in TASKS}} - {task.name for task, _, _ in found}
+    of_its_own = {task.name for task in known()}.intersection(names or ())  # of a set or domain, some may be missing
+    missing = of_its_own - {task.name for task, _, _ in found}
     if missing or not found:
         what = f" of {', '.join(sorted(missing))}" if missing else ""
         raise DatasetError(f"no dataset{what}{f' from source {source!r}' if source else ''} under {root}")

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,8 +111,10 @@ class EpisodeArrays:
         self._file = file
         self._left = _FREE_BYTES + MOST_READ_PER_BYTE * file_bytes
 
-    def of(self, index: int) -> tuple[dict[str, h5py.Dataset], int | None]:
-        """The arrays of episode `index` by name, not read, and its seed. `SUCCESS` is there only if the episode has it.
+    def of(
+        self, index: int, needed: Sequence[str] = (*FLOATS, *FLAGS), optional: Sequence[str] = (SUCCESS,)
+    ) -> tuple[dict[str, h5py.Dataset], int | None]:
+        """The arrays of episode `index` by name, not read, and its seed. needed, optional: which; of others nothing is read.
 
         Raises:
             RefusedError: one is missing, not an array of numbers, kept elsewhere, too large, or stored in another way than in
@@ -127,10 +129,10 @@ class EpisodeArrays:
         if not isinstance(group, h5py.Group):
             raise RefusedError("is not a group")
         found: dict[str, h5py.Dataset] = {}
-        for field in (*FLOATS, *FLAGS, SUCCESS):
+        for field in (*needed, *optional):
             _require_inside(group, field)
             array = group.get(field)
-            if array is None and field == SUCCESS:
+            if array is None and field in optional:
                 continue
             if not isinstance(array, h5py.Dataset):
                 raise RefusedError(f"{field} is missing")

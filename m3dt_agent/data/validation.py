@@ -6,7 +6,7 @@ Files are read with h5py and json alone (`hdf5_files`, `metadata`); shapes are c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ __all__ = [
     "count_problems",
     "episode_problems",
     "metadata_problems",
+    "raw_episodes",
     "read_metadata",
     "read_prompt_episodes",
     "scan_episodes",
@@ -103,6 +104,27 @@ def scan_episodes(path: Path, task: TaskSpec | None) -> Iterator[ScannedEpisode]
         arrays = EpisodeArrays(file, file_path.stat().st_size)
         for index in range(count_episodes(file, file_path)):
             yield _scan(arrays, index, task)
+
+
+def raw_episodes(path: Path, needed: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[Arrays, int | None]]:
+    """Reads these arrays of every episode of the dataset at `path`, whatever their shapes, and its seed, one after the other.
+
+    Raises:
+        DatasetError: the file cannot be opened or is damaged, or an array is missing, not of numbers, or refused.
+    """
+    file_path = path / STEPS_FILE
+    with open_steps(file_path) as file:
+        arrays = EpisodeArrays(file, file_path.stat().st_size)
+        for index in range(count_episodes(file, file_path)):
+            try:
+                found, seed = arrays.of(index, needed, optional)
+                yield {name: array[()] for name, array in found.items()}, seed
+            except RefusedError as error:
+                raise DatasetError(f"{path}, episode {index}: {error}") from error
+            except DatasetError:
+                raise
+            except _UNREADABLE as error:
+                raise DatasetError(f"{path}, episode {index} cannot be read: {error}") from error
 
 
 def _scan(stored: EpisodeArrays, index: int, task: TaskSpec | None) -> ScannedEpisode:

@@ -18,12 +18,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.spaces import Dict
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, MissingDependencyError
+from ..spaces import spec_of_spaces
 from ..tasks import TaskSpec, is_builtin, register, registered, to_toml
-from .own_task import OwnTask, checked_actions, names_of_entries, usable_box
+from .own_task import OwnTask
 
 Env = gym.Env[NDArray[np.float32], NDArray[np.float32]]
 
@@ -97,45 +97,9 @@ def task_of_env(env_id: str, **given: Any) -> TaskSpec:
             env.observation_space,
             env.action_space,
             None if env.spec is None else env.spec.max_episode_steps,
+            env_id,
             **{"env": env_id, "domain": "own", **given},
         )
-
-
-def spec_of_spaces(observations: gym.Space[Any], actions: gym.Space[Any], longest: int | None, **given: Any) -> TaskSpec:
-    """The spec of a task with these spaces, and episodes of at most `longest` steps. given: fields of `TaskSpec` besides.
-
-    Raises:
-        ConfigError: as `task_of_env`.
-    """
-    draft = TaskSpec(**{"obs_dim": 1, "act_dim": 1, "max_episode_steps": 1, **given})
-    if isinstance(observations, Dict):
-        given.setdefault("observation", tuple(names_of_entries(observations)))
-        entries = [_inside(observations, key) for key in given["observation"]]
-    else:
-        entries = [observations]
-    boxes = [usable_box(draft, entry, "the observation") for entry in entries]
-    box = usable_box(draft, actions, "the action")
-    low, high = box.low.reshape(-1).astype(float), box.high.reshape(-1).astype(float)
-    if "action_low" not in given and not (np.all(low == -1.0) and np.all(high == 1.0)):
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            raise ConfigError(f"{draft.name}: actions of {draft.env_id} have no bounds; give action_low and action_high")
-        given |= {"action_low": tuple(low.tolist()), "action_high": tuple(high.tolist())}
-    if "max_episode_steps" not in given:
-        if longest is None:
-            raise ConfigError(f"{draft.name}: episodes of {draft.env_id} have no end; give max_episode_steps")
-        given["max_episode_steps"] = longest
-    widths = {"obs_dim": sum(int(np.prod(one.shape)) for one in boxes), "act_dim": int(np.prod(box.shape))}
-    task = TaskSpec(**{**widths, **given})
-    checked_actions(task, actions)
-    return task
-
-
-def _inside(space: gym.Space[Any], key: str) -> gym.Space[Any]:
-    for part in key.split("/"):
-        if not isinstance(space, Dict) or part not in space.spaces:
-            raise ConfigError(f"there is no observation {key!r}")
-        space = space.spaces[part]
-    return space
 
 
 def versions_of(task: TaskSpec) -> dict[str, str]:
