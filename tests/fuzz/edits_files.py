@@ -152,7 +152,7 @@ def make_extra(folder: Path, edit: Edit) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path)
-        except OSError:  # the name is too long, or a file stands in the place of a folder
+        except (OSError, ValueError):  # the name is too long, has a NUL, or a file stands in the place of a folder
             return
 
 
