@@ -61,11 +61,7 @@ class KnownTasks:
             return _unseen(prompt, statistics, target_return)
         if isinstance(task, str | TaskSpec):
             return self._condition(_name(task), target_return)
-        if isinstance(task, np.ndarray):
-            task = np.atleast_1d(task).tolist()
-        if not isinstance(task, Sequence) or not all(isinstance(one, str | TaskSpec) for one in task):
-            raise ConfigError(f"task must be a task's name, a TaskSpec, or a list with one per slot; got {task!r}")
-        names = [_name(one) for one in task]
+        names = _names(task)
         if not names:
             raise ConfigError("reset needs at least one task; got an empty list")
         by_name = {name: self._condition(name, target_return) for name in dict.fromkeys(names)}
@@ -110,3 +106,11 @@ def _target(name: str, statistics: TaskStatistics, asked: float | None) -> float
 
 def _name(task: str | TaskSpec) -> str:
     return task.name if isinstance(task, TaskSpec) else task
+
+
+def _names(tasks: object) -> list[str]:
+    """The names of a list of tasks."""
+    found = np.atleast_1d(tasks).tolist() if isinstance(tasks, np.ndarray) else tasks
+    if not isinstance(found, Sequence) or not all(isinstance(one, str | TaskSpec) for one in found):
+        raise ConfigError(f"task must be a task's name, a TaskSpec, or a list with one per slot; got {tasks!r}")
+    return [_name(one) for one in found]

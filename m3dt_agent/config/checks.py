@@ -16,7 +16,7 @@ from ..errors import ConfigError
 C = TypeVar("C")
 
 
-def require_types(config: object) -> None:
+def require_types(config: Any) -> None:
     """Checks every field of a config against its annotation: int, float, bool, a `Literal`, weights by name, or None.
 
     NumPy's numbers become Python's. Python's own stay as they are, even an integer where a float is expected, so that a config

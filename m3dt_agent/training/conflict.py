@@ -2,8 +2,8 @@
 
     conflict = 1 - mean_t cos(g_t, ḡ),   ḡ = mean_t g_t          0: all gradients are the same; near 1: they are orthogonal
 
-g_t is the gradient of task t's loss over all trained parameters, without dropout. Gradients are computed twice, once for ḡ and
-once for the cosines, because 160 of the paper's 5.3M numbers would take 3.4 GB to keep.
+g_t is the gradient of task t's loss over all trained parameters, without dropout. Every gradient is computed twice, once for ḡ
+and once for its cosine: to keep those of 160 tasks, of 5.3M numbers each in the paper's model, would take 3.4 GB.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ Gradients = Callable[[], Iterator[Tensor]]
 def masked_losses(actions: Tensor, batch: Batch, n_losses: int, counts: Tensor | None = None) -> Tensor:
     """Mean squared error over real action dimensions of real steps, one per equal group of windows, (K,).
 
-    actions: (B, T, act_dim), B a multiple of K. counts: (K,) divisors if `batch` is a share of a larger batch; None: the
-    numbers of errors in `batch`.
+    actions: (B, T, act_dim), B a multiple of K.
+    counts: (K,) the number of errors by which each group's sum is divided. If `batch` is a worker's share of a batch, these are
+        the counts of the whole batch. None: those of `batch`.
     """
     errors = (actions.to(batch.window.actions.dtype) - batch.window.actions).square() * batch.action_mask
     return errors.view(n_losses, -1).sum(1) / (real_actions(batch.action_mask, n_losses) if counts is None else counts)

@@ -28,7 +28,7 @@ from .settling import with_precision, with_stacking
 from .trainer import Trainer
 
 MEASURED_STEPS = 2
-_LONG_STEP = 2.0  # seconds; a first step that takes longer is measured alone: the time it spends allocating does not matter
+_LONG_STEP = 2.0  # seconds; if the first step takes longer, it is the measurement: what it spends on allocating is little
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def disk_bytes(stage: Stage, config: TrainConfig, model_config: ModelConfig) -> 
 
 
 def require_disk(stage: Stage, config: TrainConfig, model_config: ModelConfig, bank: Path) -> None:
-    """Checks that there is room for a stage's files where the bank is; its earlier checkpoints count as room.
+    """Checks that there is room for a stage's files where the bank is. What its own earlier checkpoints take counts as free.
 
     Raises:
         DiskSpaceError: there is not; the message says how much is needed and how much is free.

@@ -164,9 +164,10 @@ _here: World | None = None  # set by the outermost `joined` of this process
 
 @contextlib.contextmanager
 def joined(device: str | torch.device) -> Iterator[World]:
-    """The workers of this process: those of an outer `joined`, else of its process group, else those that torchrun started.
+    """Gives the block the workers that this process trains with.
 
-    Otherwise the process is `ALONE`. A process group that is made here ends with the block; the other workers notice that.
+    These are the workers of an enclosing `joined`, else of the process group that the process is in, else those that torchrun
+    started. A process without others is `ALONE`. A process group that is made for the block ends with it; the others notice.
 
     Raises:
         ConfigError: the environment has WORLD_SIZE but not the variables that say where workers meet.

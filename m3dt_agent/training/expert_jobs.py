@@ -3,14 +3,15 @@
     <bank>/resume/jobs/<first>-<last>/     a job's own bank: statistics, prompts, backbone, groups; its checkpoints and logs
       ─► expert files, with their hashes ─► the driver ─► experts/000.safetensors … and bank.json
 
-If all nodes see the bank's folder, a job that was killed continues from its own checkpoints, wherever the next attempt runs;
-otherwise it begins again. The experts are the same to the last bit as those trained in one process, if the same experts are
-trained together (`experts_at_once`) with the same number of threads, which is settled before the jobs are sent.
+A job that was killed continues from its own checkpoints, on whatever node it is tried again, if all nodes see the bank's
+folder; otherwise it begins again. The experts are those that one process would train, to the last bit, as long as the same
+experts are trained together (`experts_at_once`) with the same number of threads. Both are settled before jobs are sent.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
 import time
@@ -69,8 +70,10 @@ class TrainedExperts:
 class ExpertsJob:
     """Trains `experts`.
 
-    home: the folder of the driver's bank; the job works inside it if this node sees it. fit_stage: `training.fit_stage`, which
-    the caller passes in because fit.py imports this file; it is pickled by name.
+    bank: what a job's own bank is copied from.
+    home: the folder of the driver's bank. If this node sees it, the job works inside it, else in a folder of the node.
+    data: opens the datasets.
+    fit_stage: `training.fit_stage`. The caller passes it in because fit.py imports this file; it is pickled by name.
     """
 
     bank: ShippedBank
@@ -197,7 +200,9 @@ def commit_trained(bank: ExpertBank, trained: TrainedExperts, record: dict[str, 
 def remove_finished_jobs(bank: ExpertBank) -> None:
     """Removes the folders of jobs whose experts are all in the bank."""
     for folder in job_folders(bank.path).glob("*-*/"):
-        first, last = map(int, folder.name.split("-"))
+        if not (span := re.fullmatch("([0-9]{3,6})-([0-9]{3,6})", folder.name)):
+            continue  # somebody else's
+        first, last = map(int, span.groups())
         if {*range(first, last + 1)} <= set(bank.finished_experts):
             shutil.rmtree(folder, ignore_errors=True)
             folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)

@@ -64,8 +64,8 @@ def chunk_run(inputs: StageInputs[ExpertsConfig], chunk: tuple[int, ...]) -> Run
 def remove_finished(bank: ExpertBank) -> None:
     """Removes the checkpoints of chunks that are in the bank."""
     for run in started_runs(bank.path, "experts"):
-        first = int(run.split("-")[1])
-        if first in bank.finished_experts:
+        first = run.split("-")[1]
+        if first in {f"{expert:03d}" for expert in bank.finished_experts}:
             remove_checkpoints(bank.path, run)
 
 

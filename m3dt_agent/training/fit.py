@@ -69,7 +69,8 @@ def fit_stage(
 ) -> None:
     """Trains one stage of `bank` to its end, from wherever it is; stage 2 first groups the tasks if they are not grouped yet.
 
-    The workers of torchrun or Ray Train all call this, on one folder that all see (distributed.py); it updates every `bank`.
+    Every worker that torchrun or Ray Train starts calls this, with a folder that all of them see (distributed.py). Afterwards
+    `bank` shows what was trained, on every worker.
 
     Args:
         stage: backbone, experts or router; or 1, 2, 3.

@@ -49,8 +49,8 @@ def group_tasks(
 ) -> dict[str, int]:
     """Groups the tasks as `config` says and keeps the groups (task → expert) in the bank.
 
-    Groups that were made with the same settings are kept. In a process that torchrun or Ray Train started with others, all of
-    them call this, and worker 0 groups.
+    If the bank has groups that were made with the same settings, these are kept. Every worker that torchrun or Ray Train starts
+    calls this; worker 0 groups for all.
 
     Raises:
         StageError: no backbone (for grouping by gradients), or experts were already trained in other groups.

@@ -22,8 +22,12 @@ from .stage_inputs import data_fingerprint
 
 
 class Plan(NamedTuple):
-    """What a stage runs with. config: None if nothing is left to do. recorded: the settings that it was started with before.
-    experts: those to train; None: all that are missing."""
+    """What a stage runs with.
+
+    config: None if nothing is left to do. threads: torch's, part of the result.
+    recorded: the settings with which it was started before; None if this is its first start.
+    experts: in stage 2 those to train; None: all that are missing.
+    """
 
     config: TrainConfig | None
     threads: int

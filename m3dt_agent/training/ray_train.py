@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What every worker gets. model: of the bank to make; None: there is a bank."""
+    """What every worker gets. model: the shape of the bank that worker 0 makes; None: there is a bank already."""
 
     stage: Stage
     data: Callable[[], TaskDatasets]
@@ -54,14 +54,15 @@ def fit_on_ray(
         data: made by `TaskDatasets.open` (or `hub.datasets.open_pulled`); workers open them again.
         config: of the stage, as for `fit_stage`.
         cluster: where to run. A worker reserves what a job would, and all workers are restarted as often as a job would be.
-        workers: their number; (fewest, most): as many as there is room for, at the start and after every failure.
+        workers: how many; or (fewest, most), then as many as there is room for, at the start and after every failure.
         model_config: of a new bank, which worker 0 makes if there is none.
 
     Raises:
         MissingDependencyError: Ray is not installed.
         ConfigError: stage 2, more workers than windows in a batch, data that cannot be reopened, or no such cluster.
-        StageError: no bank, and no `model_config`. WorkerError: more failures than allowed. Else as `fit_stage`, of worker 0's
-            last attempt.
+        StageError: no bank, and no `model_config`.
+        WorkerError: more failures than allowed.
+        M3DTError: other errors of `fit_stage`, as worker 0 met them in the last attempt.
     """
     require_ray()
     work = _work(stage, data, bank, model_config, config)

@@ -1,7 +1,8 @@
 """Stage 3: only the routers, on batches that mix all tasks; backbone and experts are frozen.
 
-Three options, which are off by default, as published: training skips experts that a window hardly uses (`skip_below`); the loss
-asks the routers to use few experts per window (`concentrate`), and to use the expert e of the window's own group (`guide`):
+Three options are off by default, as in the published code. With `skip_below`, training skips the experts that a window hardly
+uses. With `concentrate`, the loss asks the routers to use few experts per window; with `guide`, to use the expert e on whose
+group of tasks the window's own task is:
 
     loss = masked MSE + concentrate · mean over windows and blocks of H(mean over tokens of w)          H: entropy in nats
                       + guide · mean over windows, blocks and tokens of -log wₑ

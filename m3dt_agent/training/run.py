@@ -14,27 +14,27 @@ from .shares import Sampler
 
 
 class StepHooks:
-    """Extra work at fixed points of every step; the base class does nothing. Checkpoints include its tensors.
+    """Extra work at fixed points of every step; the base class does nothing.
 
-    The work may depend only on the step, the weights and these tensors; otherwise a continued run would differ from an
-    uninterrupted one.
+    Checkpoints keep the hooks' `tensors`. Their work may depend only on these, the step and the weights: otherwise a run that
+    is continued would differ from one that never stopped.
     """
 
     def before_forward(self, step: int, batch: Batch) -> None:
         """Called at the beginning of a step. `batch` holds this worker's windows, on the model's device."""
 
     def extra_loss(self) -> Tensor | float:
-        """What is added to the sum of the losses, as a mean over windows; called after the forward pass."""
+        """Called after the forward pass; returns a mean over this worker's windows that is added to the sum of the losses."""
         return 0.0
 
     def before_update(self) -> None:
-        """Called when gradients are summed over workers and clipped."""
+        """Called after the gradients are summed over the workers and clipped, before the optimizer uses them."""
 
     def after_update(self, step: int) -> None:
-        """Called when weights are updated and gradients are gone."""
+        """Called after the weights are updated and the gradients are cleared."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the hooks need to continue; the same names at every step."""
+        """Everything that the hooks need to continue; it has the same names at every step."""
         return {}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -45,10 +45,16 @@ class StepHooks:
 class Run:
     """What a stage hands to the loop.
 
-    name: of its checkpoints. model: everything, including frozen parts. parameters: those that are trained, by name. samplers:
-    K of them, one per expert. choice: which experts `forward` uses. built_on: hashes of what must be the same to continue.
-    public_files: makes the bank's files from the trained model. experts: the bank's indices of the K experts in stage 2, else
-    empty. conflict: measures gradient conflict at a step; None if the stage does not. hooks: extra work in every step.
+    name: with which the names of its checkpoints begin.
+    model: all of it, with the parts that stay frozen.
+    parameters: those that are trained, by name.
+    samplers: K of them, one per expert of stage 2; one in the other stages.
+    choice: which experts `M3DT.forward` uses.
+    built_on: hashes of what must be the same if the run is to continue.
+    public_files: makes the bank's files from the trained model.
+    experts: in stage 2 the numbers in the bank of the K experts, else empty.
+    conflict: measures the gradient conflict at a step; None: it is not measured.
+    hooks: extra work in every step.
     """
 
     name: str

@@ -30,7 +30,7 @@ def with_precision(config: C, model: ModelConfig, device: str | torch.device) ->
 
 
 def with_stacking(config: C, model: ModelConfig, device: str | torch.device) -> C:
-    """`config` with `experts_at_once` None replaced: on a GPU by all experts, on a CPU by as many as its cache holds.
+    """`config` with a number of experts to train at once, if it has none: on a GPU all, on a CPU as many as its cache holds.
 
     With the paper preset, the cache holds two. On two cores, a step of 2, 4, 8 and 48 stacked experts took 0.91, 0.93, 1.2 and
     1.7 times as long as steps of a plain implementation that trains them one by one (measured by `benchmarks.perf.model`).

@@ -41,7 +41,7 @@ class StageInputs(Generic[ConfigT]):
 
     @property
     def cpu(self) -> torch.device:
-        """Models are created here, so that their first weights are the same on any device."""
+        """Where new models are made, so that their first weights do not depend on the device that trains them."""
         return torch.device("cpu")
 
     def sampler(self, data: TaskDatasets, expert: int = 0) -> BatchSampler:

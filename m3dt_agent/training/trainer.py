@@ -178,7 +178,7 @@ class Trainer:
         Raises:
             WorkerError: a worker is lost.
         """
-        state = self.world.from_main(lambda: self.state(threads=0))
+        state = self.world.from_main(lambda: self.state(torch.get_num_threads()))
         if not self.world.is_main:
             self._continue_from(state)
         if state.step == 0:
@@ -190,7 +190,7 @@ class Trainer:
             self.run.hooks.restore(hooks)
 
     def _continue_from(self, state: RunState) -> None:
-        """Takes over everything except tensors, and makes room for those of the optimizer."""
+        """Takes over everything except tensors, and makes tensors for the optimizer to be overwritten."""
         if state.step:
             for parameter in self.parameters:
                 self.optimizer.state[parameter] = {
@@ -254,7 +254,8 @@ class Trainer:
         every = config.conflict_every if isinstance(config, BackboneConfig) else 0
         if self.run.conflict is not None and every and self.step_count % every == 0:
             measure = self.run.conflict
-            self.conflicts.append(self.world.from_main(lambda: measure(self.step_count)))  # so that all workers stop together
+            # worker 0's number, so that all workers stop at the same step
+            self.conflicts.append(self.world.from_main(lambda: measure(self.step_count)))
 
     def _reset_sums(self) -> None:
         self._sums = torch.zeros(3, len(self.run.samplers), dtype=self.dtype, device=self.device)

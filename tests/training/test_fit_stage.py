@@ -24,6 +24,7 @@ from m3dt_agent.jobs import LocalProcesses
 from m3dt_agent.model import moe
 from m3dt_agent.training import Fanout, LogRecord, fit_stage, group_tasks, settling
 from m3dt_agent.training.checkpoint import training_lock
+from m3dt_agent.training.expert_jobs import remove_finished_jobs
 
 MakeBank = Callable[..., ExpertBank]
 SHARED: dict[str, Any] = {"steps": 6, "batch_size": 4, "warmup_steps": 4, "log_every": 1, "checkpoint_every": 2}
@@ -422,3 +423,20 @@ def test_a_job_trains_a_whole_number_of_experts(number: Any) -> None:
     with pytest.raises(ConfigError, match="experts_per_job must be None or an integer >= 1; got"):
         Fanout(LocalProcesses(1), experts_per_job=number)
     assert Fanout(LocalProcesses(1), experts_per_job=np.int64(2)).experts_per_job == 2  # type: ignore[arg-type]
+
+
+def test_folders_of_other_names_are_named_or_left_alone(data: TaskDatasets, make_bank: MakeBank) -> None:
+    bank = make_bank()
+    fit(1, data, bank, BACKBONE)
+    arabic = "\u0660\u0660\u0660-\u0660\u0660\u0661"  # 000-001 in other digits
+    strangers = [bank.path / "resume" / "jobs" / name for name in ("a-b", "000-x", arabic, "000-001-old", "-1--1")]
+    for folder in strangers:
+        folder.mkdir(parents=True)
+    fit(2, data, bank, EXPERTS)
+    remove_finished_jobs(bank)
+    assert all(folder.is_dir() for folder in strangers)
+    other = make_bank("other")
+    fit(1, data, other, BACKBONE)
+    (other.path / "resume" / "experts-abc-5").mkdir()
+    with pytest.raises(BankError, match=r"every checkpoint of run 'experts-abc' is damaged; remove them"):
+        fit(2, data, other, EXPERTS)
