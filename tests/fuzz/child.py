@@ -77,7 +77,7 @@ class Worker:
         except M3DTError as error:
             guard.start_clock(0)
             found = {"outcome": "error", "text": f"{type(error).__name__}: {error}"[:2000]}
-            if believed := no_memory(error):
+            if believed := guard.no_memory(error):
                 found = {"outcome": "memory", "text": f"it asked for memory that a file promised: {believed}"[:2000]}
             return found
         except BaseException as error:
@@ -112,18 +112,6 @@ def extra_readers() -> dict[str, Callable[[Path, Recipe], str]]:
     import importlib
 
     return dict(importlib.import_module(EXTRA_READERS).READERS)
-
-
-def no_memory(error: BaseException | None) -> str:
-    """What an error says about memory that could not be had, if that is what it came from."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        text = str(error)
-        if isinstance(error, MemoryError) or "can't allocate memory" in text or "Unable to allocate" in text:
-            return f"{type(error).__name__}: {text}"
-        error = error.__cause__ or error.__context__
-    return ""
 
 
 def make_input(base: Path, box: Path, recipe: Recipe) -> None:

@@ -136,6 +136,18 @@ def limit_memory(more: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def no_memory(error: BaseException | None) -> str:
+    """What an error says about memory that could not be had, if that is what it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        text = str(error)
+        if isinstance(error, MemoryError) or "can't allocate memory" in text or "Unable to allocate" in text:
+            return f"{type(error).__name__}: {text}"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size (proc(5))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fuzz.guard import no_memory
 from fuzz.layout import BANK, DATA, TOKEN
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
@@ -41,10 +42,16 @@ class WrongError(Exception):
 
 
 def attempt(call: Callable[[], object]) -> str:
-    """The name of the M3DTError that a call raised, or "fine"."""
+    """The name of the M3DTError that a call raised, or "fine".
+
+    Raises:
+        WrongError: the error hides that more memory was asked for than there is.
+    """
     try:
         call()
     except M3DTError as error:
+        if believed := no_memory(error):
+            raise WrongError(f"it asked for memory that a file promised: {believed}") from error
         return type(error).__name__
     return "fine"
 

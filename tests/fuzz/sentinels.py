@@ -26,9 +26,12 @@ class Sentinels:
 
     def __init__(self, base: Path) -> None:
         self.base = base
+        self._start()
+
+    def _start(self) -> None:
         self._make()
         self.before = self.content()
-        self._ear = Ear([path for path in (base, *base.rglob("*")) if path.is_dir() and not self._is_ours(path)])
+        self._ear = Ear([path for path in (self.base, *self.base.rglob("*")) if path.is_dir() and not self._is_ours(path)])
 
     def _make(self) -> None:
         for name in FILES:
@@ -84,7 +87,7 @@ class Sentinels:
                 path.unlink() if not path.is_dir() else shutil.rmtree(path)
         shutil.rmtree(self.base / "level", ignore_errors=True)
         self._ear.close()
-        self.__init__(self.base)  # type: ignore[misc]
+        self._start()
 
     def close(self) -> None:
         self._ear.close()
