@@ -37,11 +37,15 @@ _INTEGERS = (-(2**63), 2**64 - 1)
 T = TypeVar("T")
 
 
+Place = tuple[Any, str | int] | None
+"""Where in a document: the place of the container, and the key or index in it. It becomes text only if something is wrong."""
+
+
 class _WrongError(Exception):
     """What is wrong with a document, and where in it."""
 
-    def __init__(self, message: str, place: str = "") -> None:
-        super().__init__(f"{place} {message}" if place else message)
+    def __init__(self, message: str, place: Place = None) -> None:
+        super().__init__(f"{_written(place) or 'it'} {message}")
 
 
 @overload
@@ -72,7 +76,7 @@ def read_document(
         except PathError as problem:
             raise error(str(problem)) from problem
     try:
-        return _shaped(_parsed(source, max_bytes), shape, "")
+        return _shaped(_plain(_parsed(source, max_bytes)), shape, None)
     except _WrongError as problem:
         raise error(f"{where} is damaged or foreign: {problem}") from None
 
@@ -84,7 +88,7 @@ def checked_shape(value: object, shape: Any, error: type[M3DTError], *, name: ob
         error: it has not.
     """
     try:
-        return _shaped(value, shape, "")
+        return _shaped(value, shape, None)
     except _WrongError as problem:
         raise error(f"{name} is damaged or foreign: {problem}") from None
 
@@ -92,66 +96,76 @@ def checked_shape(value: object, shape: Any, error: type[M3DTError], *, name: ob
 # -- text to values ------------------------------------------------------------------------------------------------------------
 
 
+def parsed_json(text: str | bytes, error: type[M3DTError], *, name: object, max_bytes: int = MAX_BYTES) -> Any:
+    """The value of a JSON text, for callers that check every value of it themselves: depth, text and numbers are not limited.
+
+    Raises:
+        error: it is too large, or not JSON, or has a key twice.
+    """
+    try:
+        return _parsed(text, max_bytes)
+    except _WrongError as problem:
+        raise error(f"{name} is damaged or foreign: {problem}") from None
+
+
 def _parsed(text: str | bytes, max_bytes: int) -> Any:
     if len(text) > max_bytes:
-        raise _WrongError(f"it has more than {max_bytes:,} bytes, the most that is read")
+        raise _WrongError(f"has more than {max_bytes:,} bytes, the most that is read")
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise _WrongError(f"it is not UTF-8 text: {error}") from None
+        raise _WrongError(f"is not UTF-8 text: {error}") from None
     except RecursionError:
-        raise _WrongError(f"it is nested deeper than {MAX_DEPTH} levels") from None
+        raise _WrongError(f"is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:  # also an integer of more than 4,300 digits
-        raise _WrongError(f"it is not JSON: {error}") from None
-    _require_plain(value, "", 0)
-    return value
+        raise _WrongError(f"is not JSON: {error}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _WrongError(f"the key {_shown(next(key for key in keys if keys.count(key) > 1))} comes twice in one object")
+        raise _WrongError(f"has the key {_shown(next(key for key in keys if keys.count(key) > 1))} twice in one object")
     return found
 
 
 def _refuse_constant(text: str) -> None:
-    raise _WrongError(f"it holds {text}, which is not a number in JSON")
+    raise _WrongError(f"holds {text}, which is not a number in JSON")
 
 
-def _require_plain(value: object, place: str, depth: int) -> None:
-    if depth == MAX_DEPTH and isinstance(value, (list, dict)):
-        raise _WrongError(f"it is nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, str):
+def _plain(value: Any, place: Place = None, depth: int = 0) -> Any:
+    """`value`, if its nesting, text and numbers are within the limits."""
+    kind = type(value)
+    if kind is dict or kind is list:
+        if depth == MAX_DEPTH:
+            raise _WrongError(f"is nested deeper than {MAX_DEPTH} levels")
+        for key, one in value.items() if kind is dict else enumerate(value):
+            if type(key) is str and not key.isascii():
+                _require_unicode(key, place)
+            _plain(one, (place, key), depth + 1)
+    elif kind is str:
         if not value.isascii():
             _require_unicode(value, place)
-    elif isinstance(value, float):
+    elif kind is float:
         if not math.isfinite(value):
-            raise _WrongError("is a number too large for 64 bits", place or "it")
-    elif type(value) is int:
-        if not _INTEGERS[0] <= value <= _INTEGERS[1]:
-            raise _WrongError("is an integer of more than 64 bits", place or "it")
-    elif isinstance(value, list):
-        for index, one in enumerate(value):
-            _require_plain(one, f"{place}[{index}]", depth + 1)
-    elif isinstance(value, dict):
-        for key, one in value.items():
-            _require_unicode(key, place)
-            _require_plain(one, _inside(place, key), depth + 1)
+            raise _WrongError("is a number too large for 64 bits", place)
+    elif kind is int and not _INTEGERS[0] <= value <= _INTEGERS[1]:
+        raise _WrongError("is an integer of more than 64 bits", place)
+    return value
 
 
-def _require_unicode(text: str, place: str) -> None:
+def _require_unicode(text: str, place: Place) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _WrongError(f"holds {_shown(text)}, half of a surrogate pair", place or "it") from None
+        raise _WrongError(f"holds {_shown(text)}, half of a surrogate pair", place) from None
 
 
 # -- values to shapes ----------------------------------------------------------------------------------------------------------
 
 
-def _shaped(value: Any, shape: Any, place: str) -> Any:
+def _shaped(value: Any, shape: Any, place: Place) -> Any:
     """`value` in this shape: objects become dataclasses, arrays tuples where the shape says so."""
     origin, inner = get_origin(shape), get_args(shape)
     if shape is Any:
@@ -161,7 +175,7 @@ def _shaped(value: Any, shape: Any, place: str) -> Any:
     if origin in (Union, types.UnionType):
         return _one_of(value, shape, inner, place)
     if origin in (dict, Mapping) and isinstance(value, dict):
-        return {key: _shaped(one, inner[1], _inside(place, key)) for key, one in value.items()}
+        return {key: _shaped(one, inner[1], (place, key)) for key, one in value.items()}
     if origin in (list, Sequence, tuple) and isinstance(value, list):
         return _items(value, origin, inner, place)
     if origin is Literal and any(type(one) is type(value) and one == value for one in inner):
@@ -172,26 +186,26 @@ def _shaped(value: Any, shape: Any, place: str) -> Any:
         return value
     if isinstance(shape, type) and type(value) is shape:
         return value
-    raise _WrongError(f"must be {_described(shape)}; got {_shown(value)}", place or "it")
+    raise _WrongError(f"must be {_described(shape)}; got {_shown(value)}", place)
 
 
-def _record(value: Any, shape: type, place: str) -> Any:
+def _record(value: Any, shape: type, place: Place) -> Any:
     if not isinstance(value, dict):
-        raise _WrongError(f"must be {_described(shape)}; got {_shown(value)}", place or "it")
+        raise _WrongError(f"must be {_described(shape)}; got {_shown(value)}", place)
     known = {one.name: one for one in dataclasses.fields(shape) if one.init}
     if unknown := sorted(set(value) - set(known)):
-        raise _WrongError(f"has no field {_listed(unknown)}; there are {', '.join(known)}", place or "it")
+        raise _WrongError(f"has no field {_listed(unknown)}; there are {', '.join(known)}", place)
     needed = {
         name for name, one in known.items() if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
     }
     if missing := sorted(needed - set(value)):
-        raise _WrongError(f"lacks {', '.join(missing)}", place or "it")
+        raise _WrongError(f"lacks {', '.join(missing)}", place)
     hints = _hints(shape)
-    fields = {name: _shaped(one, hints[name], _inside(place, name)) for name, one in value.items()}
+    fields = {name: _shaped(one, hints[name], (place, name)) for name, one in value.items()}
     try:
         return shape(**fields)
     except M3DTError as error:  # the record refuses its fields
-        raise _WrongError(f"{place}: {error}" if place else str(error)) from error
+        raise _WrongError(f"is wrong: {error}", place) from error
 
 
 @functools.cache
@@ -199,7 +213,7 @@ def _hints(shape: type) -> dict[str, Any]:
     return get_type_hints(shape)
 
 
-def _one_of(value: Any, shape: Any, choices: Iterable[Any], place: str) -> Any:
+def _one_of(value: Any, shape: Any, choices: Iterable[Any], place: Place) -> Any:
     """The value in the first of the shapes that it has. If all but one are None, the problem is told as that one's."""
     problem: _WrongError | None = None
     for one in choices:
@@ -209,15 +223,15 @@ def _one_of(value: Any, shape: Any, choices: Iterable[Any], place: str) -> Any:
             problem = found if problem is None or one is not types.NoneType else problem
     several = [one for one in choices if one is not types.NoneType][1:]
     inside = isinstance(value, (dict, list)) and not several
-    raise problem if inside and problem else _WrongError(f"must be {_described(shape)}; got {_shown(value)}", place or "it")
+    raise problem if inside and problem else _WrongError(f"must be {_described(shape)}; got {_shown(value)}", place)
 
 
-def _items(value: list[Any], origin: Any, inner: tuple[Any, ...], place: str) -> Any:
+def _items(value: list[Any], origin: Any, inner: tuple[Any, ...], place: Place) -> Any:
     fixed = origin is tuple and inner[-1] is not Ellipsis
     if fixed and len(inner) != len(value):
-        raise _WrongError(f"must have {len(inner)} items; got {len(value)}", place or "it")
+        raise _WrongError(f"must have {len(inner)} items; got {len(value)}", place)
     shapes = inner if fixed else [inner[0]] * len(value)
-    found = [_shaped(one, each, f"{place}[{i}]") for i, (one, each) in enumerate(zip(value, shapes, strict=True))]
+    found = [_shaped(one, each, (place, i)) for i, (one, each) in enumerate(zip(value, shapes, strict=True))]
     return tuple(found) if origin is tuple else found
 
 
@@ -237,9 +251,14 @@ def _described(shape: Any) -> str:
     return "an object"
 
 
-def _inside(place: str, key: str) -> str:
-    key = key if key.isidentifier() and len(key) < 60 else f"[{_shown(key)}]"
-    return f"{place}.{key}" if place and not key.startswith("[") else f"{place}{key}"
+def _written(place: Place) -> str:
+    """A place as text, such as `files['a/b'].bytes`."""
+    text = ""
+    while place is not None:
+        place, key = place
+        plain = isinstance(key, str) and key.isidentifier() and len(key) < 60
+        text = f".{key}{text}" if plain else f"[{_shown(key)}]{text}"
+    return text.removeprefix(".")
 
 
 def _shown(value: object) -> str:

@@ -53,7 +53,7 @@ WRONG_TEXT = {
     "": "not JSON",
     "{": "not JSON",
     '{"a": 1,}': "not JSON",
-    '{"a": 1, "b": {"c": 1, "c": 2}}': "the key 'c' comes twice",
+    '{"a": 1, "b": {"c": 1, "c": 2}}': "has the key 'c' twice",
     "[NaN]": "holds NaN",
     '{"x": -Infinity}': "holds -Infinity",
     '{"x": [1e999]}': r"x\[0\] is a number too large",

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..disk import open_regular, path_errors
-from ..documents import MAX_BYTES, checked_shape, read_document
+from ..documents import MAX_BYTES, parsed_json
 from ..errors import BankError, ConfigError, PathError
 from ..machine import usable_cores
 from ..systems import memory_bytes
@@ -178,37 +178,25 @@ def received_tensors(content: npt.NDArray[np.uint8], record: FileRecord, target:
 def _parsed(content: npt.NDArray[np.uint8], path: Path) -> dict[str, Tensor]:
     try:
         return _tensors_in(content)
-    except (ValueError, BankError) as error:
-        raise BankError(f"{path} is not a safetensors file: {error}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """What a header says of one tensor."""
-
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
+    except (BankError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BankError(f"{path} is not a safetensors file: {error!s:.200}") from error
 
 
 def _tensors_in(content: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
     """Views of the tensors in a safetensors file's bytes.
 
     Raises:
-        ValueError, BankError: other bytes.
+        BankError, ValueError, KeyError, TypeError, AttributeError: other bytes.
     """
     length = int.from_bytes(content[:8].tobytes(), "little")
     if len(content) < 8 + length or length > MAX_HEADER_BYTES:
         raise ValueError(f"a header of {length} bytes in a file of {len(content)}; at most {MAX_HEADER_BYTES:,} are read")
-    header = read_document(content[8 : 8 + length].tobytes(), dict[str, Any], BankError, name="its header")
+    header = parsed_json(content[8 : 8 + length].tobytes(), BankError, name="its header")
     header.pop("__metadata__", None)
-    entries: dict[str, _Entry] = checked_shape(header, dict[str, _Entry], BankError, name="its header")
     data, found, end = torch.from_numpy(content)[8 + length :], {}, 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
-        dtype, shape, (begin, stop) = _READABLE.get(entry.dtype), entry.shape, entry.data_offsets
-        if dtype is None:
-            raise ValueError(f"{name!r:.80} has dtype {entry.dtype!r:.20}")
-        if any(n < 0 for n in (*shape, begin, stop)) or len(shape) > _MAX_DIMENSIONS:
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, (begin, stop) = _READABLE[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if any(type(n) is not int or n < 0 for n in (*shape, begin, stop)) or len(shape) > _MAX_DIMENSIONS:
             raise ValueError(f"{name!r:.80} has shape {shape!r:.80} and lies at {begin} … {stop}")
         if begin != end or stop - begin != math.prod(shape) * dtype.itemsize or stop > len(data):
             where = f"{begin} … {stop} of {len(data)} bytes, after {end} of others"
