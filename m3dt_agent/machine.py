@@ -134,7 +134,7 @@ def torch_device(device: str | torch.device) -> torch.device:
             found = torch.device(device)
             if str(found) in (*usable, "cpu:0"):
                 return found
-    raise ConfigError(f"device must be one of {', '.join(usable)}, which torch can use here; got {str(device)!r}")
+    raise ConfigError(f"device must be one of {', '.join(usable)} (what torch can use here); got {str(device)!r}")
 
 
 def shows_progress(progress: bool | None) -> bool:

@@ -55,7 +55,7 @@ def test_a_device_is_one_that_torch_can_use_here(
     for wrong in (*unusable, *NONE_HERE):
         with pytest.raises(ConfigError) as caught:
             torch_device(wrong)
-        assert f"device must be one of {', '.join(usable)}, which torch can use here; got {str(wrong)!r}" in str(caught.value)
+        assert f"device must be one of {', '.join(usable)} (what torch can use here); got {str(wrong)!r}" in str(caught.value)
 
 
 def test_what_torch_computes_on_here_is_usable() -> None:

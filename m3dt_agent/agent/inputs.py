@@ -90,7 +90,7 @@ def finite_number(name: str, value: object) -> float:
     Raises:
         InvalidValueError: it is none, or is not finite.
     """
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if not isinstance(value, bool) and isinstance(value, Real):
         with contextlib.suppress(OverflowError):  # an integer too large for a float
             if math.isfinite(number := float(value)):
                 return number

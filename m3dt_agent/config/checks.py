@@ -25,7 +25,7 @@ def require_types(config: Any) -> None:
     Raises:
         ConfigError: a field is of another type, or not finite; the message says what is valid.
     """
-    for name, annotation in _annotations(type(config)).items():
+    for name, annotation in _annotations(type(config)).items():  # type: ignore[arg-type]  # a class is hashable
         value = getattr(config, name)
         plain = _plain(value)
         valid = _problem(plain, annotation)
