@@ -37,6 +37,7 @@ copybutton_prompt_text = "$ "
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {"npt.ArrayLike": "ArrayLike", "ArrayLike": "ArrayLike"}  # numpy's takes five lines written out
 autodoc_default_options = {"members": True, "undoc-members": True}
 maximum_signature_line_length = 100
 python_use_unqualified_type_names = True

@@ -36,6 +36,7 @@ ROOMS = {
     "quickstart": "eight tasks, from nothing",
     "rows": "episodes on disk",
     "scores": "rows → scores",
+    "spaces": "theirs and ours",
     "systems": "their differences",
     "tasks": "what a task is",
     "text": "safe to print",

@@ -128,6 +128,16 @@ def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
         _converted[name] = list(lines)
 
 
+def _plain_aliases(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str, str] | None:
+    """Names of `autodoc_type_aliases` as they are; in a union autodoc writes them as its own object."""
+    if "TypeAliasForwardRef" not in f"{signature}{returned}":
+        return None
+    plain = [re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text or "") for text in (signature, returned)]
+    return plain[0], plain[1]
+
+
 def _undo_napoleon(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Napoleon takes what stands before a colon in the docstring of a constant or attribute for its type."""
     if name in _converted:
@@ -245,6 +255,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("public-module", PublicModule)
     app.connect("autodoc-process-docstring", _process, priority=100)  # before napoleon
     app.connect("autodoc-process-docstring", _undo_napoleon, priority=900)
+    app.connect("autodoc-process-signature", _plain_aliases)
     app.connect("doctree-read", _shorten_values)
     app.connect("missing-reference", _resolve)
     app.connect("env-check-consistency", _check_complete)
