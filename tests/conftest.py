@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that waits by spinning takes the core of the one it waits for
 HF_HOME = tempfile.TemporaryDirectory(prefix="m3dt-hf-home-")  # removed when the process ends
 for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
     del os.environ[name]  # huggingface_hub reads the user's tokens, caches and endpoint when it is imported
