@@ -88,9 +88,9 @@ def import_datasets(
     """
     find = lookup(dict(FORMATS), format, "data format")
     wanted = None if tasks is None else resolve([tasks] if isinstance(tasks, str) else tasks)
-    path = dataset_folder(user_path(path)) if format == "minari" else user_path(path)
-    path, root = path.absolute(), user_path(root)
+    path, root = user_path(path), user_path(root)
     with path_errors(path):
+        path = (dataset_folder(path) if format == "minari" else path).absolute()
         if not path.exists():
             raise DatasetError(f"{path} does not exist")
         names = _choose(listing := find(path, wanted), path, wanted)
