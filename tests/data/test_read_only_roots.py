@@ -121,3 +121,10 @@ def test_a_tilde_stands_for_the_home(root: Path, monkeypatch: pytest.MonkeyPatch
     TaskDatasets.open("~/root", NAMES, cache="~/home/packs")
     assert (root.parent / "home" / "packs" / "reach").is_dir()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_lines_option(root: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = run("data", "pack", "reach", "--root", root, "--cache", root.parent / "home" / "packs")
+    assert code == 0, err
+    assert list((root.parent / "home" / "packs").glob("reach/*/steps.f32"))
+    assert not (root / ".packed").exists()
