@@ -2,8 +2,9 @@
 
     published folder ─ finder ─▶ PublishedTask ─ read() ─▶ episodes ─ write_dataset ─▶ <root>/m3dt/<task>/<source>-v0
 
-Formats: `mt160`, `tdmpc2`, `prompt-dt`, `minari` (published/formats.py). A dataset appears whole or not at all and remembers
-what it was made from, so that a second call keeps what a first one finished. Nothing that is read is ever executed.
+Formats: `mt160`, `tdmpc2`, `prompt-dt`, `minari`, `lerobot` (published/formats.py). A dataset appears whole or not at
+all and remembers what it was made from, so that a second call keeps what a first one finished. Nothing that is read is ever
+executed.
 """
 
 from __future__ import annotations
@@ -72,14 +73,14 @@ def import_datasets(
 ) -> list[ImportSummary]:
     """Imports the published data at `path` into the Minari root `root`, as `m3dt/<task>/<source>-v0`, one dataset per task.
 
-    format: mt160, tdmpc2, prompt-dt or minari; where each expects its files is drawn in `published.formats`. tasks: names, set
-    names, domains or specs (None: every task found); summaries come in their order. Called again after a kill or Ctrl-C, it
-    keeps the datasets it finished. path: for minari also the id of a dataset in Minari's own root. Actions are clipped to
-    [-1, 1] and counted. progress: None shows a bar on a terminal.
+    format: mt160, tdmpc2, prompt-dt, minari or lerobot; where each expects its files is drawn in `published.formats`. tasks:
+    names, set names, domains or specs (None: every task found); summaries come in their order. Called again after a kill or
+    Ctrl-C, it keeps the datasets it finished. path: for minari also the id of a dataset in Minari's own root. Actions are
+    clipped to [-1, 1] and counted. progress: None shows a bar on a terminal.
 
     Raises:
         UnknownTaskError: a format or task that does not exist.
-        ConfigError: format minari without exactly one task.
+        ConfigError: format minari or lerobot without exactly one task.
         DatasetError: a task that is not at `path`; with `tasks` None, a name there that is no task's; data that is damaged or
             does not fit its task (file and step named); or a dataset of that name that was made from something else and not
             `overwrite`.

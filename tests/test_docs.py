@@ -22,6 +22,7 @@ PAGES = (
     "README.md",
     "docs/index.md",
     "docs/get-started.md",  # makes the datasets and the bank that later pages use
+    "docs/own-tasks.md",
     "docs/m3dt.md",
     "docs/tasks.md",
     "docs/data.md",
@@ -81,7 +82,7 @@ def _hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
         yield
 
 
-@pytest.mark.usefixtures("_hub")
+@pytest.mark.usefixtures("_hub", "own_registry")
 def test_every_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for page in PAGES:

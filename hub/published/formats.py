@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from m3dt_agent.hub.published.episodes import Listing, Wanted
+from m3dt_agent.hub.published.lerobot import find_lerobot
 from m3dt_agent.hub.published.minari import find_minari
 from m3dt_agent.hub.published.mt160 import find_mt160
 from m3dt_agent.hub.published.prompt_dt import find_prompt_dt
@@ -19,5 +20,6 @@ FORMATS: Mapping[str, Callable[[Path, Wanted], Listing]] = {
     "tdmpc2": find_tdmpc2,
     "prompt-dt": find_prompt_dt,
     "minari": find_minari,
+    "lerobot": find_lerobot,
 }
 """Name of the format, as `import_datasets` takes it → its finder."""

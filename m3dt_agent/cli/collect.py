@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import ConfigError
 from ..jobs import RETRIES, LocalProcesses, shard_of
 from ..machine import duration, usable_cores
 from ..tasks import TaskSpec
@@ -58,6 +62,14 @@ def collect_command(
     noise: Annotated[float, typer.Option(help="Standard deviation of the noise added to actions.")] = 0.0,
     mixture: Annotated[str | None, typer.Option(help="Several levels and their shares, like random:0.2,expert:0.8.")] = None,
     weights: Annotated[Path | None, path_option(help="File of policies trained with `m3dt behavior train` to use.")] = None,
+    own: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="MODULE:FUNCTION",
+            help="A policy of yours: called with a task, it returns a function observation → action in [-1, 1].",
+        ),
+    ] = None,
     source: Source = None,
     stop_after_success: Annotated[
         int | None, typer.Option(min=1, help="End Meta-World episodes on their N-th successful step; default: full length.")
@@ -80,7 +92,10 @@ def collect_command(
 
     tasks = shard_of(choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed), parse_shard(shard))
     engine = ray_cluster(ray, cpus_per_job, 0.0, retries) or LocalProcesses(workers, retries)
+    if own is not None and weights is not None:
+        raise ConfigError("--policy and --weights both say who acts; give one of them")
     policy = None if weights is None else functools.partial(behavior_policy, level=level, weights=weights)
+    policy = policy if own is None else imported(own)
     config = CollectConfig(
         levels={"custom" if policy else level: 1.0} if mixture is None else parse_mixture(mixture),
         noise=noise,
@@ -94,6 +109,24 @@ def collect_command(
     with quiet_stdout():
         summaries = collect(tasks, root, config, policy=policy, engine=engine, overwrite=overwrite)
     emit_summaries(summaries, f"m3dt/<task>/{config.source_name}-v0 under {root}", as_json=as_json)
+
+
+def imported(name: str) -> Any:
+    """The function that `MODULE:FUNCTION` names; modules of the folder one is in are found too.
+
+    Raises:
+        ConfigError: there is no such module or function, or the module cannot be imported.
+    """
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does; workers inherit it
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever the code of that module raises
+        raise ConfigError(f"--policy takes MODULE:FUNCTION, such as my_policies:make; {name!r} fails: {error!r}") from error
+    if not callable(found):
+        raise ConfigError(f"--policy {name!r} is no function: {found!r:.80}")
+    return found
 
 
 def parse_mixture(text: str) -> dict[str, float]:

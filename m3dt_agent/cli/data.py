@@ -153,7 +153,7 @@ def data_pack(
 
 @data_app.command("import")
 def data_import(
-    format_name: Annotated[str, typer.Argument(metavar="FORMAT", help="mt160, tdmpc2, prompt-dt or minari.")],
+    format_name: Annotated[str, typer.Argument(metavar="FORMAT", help="mt160, tdmpc2, prompt-dt, minari or lerobot.")],
     path: Annotated[Path, path_argument(help="Folder of the data, one file of tdmpc2's, or a Minari dataset's id.")],
     names: TaskNames = None,
     root: Root = DEFAULT_ROOT,
@@ -177,7 +177,7 @@ def data_import(
 
 @data_app.command("task")
 def data_task(
-    path: Annotated[Path, path_argument(help="Folder of a Minari dataset, or its id under MINARI_DATASETS_PATH.")],
+    path: Annotated[Path, path_argument(help="Folder of a Minari or LeRobot dataset, or the id of a Minari one.")],
     name: Annotated[str, typer.Argument(metavar="TASK", help="The name that your task gets.")],
     score: Annotated[
         str, typer.Option(help="How episodes are scored: success, return, or LOW:HIGH for 0 to 100 between these returns.")
@@ -185,14 +185,17 @@ def data_task(
     domain: Annotated[str, typer.Option(help="The group in which tables show the task.")] = "own",
     as_json: AsJson = False,
 ) -> None:
-    """Describe a Minari dataset's task as TOML: widths, bounds and length are read from it.
+    """Describe the task of a Minari or LeRobot dataset as TOML: widths, bounds and length are read from it.
 
     Put what it prints into a file, and name the file with `m3dt --tasks FILE …` or in M3DT_TASKS.
     """
+    from ..hub.published.lerobot import is_lerobot, spec_of_lerobot
     from ..hub.published.minari import dataset_folder
     from ..hub.published.own_minari import spec_of_dataset
 
-    spec = spec_of_dataset(dataset_folder(path), name=name, domain=domain, score=_score_rule(score))
+    folder = dataset_folder(path)
+    read = spec_of_lerobot if is_lerobot(folder) else spec_of_dataset
+    spec = read(folder, name=name, domain=domain, score=_score_rule(score))
     print(json.dumps(spec.to_dict(), indent=2) if as_json else to_toml([spec]), end="\n" if as_json else "")
 
 

@@ -26,14 +26,15 @@ from ..envs.make import Registrations, make_env
 from ..errors import DatasetError, PathError
 from ..tasks import TaskSpec
 from .behavior import behavior_policy, parse_level
-from .behavior_policies import BehaviorPolicy, NoisyPolicy, from_callable
+from .behavior_policies import BehaviorPolicy, Float32Array, NoisyPolicy, from_callable
 from .episodes import Episode, check_episode
 
 _AFTER_A_BAD_EPISODE = "; it would be the same the next time, so mend the policy, or choose another level, noise or seed"
 _LARGEST_SHARD = 1_000_000_000  # bytes; five episodes of the widest task have 0.6 million
 
-PolicyFactory: TypeAlias = Callable[[TaskSpec], BehaviorPolicy]
-"""Makes the policy of the level "custom" for a task, in a worker. It must be picklable unless workers=0."""
+PolicyFactory: TypeAlias = Callable[[TaskSpec], BehaviorPolicy | Callable[[Float32Array], Any]]
+"""Makes the policy of the level "custom" for a task, in a worker: a `BehaviorPolicy`, or any function observation → action. It
+must be picklable unless workers=0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def _make_policy(job: ShardJob, level: str, env: gym.Env[Any, Any]) -> BehaviorP
     if name == "custom":
         assert job.policy is not None
         custom = job.policy(job.task)
-        checked = from_callable(job.task, custom, reset=custom.reset)
+        checked = from_callable(job.task, custom, reset=getattr(custom, "reset", None))
         return checked if noise == 0 else NoisyPolicy(checked, noise)
     return behavior_policy(job.task, name, noise, env=env)
 

@@ -29,12 +29,14 @@ from .registry import (
     registered,
     resolve,
 )
-from .spec import Linear, ScoreRule, TaskSpec, score_of
+from .spec import LARGEST_WIDTH, LONGEST_EPISODE, Linear, ScoreRule, TaskSpec, score_of
 from .table import BUILTIN, DOMAINS, MAX_ACT_DIM, MAX_OBS_DIM, TASKS, Domain, task_set
 
 __all__ = [
     "BUILTIN",
     "DOMAINS",
+    "LARGEST_WIDTH",
+    "LONGEST_EPISODE",
     "MAX_ACT_DIM",
     "MAX_OBS_DIM",
     "TASKS",
