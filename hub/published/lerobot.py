@@ -112,21 +112,22 @@ def spec_of_lerobot(path: Path, **given: Any) -> TaskSpec:
     """
     _, features = _read_info(path)
     states = tuple(given.get("observation", ())) or (STATE,)
-    low, high, longest, largest = np.inf, -np.inf, 0, 0.0
+    act_dim, longest, largest = _feature(features, ACTION, path).width, 0, 0.0
+    low, high = np.full(act_dim, np.inf), np.full(act_dim, -np.inf)
     for _, columns in _episodes(path, _parquet_files(path), features, (ACTION, *_there(features, REWARD))):
         low, high = np.minimum(low, columns[ACTION].min(0)), np.maximum(high, columns[ACTION].max(0))
         longest = max(longest, len(columns[ACTION]))
         largest = max(largest, abs(float(columns[REWARD].sum())) if REWARD in columns else 0.0)
     if longest == 0:
         raise DatasetError(f"{path} holds no frames")
-    fixed = np.where(low < high, high, np.asarray(low) + 1.0)  # an entry that never moves still needs two bounds
+    fixed = np.where(low < high, high, low + 1.0)  # an entry that never moves still needs two bounds
     bounds = (
         {} if given.get("action_low") is not None else {"action_low": tuple(low.tolist()), "action_high": tuple(fixed.tolist())}
     )
     read: dict[str, Any] = {
         "domain": "own",
         "obs_dim": sum(_feature(features, name, path).width for name in states),
-        "act_dim": _feature(features, ACTION, path).width,
+        "act_dim": act_dim,
         "max_episode_steps": longest,
         "return_scale": largest or 1.0,
         **bounds,

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
 from .files import read_tasks
@@ -147,7 +148,8 @@ def resolve(
         raise ConfigError(f"tasks must be names of tasks, sets or domains, or specs, in a list; got {names!r}")
     found: dict[str, TaskSpec] = {}
     before = {task.name: task for task in first}
-    for name in names:
+    given: Iterable[Any] = names
+    for name in given:
         if not isinstance(name, str | TaskSpec):
             get(name)  # an error that names it
         nearer = before.get(name) if isinstance(name, str) else None
