@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from row_examples import row
 
@@ -95,6 +95,7 @@ VALUES = st.one_of(
 TABLES = st.one_of(VALUES, st.dictionaries(st.one_of(st.text(), st.integers()), VALUES, max_size=2), st.just({"torch": "2.6"}))
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # each example writes a file
 @given(
     task=st.sampled_from(["reach", "walker-run", "cheetah-vel-3", "ant-dir-3"]),
     changed=st.dictionaries(st.sampled_from([field.name for field in dataclasses.fields(EpisodeResult)]), TABLES, max_size=3),
