@@ -157,7 +157,7 @@ def test_only_this_module_asks_for_what_windows_lacks() -> None:
 
 
 WITHOUT = """
-import os, sys, filelock, tempfile, subprocess
+import asyncio, os, sys, filelock, tempfile, subprocess  # asyncio asks for sysconf when it is imported, since Python 3.12
 filelock.lock_descriptor  # which has the system's own locks, here as on Windows
 sys.modules["fcntl"] = None
 os.environ["USERNAME"] = "somebody"  # as Windows sets it

@@ -122,7 +122,8 @@ def keep_rows(path: str | Path | None, protocol: Protocol, episodes: Sequence[Ep
         except BaseException as error:
             file.flush()
             there = kept.ended - file.unwritten
-            error.add_note(f"{there} of {len(episodes)} episodes are in {path}; run the same again to continue from there")
+            if there or isinstance(error, KeyboardInterrupt):
+                error.add_note(f"{there} of {len(episodes)} episodes are in {path}; run the same again to continue from there")
             raise
 
 
