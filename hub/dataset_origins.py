@@ -137,7 +137,7 @@ def local_datasets(root: Path, tasks: Iterable[str | TaskSpec] | None, source: s
     Raises:
         DatasetError: a task has none.
     """
-    chosen = task_table.TASKS if tasks is None else task_table.resolve(tasks)
+    chosen = task_table.known() if tasks is None else task_table.resolve(tasks)
     found = [(task, path) for task in chosen for name, path in find_sources(root, task).items() if source in (None, name)]
     missing = [] if tasks is None else [task.name for task in chosen if task not in {task for task, _ in found}]
     if missing or not found:

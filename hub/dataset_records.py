@@ -119,6 +119,8 @@ def _is_own_environment(text: object, task: TaskSpec) -> bool:
     except DatasetError:
         return False
     runs = [spec.get("entry_point"), spec.get("vector_entry_point")]
+    if not task_table.is_builtin(task):
+        return False  # its own environment takes other actions than the dataset holds
     ours = json.loads(gym.spec(task.env_id).to_json())
     same = spec.get("id") == task.env_id and spec.get("kwargs", {}) == ours["kwargs"] and not spec.get("additional_wrappers")
     return same and all(run is None or str(run).startswith(_OUR_CODE) for run in runs)

@@ -103,15 +103,20 @@ def _introduction(bank: ExpertBank) -> str:
 
 
 def _usage(bank: ExpertBank, repo_id: str) -> list[str]:
-    task = bank.tasks[0]
+    own = bank.manifest.specs
+    task = next((task for task in bank.tasks if task.name not in own), bank.tasks[0])
+    if task.name in own:
+        imports = "from m3dt_agent import M3DTAgent, tasks\nfrom m3dt_agent.envs.make import make_env"
+        make = "task = agent.tasks[0]\ntasks.register(task)  # look at what it says first\nenv = make_env(task)"
+    else:
+        imports = "import gymnasium as gym\nimport m3dt_agent  # registers the environments\nfrom m3dt_agent import M3DTAgent"
+        make = f"env = gym.make({json.dumps(task.env_id)})"
     snippet = f"""\
 ```python
-import gymnasium as gym
-import m3dt_agent  # registers the environments
-from m3dt_agent import M3DTAgent
+{imports}
 
 agent = M3DTAgent.from_pretrained("{repo_id}")
-env = gym.make({json.dumps(task.env_id)})
+{make}
 obs, info = env.reset(seed=0)
 agent.reset(task={json.dumps(task.name)})
 reward, done, total = None, False, 0.0
@@ -197,6 +202,19 @@ def _model(bank: ExpertBank) -> list[str]:
 
 
 def _tasks(bank: ExpertBank) -> list[str]:
+    return [*_task_table(bank), *_own_tasks(bank)]
+
+
+def _own_tasks(bank: ExpertBank) -> list[str]:
+    """The specs of tasks that are not among the 160."""
+    if not (own := bank.manifest.specs):
+        return []
+    text = "These tasks are not among the 160 that come with the package. The agent acts in them; to make their environments, "
+    advice = "read these tables, put them into a file, and name it with `m3dt --tasks FILE`."
+    return ["## Tasks of one's own", text + advice, f"```toml\n{task_table.to_toml(own.values())}```"]
+
+
+def _task_table(bank: ExpertBank) -> list[str]:
     groups, names = bank.groups, [task.name for task in bank.tasks]
     if groups is None:
         by_domain = task_table.by_group(bank.tasks)

@@ -83,7 +83,7 @@ def _task_results(task: TaskSummary) -> list[EvalResult]:
         EvalResult(
             task_type="reinforcement-learning",
             task_name="reinforcement-learning",
-            dataset_type=task_table.get(task.task).env_id,
+            dataset_type=known.env_id if (known := task_table.registered(task.task)) else task.task,
             dataset_name=task.task,
             metric_type=kind,
             metric_name=name,
@@ -140,7 +140,7 @@ def _score_table(scores: BankScores) -> str:
     rows.append(
         [
             *("**mean**", "", f"{summary.episodes}", "", mean, _interval(summary.mean_interval), success, *means),
-            _mean_or_dash([task_table.get(name).published_score for name in summary.tasks]),
+            _mean_or_dash([_published_score(name) for name in summary.tasks]),
         ]
     )
     rows.append(["**IQM**", "", "", "", iqm, _interval(summary.iqm_interval), "", *iqms, ""])
@@ -155,15 +155,20 @@ def _score_row(task: TaskSummary, others: Mapping[str, Summary]) -> list[str]:
     wilson = task.success_interval and (100 * task.success_interval[0], 100 * task.success_interval[1])
     return [
         escape(task.task),
-        escape(task_table.get(task.task).domain),
+        escape(next(iter(task_table.by_group([task.task])))),
         f"{task.episodes}",
         f"{task.mean_return:,.1f}",
         f"{task.mean_score:.1f}",
         _interval(wilson or task.score_interval),
         "-" if task.success_rate is None else f"{100 * task.success_rate:.0f}%",
         *(f"{other.tasks[task.task].mean_score:.1f}" if task.task in other.tasks else "-" for other in others.values()),
-        _mean_or_dash([task_table.get(task.task).published_score]),
+        _mean_or_dash([_published_score(task.task)]),
     ]
+
+
+def _published_score(name: str) -> float | None:
+    """None for a task that is not among the 160."""
+    return task_table.BUILTIN[name].published_score if name in task_table.BUILTIN else None
 
 
 def _mean_or_dash(scores: Sequence[float | None]) -> str:
