@@ -151,7 +151,8 @@ def _damage_named(checkpoint: Path) -> Iterator[None]:
 
 def _load(file: Path) -> dict[str, NDArray[Any]]:
     with open_regular(file):
-        return safetensors.numpy.load_file(file)
+        tensors: dict[str, NDArray[Any]] = safetensors.numpy.load_file(file)
+        return tensors
 
 
 def load_state(model: Any, checkpoint: Path, steps: int) -> None:

@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from m3dt_agent import tasks
 from m3dt_agent.data.behavior import MeasuredReturn, behavior_policy
-from m3dt_agent.data.behavior_checkpoints import Snapshot, choose_levels, export, newest_checkpoint
+from m3dt_agent.data.behavior_checkpoints import Snapshot, choose_levels, export, newest_checkpoint, read_snapshots
 from m3dt_agent.errors import ConfigError
 
 
@@ -54,3 +55,34 @@ def test_the_newest_checkpoint_is_the_one_of_most_steps(tmp_path):
     for steps in (2_000, 10_000):
         (tmp_path / f"checkpoint-{steps:09d}").mkdir()
     assert newest_checkpoint(tmp_path).name == "checkpoint-000010000"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "progress.json",
+            b'{"task": 3, "seed": 0, "returns": {}}',
+            r"progress\.json is damaged or foreign: task must be a string",
+        ),
+        ("progress.json", b"[]", r"progress\.json is damaged or foreign"),
+        (
+            "snapshots.safetensors",
+            b"x" * 100,
+            r"checkpoint-000002000 is damaged .*; remove it to go on from the checkpoint before",
+        ),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(name, content, message, tmp_path):
+    checkpoint = tmp_path / "checkpoint-000002000"
+    checkpoint.mkdir()
+    returns = {"0": {"mean": 1.0, "std": 0.0, "normalized": 0.1}}
+    (checkpoint / "progress.json").write_text(json.dumps({"task": "cartpole-balance", "seed": 0, "returns": returns}))
+    save_file({"0/w0": np.zeros(1)}, checkpoint / "snapshots.safetensors")
+    (checkpoint / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_snapshots(checkpoint, tasks.get("cartpole-balance"), 0)
+
+
+def test_a_checkpoint_without_a_layer_is_named(tmp_path):
+    test_a_damaged_checkpoint_is_named("other", b"", "checkpoint-000002000 is damaged \\('0/b0'\\)", tmp_path)
