@@ -10,15 +10,34 @@ from types import SimpleNamespace
 import huggingface_hub.constants as constants
 import huggingface_hub.file_download as file_download
 import pytest
+from contracts import random_bank, random_datasets
 from hub_server import Hub
 from huggingface_hub import _tree_cache
 from huggingface_hub.utils import _http, _xet
 from tqdm import tqdm
 
+from m3dt_agent.bank import ExpertBank
+from m3dt_agent.config import ModelConfig
+from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.hub import failures
 
+TASKS = ("cheetah-vel-3", "reacher-easy")
 TOKENS = {"hf_alice": "alice", "hf_bob": "bob"}
 tqdm.monitor_interval = 0  # no thread that watches progress bars
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TaskDatasets]:
+    """Datasets of two tasks, with their root; not to be changed."""
+    root = tmp_path_factory.mktemp("two-tasks")
+    return root, random_datasets(root, TASKS)
+
+
+@pytest.fixture(scope="session")
+def bank(tmp_path_factory: pytest.TempPathFactory, data: tuple[Path, TaskDatasets]) -> ExpertBank:
+    """A small bank of these tasks with two experts and a router; not to be changed."""
+    config = ModelConfig(8, 1, 2, n_experts=2, context_length=2, prompt_length=1, max_timesteps=60)
+    return random_bank(tmp_path_factory.mktemp("small") / "bank", data[1], config)
 
 
 @pytest.fixture

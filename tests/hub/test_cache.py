@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from contracts import random_bank, random_datasets
 from hub_server import Hub
 from huggingface_hub import hf_hub_download, scan_cache_dir
 
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.config import ModelConfig
 from m3dt_agent.errors import ConfigError, HubError, M3DTError, PathError
 from m3dt_agent.hub.banks import pull_bank, push_bank
 from m3dt_agent.hub.cache import RepoCache
@@ -24,14 +22,6 @@ from m3dt_agent.hub.snapshots import RemoteFile
 
 REPO, ALICE, SHA = "alice/bank", "hf_alice", "0123456789abcdef0123456789abcdef01234567"
 EMPTY = RemoteFile(0, "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391", None)  # git's hash of nothing
-
-
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory) -> ExpertBank:
-    folder = tmp_path_factory.mktemp("bank")
-    data = random_datasets(folder / "data", ("cheetah-vel-3",))
-    config = ModelConfig(8, 1, 2, n_experts=0, context_length=2, prompt_length=1, max_timesteps=60)
-    return random_bank(folder / "bank", data, config)
 
 
 @pytest.fixture

@@ -20,11 +20,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from contracts import random_bank, random_datasets
 from hub_server import Hub
 
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.config import ModelConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import HubError, M3DTError
 from m3dt_agent.hub.bank_stages import stage_manifests
@@ -57,17 +55,10 @@ PULL_STEPS = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TaskDatasets]:
-    root = tmp_path_factory.mktemp("data")
-    return root, random_datasets(root, TASKS)
-
-
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory, data: tuple[Path, TaskDatasets]) -> ExpertBank:
-    """A bank with one of two experts, so that a push is two commits."""
-    config = ModelConfig(8, 1, 2, n_experts=2, context_length=2, prompt_length=1, max_timesteps=60)
-    whole = random_bank(tmp_path_factory.mktemp("bank") / "whole", data[1], config)
-    return ExpertBank(whole.path, stage_manifests(whole.manifest)[1].with_experts((1,))).copy_to(whole.path.parent / "bank")
+def bank(tmp_path_factory: pytest.TempPathFactory, bank: ExpertBank) -> ExpertBank:
+    """The bank with one of its two experts, so that a push is two commits."""
+    part = ExpertBank(bank.path, stage_manifests(bank.manifest)[1].with_experts((1,)))
+    return part.copy_to(tmp_path_factory.mktemp("part") / "bank")
 
 
 @pytest.fixture

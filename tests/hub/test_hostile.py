@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contracts import random_bank, random_datasets
 from hub_server import Answer, Hub
 
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.config import ModelConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import HubError, M3DTError
 from m3dt_agent.hub.banks import pull_bank, push_bank
@@ -31,18 +29,6 @@ from m3dt_agent.hub.datasets import pull_datasets, push_datasets
 REPO, DATA, ALICE = "alice/bank", "alice/demonstrations", "hf_alice"
 TASKS = ("cheetah-vel-3", "reacher-easy")
 LISTING = "GET /api/(models|datasets)/alice/[a-z]+(/revision/[^?]*)?[?]"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TaskDatasets]:
-    root = tmp_path_factory.mktemp("data")
-    return root, random_datasets(root, TASKS)
-
-
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory, data: tuple[Path, TaskDatasets]) -> ExpertBank:
-    config = ModelConfig(8, 1, 2, n_experts=2, context_length=2, prompt_length=1, max_timesteps=60)
-    return random_bank(tmp_path_factory.mktemp("bank") / "bank", data[1], config)
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from contracts import random_bank, random_datasets
 from hub_server import Hub
 
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.config import ModelConfig
 from m3dt_agent.errors import ConfigError, HubError, M3DTError
 from m3dt_agent.hub import endpoints
 from m3dt_agent.hub.banks import pull_bank, push_bank
@@ -23,14 +21,6 @@ from m3dt_agent.hub.redaction import redact, redact_logs, shown_endpoint
 REPO, ALICE = "alice/bank", "hf_alice"
 LONG = "hf_" + "aB3" * 12
 ESCAPES = "\x1b]8;;http://evil\x07click\x1b[2J\r\nroot@host:~# \u202etxt"
-
-
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory) -> ExpertBank:
-    folder = tmp_path_factory.mktemp("bank")
-    data = random_datasets(folder / "data", ("cheetah-vel-3",))
-    config = ModelConfig(8, 1, 2, n_experts=0, context_length=2, prompt_length=1, max_timesteps=60)
-    return random_bank(folder / "bank", data, config)
 
 
 @pytest.fixture
