@@ -43,10 +43,13 @@ def disk_space_errors(target: Path) -> Iterator[None]:
     """
     try:
         yield
+    except M3DTError:  # which names what was being written already
+        raise
     except (OSError, RuntimeError) as error:
         known = getattr(error, "errno", None) in _NO_ROOM
         if known or any(f"errno = {number}," in str(error) for number in _NO_ROOM):
-            raise DiskSpaceError(f"no room left on the disk while writing {target}: {error}") from error
+            reason = " ".join(str(error).split())  # HDF5's has several lines
+            raise DiskSpaceError(f"no room left on the disk while writing {target}: {reason}") from error
         raise
 
 

@@ -38,6 +38,7 @@ OUTPUT_FILE = ("folder for file", "file in the way", "read-only", "no permission
 
 # command and parameter → what is wrong with the path, and the command; {made} is the folder with what was made
 CASES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
+    ("", "tasks"): (INPUT_FILE, ("--tasks", BAD, "tasks")),
     ("collect", "root"): (OUTPUT_FOLDER, (*COLLECT, "--root", BAD)),
     ("collect", "weights"): (INPUT_FILE, (*COLLECT, "--root", "{new}", "--weights", BAD)),
     ("behavior train", "out"): (OUTPUT_FOLDER, ("behavior", "train", "cartpole-balance", "--steps", "10", "--out", BAD)),
@@ -45,6 +46,7 @@ CASES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
     ("data validate", "root"): (INPUT_FOLDER, ("data", "validate", "--root", BAD)),
     ("data pack", "root"): (INPUT_FOLDER, ("data", "pack", "--root", BAD)),
     ("data pack", "cache"): (OUTPUT_FOLDER, ("data", "pack", "--root", "{made}/datasets", "--cache", BAD)),
+    ("data task", "path"): (INPUT_FOLDER, ("data", "task", BAD, "own", "--score", "return")),
     ("data import", "path"): (INPUT_FOLDER, ("data", "import", "minari", BAD, TASK, "--root", "{new}")),
     ("data import", "root"): (
         OUTPUT_FOLDER,

@@ -37,6 +37,8 @@ from .doctor import doctor_command
 from .eval import eval_command
 from .hub import data_pull_command, data_push_command, pull_command, push_command
 from .info import info_command
+from .options import path_option
+from .output import leave_out_ignored_errors
 from .play import play_command
 from .quickstart import quickstart_command
 from .tasks import tasks_command
@@ -48,6 +50,7 @@ QUIET_OPTION = "--quiet"
 class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Runs a command. Errors of the file system and of connections become errors of this package, which are one line."""
+        leave_out_ignored_errors()  # again: typer sets a hook of its own
         try:
             with path_errors("a file of this command"):
                 return super().invoke(ctx)
@@ -95,7 +98,7 @@ def _all_commands(
     ] = False,
     tasks: Annotated[
         list[Path] | None,
-        typer.Option("--tasks", help="A TOML file with tasks of your own; may be given several times. M3DT_TASKS names more."),
+        path_option("--tasks", help="A TOML file with tasks of your own; may be given several times. M3DT_TASKS names more."),
     ] = None,
     quiet: Annotated[
         bool, typer.Option(QUIET_OPTION, help="Print the result and errors only; may stand anywhere in a command.")

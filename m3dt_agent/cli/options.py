@@ -32,13 +32,15 @@ DEFAULT_ROOT = Path("datasets")
 
 
 def expanded(value: Any) -> Any:
-    """A path, or a text that may be one, as it was typed, with ~ for the user's folder: shells leave `--root=~/x` as it is.
+    """A path, or several, or a text that may be one, with ~ for the user's folder: shells leave `--root=~/x` as it is.
 
     Raises:
         ConfigError: it is empty, or there is no such user.
     """
     if value is None:
         return None
+    if isinstance(value, list | tuple):
+        return [expanded(one) for one in value]
     text = os.path.expanduser(value)
     if not text:
         raise ConfigError("a path is empty; write . for the folder you are in")

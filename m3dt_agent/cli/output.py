@@ -98,9 +98,8 @@ def notes(*, quiet: bool) -> Iterator[None]:
     root, before, hooks = logging.getLogger(), os.environ.get(QUIET), (sys.unraisablehook, sys.excepthook)
     root.addHandler(handler)
     logging.captureWarnings(True)
-    if not os.environ.get("M3DT_DEBUG"):
-        sys.unraisablehook = sys.excepthook = lambda *_: None  # h5py prints with both
     try:
+        leave_out_ignored_errors()
         if quiet:
             os.environ[QUIET] = "1"  # workers inherit it
         if is_quiet():
@@ -111,6 +110,12 @@ def notes(*, quiet: bool) -> Iterator[None]:
         logging.captureWarnings(False)
         root.removeHandler(handler)
         os.environ.pop(QUIET, None) if before is None else os.environ.update({QUIET: before})
+
+
+def leave_out_ignored_errors() -> None:
+    """Until `notes` ends, nothing is printed of errors that Python ignores, except with M3DT_DEBUG."""
+    if not os.environ.get("M3DT_DEBUG"):
+        sys.unraisablehook = sys.excepthook = lambda *_: None  # h5py prints with both
 
 
 def size(n_bytes: float) -> str:

@@ -12,6 +12,7 @@ A command that a shell started with Ctrl-C ignored, such as a background job of 
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import signal
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except M3DTError as error:
             code = _complain_about(error)
+        if code:
+            gc.collect()  # what the error held, such as half-made HDF5 files, goes while nothing is said of it
         if code == 130:
             say("interrupted; " + _how_to_continue(command))
     return code
@@ -107,7 +110,9 @@ def _complain_about(error: M3DTError) -> int:
 
 
 def _how_to_continue(arguments: Sequence[str]) -> str:
-    verbs = [word for word in arguments if not word.startswith("-")][:2]
+    names = {command.name for command in (*app.registered_commands, *app.registered_groups)}
+    begin = next((place for place, word in enumerate(arguments) if word in names), len(arguments))  # after options of all
+    verbs = [word for word in arguments[begin:] if not word.startswith("-")][:2]
     keeps_rows = verbs[:1] == ["eval"] and any(word.split("=")[0] == "--rows" for word in arguments)
     if keeps_rows or (verbs and (verbs[0] in CONTINUES or (verbs[0] == "data" and CONTINUES.intersection(verbs[1:])))):
         return "run the same command again to continue where it stopped"

@@ -31,14 +31,14 @@ _PR_CAPBSET_DROP = 24
 
 def path_parameters(commands: typer.Typer, prefix: str = "") -> Iterator[tuple[str, str]]:
     """(command, parameter) of everything on the command line that is, or may be, a path."""
-    for command in commands.registered_commands:
-        assert command.name is not None
-        assert command.callback is not None
-        for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():
+    named = {"": commands.registered_callback, **{command.name: command for command in commands.registered_commands}}
+    for name, command in named.items():
+        callback = None if command is None else command.callback
+        for parameter in inspect.signature(callback, eval_str=True).parameters.values() if callback else ():
             if any(getattr(one, "callback", None) is expanded for one in getattr(parameter.annotation, "__metadata__", ())):
-                yield f"{prefix}{command.name}", parameter.name
+                yield f"{prefix}{name}", parameter.name
             else:
-                assert "Path" not in str(parameter.annotation), f"{command.name} {parameter.name} must be a path_option"
+                assert "Path" not in str(parameter.annotation), f"{name} {parameter.name} must be a path_option"
     for group in commands.registered_groups:
         assert group.typer_instance is not None
         yield from path_parameters(group.typer_instance, f"{prefix}{group.name} ")
