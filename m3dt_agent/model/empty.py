@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import ConfigError
-from .prompt_dt import M3DT
+from .prompt_dt import M3DT, copy_all
 
 
 class EmptyModel:
@@ -24,9 +24,9 @@ class EmptyModel:
             self._model = M3DT(config)
         tensors = {name: _empty_like(parameter) for name, parameter in self._model.named_parameters()}
         self._model.load_state_dict(tensors, assign=True)
-        stacked = self._model.expert_tensors().keys()
+        self._stacks = self._model.expert_tensors()  # finding them anew for every expert would take longer than the copies
         numbers = range(config.n_experts)
-        self._unwritten = {(name, e) for name in tensors for e in (numbers if name in stacked else (None,))}
+        self._unwritten = {(name, e) for name in tensors for e in (numbers if name in self._stacks else (None,))}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """As `M3DT.load_tensors`."""
@@ -35,7 +35,9 @@ class EmptyModel:
 
     def load_expert(self, expert: int, tensors: Mapping[str, Tensor]) -> None:
         """As `M3DT.load_expert`."""
-        self._model.load_expert(expert, tensors)
+        if expert not in range(self._model.config.n_experts):
+            raise ConfigError(f"experts must be among the model's {self._model.config.n_experts}; got {expert!r}")
+        copy_all(tensors, {name: stack[expert] for name, stack in self._stacks.items()}, f"expert {expert}")
         self._unwritten.difference_update([(name, expert) for name in tensors])
 
     def finished(self) -> M3DT:

@@ -20,6 +20,7 @@ Shape legend: B batch, T steps, P prompt steps, L layers, D embed_dim, H heads, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, cast
 
@@ -212,7 +213,7 @@ class M3DT(nn.Module):
             ShapeError: a tensor has another shape. InvalidValueError: a weight is NaN or infinite.
         """
         self._choose(expert, 1)
-        _copy_all(tensors, {name: p[expert] for name, p in self.expert_tensors().items()}, f"expert {expert}")
+        copy_all(tensors, {name: p[expert] for name, p in self.expert_tensors().items()}, f"expert {expert}")
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrites one or more whole parts (backbone, experts, router). If anything does not fit, nothing is changed.
@@ -223,7 +224,7 @@ class M3DT(nn.Module):
         """
         parts = self.backbone_tensors(), self.expert_tensors(), self.router_tensors()
         wanted = {name: p for part in parts if not tensors.keys().isdisjoint(part) for name, p in part.items()}
-        _copy_all(tensors, wanted or dict(self.named_parameters()), "the model")
+        copy_all(tensors, wanted or dict(self.named_parameters()), "the model")
 
     @property
     def _layers(self) -> list[Block]:
@@ -275,7 +276,13 @@ class M3DT(nn.Module):
                 raise ShapeError(f"{what}.{field} must have shape {shape} with at least one step; got {got}")
 
 
-def _copy_all(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+def copy_all(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    """Overwrites each of `wanted` with the tensor of its name. what: what they are, for errors. If one does not fit, none is.
+
+    Raises:
+        ConfigError: tensors are missing or unknown. ShapeError: one has another shape.
+        InvalidValueError: one holds NaN or infinity.
+    """
     if missing := sorted(wanted.keys() - given.keys()):
         raise ConfigError(f"{what}: {len(missing)} tensors are missing: {', '.join(missing[:5])}{', …' * (len(missing) > 5)}")
     if unknown := sorted(given.keys() - wanted.keys()):
@@ -295,7 +302,7 @@ def is_finite(tensor: Tensor) -> bool:
     flat = tensor.detach().flatten()
     # Such an entry makes the sum of squares NaN or infinite too, and that is the cheapest pass over memory there is. Squares of
     # large finite entries may overflow.
-    return bool(torch.dot(flat, flat).isfinite()) or bool(flat.isfinite().all())
+    return math.isfinite(torch.dot(flat, flat).item()) or bool(flat.isfinite().all())
 
 
 def _initialize(module: nn.Module) -> None:
