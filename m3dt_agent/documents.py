@@ -33,6 +33,7 @@ MAX_BYTES = 4 << 20
 160 datasets have 0.1 MB; a document takes up to some 25 times its size in memory."""
 MAX_DEPTH = 32
 """The deepest nesting; ours are at most 6 deep."""
+_SCALARS = (bool, int, str)
 _INTEGERS = (-(2**63), 2**64 - 1)
 T = TypeVar("T")
 
@@ -167,9 +168,9 @@ def _require_unicode(text: str, place: Place) -> None:
 
 def _shaped(value: Any, shape: Any, place: Place) -> Any:
     """`value` in this shape: objects become dataclasses, arrays tuples where the shape says so."""
-    origin, inner = get_origin(shape), get_args(shape)
-    if shape is Any:
+    if shape is Any or (shape in _SCALARS and type(value) is shape):
         return value
+    origin, inner = get_origin(shape), get_args(shape)
     if dataclasses.is_dataclass(shape):
         return _record(value, shape, place)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
@@ -200,7 +201,7 @@ def _record(value: Any, shape: type, place: Place) -> Any:
     }
     if missing := sorted(needed - set(value)):
         raise _WrongError(f"lacks {', '.join(missing)}", place)
-    hints = _hints(shape)
+    hints = field_types(shape)
     fields = {name: _shaped(one, hints[name], (place, name)) for name, one in value.items()}
     try:
         return shape(**fields)
@@ -209,8 +210,9 @@ def _record(value: Any, shape: type, place: Place) -> Any:
 
 
 @functools.cache
-def _hints(shape: type) -> dict[str, Any]:
-    return get_type_hints(shape)
+def field_types(record: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name."""
+    return get_type_hints(record)
 
 
 def _one_of(value: Any, shape: Any, choices: Iterable[Any], place: Place) -> Any:

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from .. import tasks as task_table
 from ..config import STAGE_CONFIGS, STAGES, DataConfig, ModelConfig
-from ..documents import checked_shape, read_document
+from ..documents import checked_shape, field_types, read_document
 from ..errors import BankError, ConfigError, M3DTError
 from ..tasks import TaskSpec
 from .storage import STORAGES, Storage
@@ -201,7 +201,7 @@ def _check_stages(stages: Mapping[str, Mapping[str, Any]]) -> None:
         if not 1 <= threads <= MOST_THREADS:
             raise ConfigError(f"{place}.threads must be in 1 … {MOST_THREADS}; got {threads}")
         checked_shape(record.get("data", ""), str, ConfigError, name=f"{place}.data")
-        known = get_type_hints(STAGE_CONFIGS[stage]) if stage in STAGES else {}
+        known = field_types(STAGE_CONFIGS[stage]) if stage in STAGES else {}
         for name in set(config) & set(known):
             checked_shape(config[name], known[name], ConfigError, name=f"{place}.config.{name}")
 
