@@ -16,7 +16,6 @@ neither keys that come twice nor depth.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import reprlib
@@ -35,6 +34,7 @@ MAX_DEPTH = 32
 """The deepest nesting; ours are at most 6 deep."""
 _SCALARS = (bool, int, str)
 _INTEGERS = (-(2**63), 2**64 - 1)
+_TYPES: dict[type, dict[str, Any]] = {}
 T = TypeVar("T")
 
 
@@ -209,10 +209,11 @@ def _record(value: Any, shape: type, place: Place) -> Any:
         raise _WrongError(f"is wrong: {error}", place) from error
 
 
-@functools.cache
 def field_types(record: type) -> dict[str, Any]:
-    """The types of a dataclass's fields, by name."""
-    return get_type_hints(record)
+    """The types of a dataclass's fields, by name; looked up once."""
+    if record not in _TYPES:
+        _TYPES[record] = get_type_hints(record)
+    return _TYPES[record]
 
 
 def _one_of(value: Any, shape: Any, choices: Iterable[Any], place: Place) -> Any:
