@@ -91,7 +91,7 @@ def backend_fault(backend: str) -> str | None:
     """Why nothing can be drawn with this value of `MUJOCO_GL`; None if its libraries can be loaded, or none are needed."""
     kind = _kind(backend)
     if kind == "osmesa":
-        modules = ("OpenGL.GL", "OpenGL.osmesa")
+        modules: tuple[str, ...] = ("OpenGL.GL", "OpenGL.osmesa")
     elif kind == "egl":
         modules = ("OpenGL.EGL",)
     elif backend.lower().strip() in (*_GLFW, *_OFF):
