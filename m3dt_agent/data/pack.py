@@ -101,7 +101,7 @@ def pack_dataset(path: Path | str, task: TaskSpec, cache: Path | str | None = No
     """Opens the packed copy of the dataset at `path`; packs the dataset first unless there is a pack of its present content.
 
     cache: where packs are stored; None: `.packed` in the Minari root of the dataset, or a folder of the user's cache
-        (XDG_CACHE_HOME, else ~/.cache) if that cannot be written. A pack that is in the root is used all the same.
+        (XDG_CACHE_HOME, else ~/.cache) if that cannot be written or is a link. A pack that is in the root is used all the same.
 
     Raises:
         DatasetError: the dataset is missing or does not validate; the message lists its problems.
@@ -110,7 +110,7 @@ def pack_dataset(path: Path | str, task: TaskSpec, cache: Path | str | None = No
     """
     path = user_path(path).absolute()
     read_metadata(path)
-    folders = _folders(path, cache)
+    folders = _folders(path, task, cache)
     folder = folders[0] / task.name
     with path_errors(folder / path.name), file_lock(folder / f"{path.name}.lock"):
         source = _source_key(path, folder)
@@ -125,20 +125,24 @@ def pack_dataset(path: Path | str, task: TaskSpec, cache: Path | str | None = No
         return packed
 
 
-def _folders(path: Path, cache: Path | str | None) -> list[Path]:
+def _folders(path: Path, task: TaskSpec, cache: Path | str | None) -> list[Path]:
     """Where packs of the dataset at `path` may lie; new ones go to the first."""
     if cache is not None:
         return [user_path(cache).absolute()]
     root = path.parents[2] if len(path.parents) > 2 else path.parent
     in_root = root / ".packed"
     nearest = next(folder for folder in (in_root, *in_root.parents) if folder.exists())
-    if os.access(nearest, os.W_OK | os.X_OK):
+    link = next(
+        (folder for folder in (in_root, in_root / task.name) if folder.is_symlink()), None
+    )  # a stranger's may lead anywhere
+    if link is None and os.access(nearest, os.W_OK | os.X_OK):
         return [in_root]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or user_path("~/.cache"))
     elsewhere = caches / "m3dt-agent" / "packed" / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
     if root not in _told:
         _told.add(root)
-        log.warning("%s cannot be written: packed copies are in %s (cache=, --cache: another folder)", root, elsewhere)
+        reason = f"{root} cannot be written" if link is None else f"{link} is a link, and nothing is written through one"
+        log.warning("%s: packed copies are in %s (cache=, --cache: another folder)", reason, elsewhere)
     return [elsewhere, in_root]
 
 

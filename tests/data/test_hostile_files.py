@@ -330,3 +330,17 @@ def test_a_path_that_no_file_has(dataset: Path) -> None:
             pack_dataset(path, TASK)
         with pytest.raises(M3DTError, match="cannot be used"):
             validate_dataset(path, TASK)
+
+
+@pytest.mark.parametrize("linked", [".packed", ".packed/reach"])
+def test_packs_are_not_written_through_a_link_of_the_root(
+    linked: str, tmp_path: Path, make_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = make_dataset(tmp_path / "root", TASK, (6, 8, 10))
+    (tmp_path / "elsewhere").mkdir()
+    (path.parents[2] / linked).parent.mkdir(exist_ok=True)
+    (path.parents[2] / linked).symlink_to(tmp_path / "elsewhere")
+    assert len(pack_dataset(path, TASK).lengths) == 3
+    assert not list((tmp_path / "elsewhere").iterdir()), "it was written to where a stranger's link leads"
+    assert list((tmp_path / "cache").rglob("pack.json"))

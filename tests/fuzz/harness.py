@@ -130,6 +130,7 @@ class Fuzzer:
             "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
             "HOME": str(self.base / HOME),
             "TMPDIR": str(self.base / BOX / "tmp"),
+            "XDG_CACHE_HOME": str(self.base / BOX / "out" / "user-cache"),  # where packs go if their own folder takes none
             "OMP_NUM_THREADS": "1",
             "MALLOC_ARENA_MAX": "2",  # an arena of a thread counts as 64 MB of mapped memory
             "HF_HUB_DISABLE_XET": "1",

@@ -15,7 +15,7 @@ from fuzz.hub_answers import PLACES
 Recipe = dict[str, Any]
 Edits = st.SearchStrategy[dict[str, Any]]
 MOST_EDITS = 4
-SPARSE, SPARSE_HDF5 = 3_000_000_000, 300_000_000
+SPARSE, SPARSE_HDF5 = 3_000_000_000, 30_000_000
 """Bytes. A dataset is hashed whole before it is packed, however large, and that takes a second for each gigabyte."""
 HEADERS = (
     *("ETag", "X-Linked-Etag", "X-Repo-Commit", "X-Linked-Size", "Content-Length", "Content-Range", "Content-Type"),
