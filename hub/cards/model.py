@@ -106,8 +106,8 @@ def _usage(bank: ExpertBank, repo_id: str) -> list[str]:
     own = bank.manifest.specs
     task = next((task for task in bank.tasks if task.name not in own), bank.tasks[0])
     if task.name in own:
-        imports = "from m3dt_agent import M3DTAgent, tasks\nfrom m3dt_agent.envs.make import make_env"
-        make = "task = agent.tasks[0]\ntasks.register(task)  # look at what it says first\nenv = make_env(task)"
+        imports = "from m3dt_agent import M3DTAgent\nfrom m3dt_agent.envs.make import make_env"
+        make = "env = make_env(agent.tasks[0])  # once you have registered the task; see below"
     else:
         imports = "import gymnasium as gym\nimport m3dt_agent  # registers the environments\nfrom m3dt_agent import M3DTAgent"
         make = f"env = gym.make({json.dumps(task.env_id)})"

@@ -55,7 +55,7 @@ def test_a_bank_goes_over_the_hub_into_a_process_that_knows_none_of_its_tasks(lf
     assert json.loads(answer) == [expected, []]
     card = model_card(agent.bank, "alice/own", rows=rows)  # type: ignore[arg-type]
     assert all(f"[{task.name}]\n" in card and f"| {task.name} |" in card for task in OWN)
-    assert "tasks.register(task)" in card
+    assert "make_env(agent.tasks[0])  # once you have registered" in card
 
 
 def test_rows_of_tasks_that_nobody_knows_are_shown_all_the_same(tmp_path: Path) -> None:
