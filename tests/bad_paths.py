@@ -1,6 +1,8 @@
 """Runs every command of `m3dt` with every kind of bad path, in one process whose writes the system really refuses.
 
-    python tests/bad_paths.py FOLDER     prints one JSON line per case: what was run, and what came of it
+    python tests/bad_paths.py FOLDER [KINDS]     prints one JSON line per case: what was run, and what came of it
+
+KINDS: how many kinds of each path are tried; all without it.
 
 `FOLDER` holds what `test_bad_paths.py` made: `bank`, `datasets`, `published`. The process must not be able to ignore
 permissions; for the full disk it limits the size of its files.
@@ -111,10 +113,10 @@ class Outcome:
     seconds: float
 
 
-def run_all(made: Path) -> Iterator[Outcome]:
-    """Runs every case in a fresh folder beside what was made."""
+def run_all(made: Path, most: int | None) -> Iterator[Outcome]:
+    """Runs every case, or the first `most` kinds of each path, in a fresh folder beside what was made."""
     for number, ((command, parameter), (kinds, arguments)) in enumerate(itertools.chain(CASES.items(), MORE.items())):
-        for kind in kinds:
+        for kind in kinds[:most]:
             folder = made / "cases" / f"{number}-{kind.replace(' ', '-')}"
             folder.mkdir(parents=True)
             bad = BUILDERS[kind](folder, NAMES.get(parameter, "name"))
@@ -214,6 +216,6 @@ def outcome(document: dict[str, Any]) -> Outcome:
 
 
 if __name__ == "__main__":
-    for found in run_all(Path(sys.argv[1])):
+    for found in run_all(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None):
         print(json.dumps(found.__dict__), flush=True)
     os._exit(0)  # whatever HDF5 still holds of the files that could not be written
