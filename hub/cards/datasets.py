@@ -55,7 +55,7 @@ def dataset_card(
     check_names(repo_id, figure, license)
     if not datasets:
         raise ConfigError("a dataset card needs at least one dataset")
-    groups = task_table.by_group(row.task for row in datasets)
+    groups = task_table.by_group(task_table.get(row.task) for row in datasets)
     of_domain = {domain: [row for row in datasets if row.task in names] for domain, names in groups.items()}
     metadata = DatasetCardData(
         license=license,

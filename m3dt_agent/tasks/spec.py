@@ -49,7 +49,10 @@ class Linear:
 
     def of(self, episode_return: float) -> float:
         """The score of an episode with this return."""
-        score = (episode_return - self.low) / ((self.high - self.low) / 100.0)
+        point = (self.high - self.low) / 100.0  # of return
+        above = episode_return - self.low
+        # dividing by a whole number is exact to the last bit, as in return / 10; by 0.7 it would be rounded twice
+        score = above / point if point.is_integer() else 100.0 * above / (self.high - self.low)
         return min(max(score, 0.0), 100.0) if self.clip else score
 
 
