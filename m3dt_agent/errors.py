@@ -82,7 +82,7 @@ class PathError(M3DTError, OSError):
 
 
 class UnwrittenRowsError(M3DTError, OSError):
-    """The rows of a finished evaluation that could not be written. rows: all of them, as `evaluate` would have returned them."""
+    """The rows of a finished evaluation that could not be written. rows: all of them, as `evaluate` would return them."""
 
     def __init__(self, message: str, rows: Sequence[Any]) -> None:
         super().__init__(message)

@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -115,7 +115,8 @@ def notes(*, quiet: bool) -> Iterator[None]:
 def leave_out_ignored_errors() -> None:
     """Until `notes` ends, nothing is printed of errors that Python ignores, except with M3DT_DEBUG."""
     if not os.environ.get("M3DT_DEBUG"):
-        sys.unraisablehook = sys.excepthook = lambda *_: None  # h5py prints with both
+        sys.unraisablehook = lambda _: None  # h5py prints with both
+        sys.excepthook = lambda *_: None
 
 
 def size(n_bytes: float) -> str:
@@ -132,7 +133,7 @@ class _VisibleFormatter(logging.Formatter):
 
 
 def _console(*, stderr: bool) -> Console:
-    system = None if os.environ.get("NO_COLOR") else "auto"
+    system: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
     return Console(stderr=stderr, color_system=system, highlight=False, markup=False, emoji=False)
 
 

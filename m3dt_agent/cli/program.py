@@ -110,7 +110,8 @@ def _complain_about(error: M3DTError) -> int:
 
 
 def _how_to_continue(arguments: Sequence[str]) -> str:
-    names = {command.name for command in (*app.registered_commands, *app.registered_groups)}
+    groups: list[Any] = [*app.registered_commands, *app.registered_groups]
+    names = {command.name for command in groups}
     begin = next((place for place, word in enumerate(arguments) if word in names), len(arguments))  # after options of all
     verbs = [word for word in arguments[begin:] if not word.startswith("-")][:2]
     keeps_rows = verbs[:1] == ["eval"] and any(word.split("=")[0] == "--rows" for word in arguments)
@@ -125,7 +126,7 @@ def _how_to_continue(arguments: Sequence[str]) -> str:
 class _Stdout(io.FileIO):
     """Descriptor 1, whose errors are told from those of all other files."""
 
-    def write(self, content: Any) -> int | None:
+    def write(self, content: Any) -> int:
         try:
             return super().write(content)
         except OSError as error:

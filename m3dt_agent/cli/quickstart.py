@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import RenderableType
 
 from .options import AsJson, Seed, Workers, path_option
-from .output import RenderableType, emit, make_table, quiet_stdout, say, together
+from .output import emit, make_table, quiet_stdout, say, together
 
 
 def quickstart_command(
