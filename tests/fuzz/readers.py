@@ -88,7 +88,7 @@ def read_dataset(box: Path, recipe: Recipe) -> str:
         "read": attempt(lambda: [episode.episode_return for episode in read_episodes(path)]),
         "import": attempt(lambda: import_datasets("minari", path, box / "out" / "imported", ["reach"], progress=False)),
         "pull": attempt(lambda: pull_datasets(box / "in", box / "out" / "pulled", ["reach"], progress=False)),
-        "train": attempt(lambda: take_window(TaskDatasets.open(box / "in", ["reach"]))),
+        "train": attempt(lambda: take_window(TaskDatasets.open(box / "in", ["reach"]), recipe["template"])),
     }
     packed = attempt(lambda: pack_dataset(path, task, box / "out" / "packed"))
     if problems and "fine" in (packed, found["pull"]):
@@ -98,10 +98,11 @@ def read_dataset(box: Path, recipe: Recipe) -> str:
     return f"{len(problems)} problem(s), " + ", ".join(f"{name}: {value}" for name, value in found.items())
 
 
-def take_window(data: TaskDatasets) -> None:
-    """What training takes of a dataset is finite."""
+def take_window(data: TaskDatasets, template: str) -> None:
+    """What training takes of a dataset is finite; the steps of a pack that came with it are not looked at (docs/security.md)."""
     statistics, prompts = compute_statistics(data)["reach"], make_prompts(data, 3)["reach"]
-    numbers = [statistics.mean, statistics.std, [statistics.target_return], data.packed[0].steps]
+    numbers = [statistics.mean, statistics.std, [statistics.target_return]]
+    numbers += [data.packed[0].steps] if template == "dataset" else []
     numbers += [array for prompt in prompts for array in (prompt.states, prompt.actions, prompt.returns_to_go)]
     if not all(np.isfinite(array).all() for array in numbers):
         raise WrongError(f"training would take numbers that are none: {statistics}, {prompts}")
