@@ -99,7 +99,7 @@ def read_dataset(box: Path, recipe: Recipe) -> str:
 
 
 def take_window(data: TaskDatasets, template: str) -> None:
-    """What training takes of a dataset is finite; the steps of a pack that came with it are not looked at (docs/security.md)."""
+    """What training takes of a dataset is finite. Steps of a pack that came with it are not looked at (docs/security.md)."""
     statistics, prompts = compute_statistics(data)["reach"], make_prompts(data, 3)["reach"]
     numbers = [statistics.mean, statistics.std, [statistics.target_return]]
     numbers += [data.packed[0].steps] if template == "dataset" else []
