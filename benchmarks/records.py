@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m3dt_agent import tasks as task_table
-from m3dt_agent.disk import write_file
-from m3dt_agent.documents import checked_shape, read_document
 from m3dt_agent.errors import DatasetError, UnknownTaskError
 from m3dt_agent.scores import EpisodeResult, read_rows, write_rows
+from m3dt_agent.system.disk import write_file
+from m3dt_agent.system.documents import checked_shape, read_document
 
 FORMAT_VERSION = 1
 _MOST_BYTES = 64 << 20

@@ -22,7 +22,6 @@ from m3dt_agent import tasks as task_table
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.bank.builtin import folder_to_write, is_builtin, open_bank
 from m3dt_agent.bank.manifest import Manifest
-from m3dt_agent.disk import user_path
 from m3dt_agent.errors import BankError, ConfigError, StageError
 from m3dt_agent.hub.bank_pushes import BankPush, Evaluation, PushedBank, push_to_folder
 from m3dt_agent.hub.client import HubRepo
@@ -30,6 +29,7 @@ from m3dt_agent.hub.endpoints import is_repo_id
 from m3dt_agent.hub.remote_banks import MANIFEST, remote_manifest, require_listed
 from m3dt_agent.hub.snapshots import Snapshot
 from m3dt_agent.scores import EpisodeResult
+from m3dt_agent.system.disk import user_path
 from m3dt_agent.tasks import TaskSpec, lookup
 
 __all__ = ["PulledBank", "PushedBank", "pull_bank", "push_bank"]

@@ -24,10 +24,10 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from m3dt_agent.disk import open_regular, path_errors, user_path, write_file
 from m3dt_agent.errors import ConfigError, HubError, PathError
 from m3dt_agent.hub.snapshots import RemoteFile, is_commit_id, is_safe_name
-from m3dt_agent.text import visible
+from m3dt_agent.system.disk import open_regular, path_errors, user_path, write_file
+from m3dt_agent.system.text import visible
 
 _ABANDONED_S = 86_400.0
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)

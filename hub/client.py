@@ -29,8 +29,6 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 from tqdm import tqdm
 
-from m3dt_agent.disk import open_regular, path_errors, require_space
-from m3dt_agent.documents import MAX_BYTES, checked_shape
 from m3dt_agent.errors import ConfigError, HubConflictError, HubError
 from m3dt_agent.hub.cache import RepoCache
 from m3dt_agent.hub.downloads import DamagedError, download
@@ -39,8 +37,10 @@ from m3dt_agent.hub.failures import ATTEMPTS, Caller, RefusedError, hub_errors, 
 from m3dt_agent.hub.redaction import redact_logs
 from m3dt_agent.hub.snapshots import Change, Operation, Snapshot, require_commit_id
 from m3dt_agent.hub.transport import Patience, Transport, bound_uploads
-from m3dt_agent.machine import shows_progress
-from m3dt_agent.text import visible
+from m3dt_agent.system.disk import open_regular, path_errors, require_space
+from m3dt_agent.system.documents import MAX_BYTES, checked_shape
+from m3dt_agent.system.machine import shows_progress
+from m3dt_agent.system.text import visible
 
 RepoType = Literal["model", "dataset"]
 

@@ -23,12 +23,12 @@ from tqdm import tqdm
 from m3dt_agent.data.episodes import Episode, dataset_id, dataset_path, write_dataset
 from m3dt_agent.data.kept import Totals, is_kept, number_in, totals_from_metadata, totals_to_metadata
 from m3dt_agent.data.validation import PROMPT_EPISODES, read_metadata
-from m3dt_agent.disk import path_errors, user_path
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.hub.published.episodes import Listing, PublishedTask
 from m3dt_agent.hub.published.formats import FORMATS
 from m3dt_agent.hub.published.minari import dataset_folder
-from m3dt_agent.machine import shows_progress
+from m3dt_agent.system.disk import path_errors, user_path
+from m3dt_agent.system.machine import shows_progress
 from m3dt_agent.tasks import TASKS, TaskSpec, lookup, resolve
 
 log = logging.getLogger(__name__)

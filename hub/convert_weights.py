@@ -24,12 +24,12 @@ from m3dt_agent.config import STAGES
 from m3dt_agent.data.prompts import make_prompts
 from m3dt_agent.data.stats import compute_statistics
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.disk import path_errors, publish, require_new_folder, scratch_folder, user_path
-from m3dt_agent.documents import read_document
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.hub.published.weight_files import read_published, write_published_files
 from m3dt_agent.hub.published.weight_names import from_published, published_config, to_published
 from m3dt_agent.model import M3DT
+from m3dt_agent.system.disk import path_errors, publish, require_new_folder, scratch_folder, user_path
+from m3dt_agent.system.documents import read_document
 
 __all__ = ["bank_from_published", "from_published", "published_config", "read_published", "to_published", "write_published"]
 

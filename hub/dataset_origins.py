@@ -13,11 +13,11 @@ from pathlib import Path
 
 from m3dt_agent import tasks as task_table
 from m3dt_agent.data.episodes import find_sources
-from m3dt_agent.disk import open_regular, path_errors
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.hub.client import HubRepo
 from m3dt_agent.hub.dataset_records import DATASET_FILES, DatasetRecord, Records, describe, from_json
 from m3dt_agent.hub.snapshots import Snapshot
+from m3dt_agent.system.disk import open_regular, path_errors
 from m3dt_agent.tasks import TaskSpec
 
 MANIFEST = "datasets.json"

@@ -20,12 +20,12 @@ from m3dt_agent import tasks as task_table
 from m3dt_agent.bank.tensor_files import FileRecord
 from m3dt_agent.data.episodes import dataset_id, read_episodes, read_metadata
 from m3dt_agent.data.validation import METADATA_FILE, STEPS_FILE, validate_dataset
-from m3dt_agent.documents import checked_shape, read_document
 from m3dt_agent.errors import DatasetError, M3DTError
 from m3dt_agent.hub.cards import DatasetRow
 from m3dt_agent.hub.snapshots import sha256_file
+from m3dt_agent.system.documents import checked_shape, read_document
+from m3dt_agent.system.text import visible
 from m3dt_agent.tasks import TaskSpec
-from m3dt_agent.text import visible
 
 FORMAT_VERSION = 1
 DATASET_FILES = (METADATA_FILE.as_posix(), STEPS_FILE.as_posix())

@@ -30,7 +30,6 @@ from m3dt_agent import tasks as task_table
 from m3dt_agent.config import DataConfig
 from m3dt_agent.data.episodes import dataset_path, make_namespaces
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.disk import file_lock, path_errors, replace_folder, require_space, restore_replaced, user_path
 from m3dt_agent.errors import DatasetError, HubConflictError
 from m3dt_agent.hub.cards import dataset_card
 from m3dt_agent.hub.client import HubRepo
@@ -47,7 +46,8 @@ from m3dt_agent.hub.dataset_records import DATASET_FILES, DatasetRecord, Records
 from m3dt_agent.hub.endpoints import is_repo_id
 from m3dt_agent.hub.pushes import Push
 from m3dt_agent.hub.snapshots import CARD, Change, Operation, Snapshot, sha256_file
-from m3dt_agent.machine import shows_progress
+from m3dt_agent.system.disk import file_lock, path_errors, replace_folder, require_space, restore_replaced, user_path
+from m3dt_agent.system.machine import shows_progress
 from m3dt_agent.tasks import TaskSpec
 
 T = TypeVar("T")

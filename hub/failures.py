@@ -22,10 +22,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from m3dt_agent.disk import disk_space_errors, path_errors
 from m3dt_agent.errors import HubError, M3DTError
 from m3dt_agent.hub.endpoints import OFFICIAL_ENDPOINT
 from m3dt_agent.hub.redaction import redact, shown_endpoint
+from m3dt_agent.system.disk import disk_space_errors, path_errors
 
 T = TypeVar("T")
 

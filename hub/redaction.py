@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from m3dt_agent.text import visible, visible_lines
+from m3dt_agent.system.text import visible, visible_lines
 
 HIDDEN = "(token)"
 """What stands in the place of a token."""

@@ -18,9 +18,9 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-from m3dt_agent.documents import checked_shape
 from m3dt_agent.errors import HubError
-from m3dt_agent.text import visible
+from m3dt_agent.system.documents import checked_shape
+from m3dt_agent.system.text import visible
 
 Operation = CommitOperationAdd | CommitOperationDelete
 

@@ -26,10 +26,10 @@ from urllib.parse import urljoin
 from huggingface_hub import get_session
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined] # documented, but not exported for mypy
 
-from m3dt_agent.documents import read_document
 from m3dt_agent.errors import ConfigError, HubError
 from m3dt_agent.hub.endpoints import origin_of
 from m3dt_agent.hub.failures import AnswerError, StalledError
+from m3dt_agent.system.documents import read_document
 
 T = TypeVar("T")
 

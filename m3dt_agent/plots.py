@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from . import tasks as task_table
-from .disk import whole_file
 from .errors import ConfigError, MissingDependencyError
 from .scores import AGENT_POLICIES, Interval, Summary, TaskSummary
-from .text import visible
+from .system.disk import whole_file
+from .system.text import visible
 
 POLICY_COLOURS = {"random": "#999999", "zero": "#56B4E9", "backbone": "#0072B2", "final": "#D55E00"}
 _SAME_COLOUR = {AGENT_POLICIES["none"]: "backbone", AGENT_POLICIES["mixture"]: "final"}  # the quickstart's two agents

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from . import tasks
-from .disk import open_regular, path_errors, write_file
-from .documents import checked_shape, read_document
 from .errors import DatasetError, InvalidValueError, M3DTError
+from .system.disk import open_regular, path_errors, write_file
+from .system.documents import checked_shape, read_document
 
 MAX_LINE_BYTES = 64 << 10
 """The longest line that is written or read; a row takes some 400 bytes."""

@@ -13,12 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors", "systems", "text"},
-    {"machine"},
-    {"jobs", "disk"},
-    {"documents"},
-    {"tasks"},
-    {"rows", "spaces"},
+    {"errors"},
+    {"system"},
+    {"jobs", "tasks"},
+    {"rows"},
     {"config", "scores", "envs"},
     {"data", "plots"},
     {"model"},

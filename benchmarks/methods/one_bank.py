@@ -20,10 +20,10 @@ from typing import Literal
 from m3dt_agent.agent import ROUTED_MASS, Experts, M3DTAgent
 from m3dt_agent.bank import ExpertBank, is_bank
 from m3dt_agent.config import STAGES, Stage
-from m3dt_agent.disk import file_lock
 from m3dt_agent.evaluation import AgentPolicy, VectorPolicy
 from m3dt_agent.jobs import LocalProcesses
 from m3dt_agent.model import ExpertChoice, Routing
+from m3dt_agent.system.disk import file_lock
 from m3dt_agent.training import Fanout
 
 from ..records import FINAL, TaskIdUse

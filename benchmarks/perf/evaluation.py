@@ -40,9 +40,9 @@ from m3dt_agent.data.behavior import behavior_policy
 from m3dt_agent.data.prompts import Prompt
 from m3dt_agent.data.stats import TaskStatistics
 from m3dt_agent.evaluation import AgentPolicy, BehaviorPolicies, VectorPolicy, evaluate
-from m3dt_agent.machine import usable_cores
 from m3dt_agent.model import M3DT
 from m3dt_agent.scores import EpisodeResult
+from m3dt_agent.system.machine import usable_cores
 from m3dt_agent.tasks import TaskSpec, get
 
 from .frame import add_options, begin, finish, table_wanted

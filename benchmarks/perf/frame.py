@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from m3dt_agent.machine import usable_cores
+from m3dt_agent.system.machine import usable_cores
 
 Run = Callable[[], object]
 Shape = tuple[int, int, int]

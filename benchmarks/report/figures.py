@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from m3dt_agent.disk import whole_file
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.plots import plain_label, require_matplotlib
 from m3dt_agent.scores import Floats
+from m3dt_agent.system.disk import whole_file
 
 from .paper_numbers import best_baselines, paper_number
 from .records import QUARTER, Overview, Row, Table

@@ -16,7 +16,7 @@ from typing import Any
 from m3dt_agent import tasks as task_table
 from m3dt_agent.hub.cards.markdown import count, escape
 from m3dt_agent.hub.cards.markdown import table as markdown_table
-from m3dt_agent.text import visible
+from m3dt_agent.system.text import visible
 
 from ..runs.gradient_conflict import MODULES
 from .paper_numbers import best_baselines, paper_number

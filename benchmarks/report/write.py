@@ -18,8 +18,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from m3dt_agent.disk import write_file
 from m3dt_agent.errors import ConfigError
+from m3dt_agent.system.disk import write_file
 
 from .comparison import build_report, contrast_of, pairs
 from .figures import write_figures, write_overview_figures

@@ -26,9 +26,9 @@ from m3dt_agent.data.behavior import PLANNER_LEVEL, levels
 from m3dt_agent.data.collect import CollectConfig, collect
 from m3dt_agent.data.shards import episode_seed
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.disk import file_lock
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.quickstart import NOISE
+from m3dt_agent.system.disk import file_lock
 from m3dt_agent.tasks import TaskSpec, lookup, resolve
 from m3dt_agent.training.stage_inputs import data_fingerprint
 

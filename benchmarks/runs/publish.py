@@ -18,12 +18,12 @@ from pathlib import Path
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.bank.builtin import PREFIX
-from m3dt_agent.disk import replace_folder, scratch_folder, write_file
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.hub.cards import model_card
 from m3dt_agent.hub.cards.markdown import table
 from m3dt_agent.model import Routing
 from m3dt_agent.scores import EpisodeResult, TaskSummary, summarize
+from m3dt_agent.system.disk import replace_folder, scratch_folder, write_file
 
 from ..records import CellResult, read_run
 

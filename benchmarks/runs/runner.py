@@ -23,12 +23,12 @@ import torch
 
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.config import EvalConfig
-from m3dt_agent.disk import file_lock, write_file
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.evaluation import AgentPolicy, EpisodeResult, evaluate, installed_versions, read_rows, router_usage, write_rows
 from m3dt_agent.evaluation.rollout import TASKS_PER_PART
 from m3dt_agent.jobs import Engine, LocalProcesses, run_jobs, runs_here, shard_of
-from m3dt_agent.machine import duration
+from m3dt_agent.system.disk import file_lock, write_file
+from m3dt_agent.system.machine import duration
 from m3dt_agent.training.logs import announce
 
 from ..methods import Method, Outcome, Work, method

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m3dt_agent.disk import open_regular
+from m3dt_agent.system.disk import open_regular
 
 _LARGEST_READ = 16_000_000  # bytes; the directory of a file of torch's with 100,000 tensors has 10 MB
 _LARGEST_PICKLE = 64_000_000  # bytes of the pickle in a file of torch's, which holds no numbers

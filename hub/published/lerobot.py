@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 
 from m3dt_agent.data.limits import MOST_EPISODES
-from m3dt_agent.disk import open_regular
-from m3dt_agent.documents import checked_shape, read_document
 from m3dt_agent.errors import ConfigError, DatasetError, MissingDependencyError, PathError
 from m3dt_agent.hub.published.episodes import (
     Listing,
@@ -37,8 +35,10 @@ from m3dt_agent.hub.published.episodes import (
     make_episode,
     natural_order,
 )
-from m3dt_agent.spaces import from_env
+from m3dt_agent.system.disk import open_regular
+from m3dt_agent.system.documents import checked_shape, read_document
 from m3dt_agent.tasks import LARGEST_WIDTH, LONGEST_EPISODE, TaskSpec
+from m3dt_agent.tasks.spaces import from_env
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,6 @@ from m3dt_agent.data.metadata import (
     recorded_in,
 )
 from m3dt_agent.data.validation import ScannedEpisode, scan_episodes
-from m3dt_agent.disk import user_path
 from m3dt_agent.errors import ConfigError, DatasetError
 from m3dt_agent.hub.published.episodes import (
     Listing,
@@ -36,6 +35,7 @@ from m3dt_agent.hub.published.episodes import (
     make_episode,
 )
 from m3dt_agent.hub.published.own_minari import open_own
+from m3dt_agent.system.disk import user_path
 from m3dt_agent.tasks import TaskSpec, is_builtin
 
 log = logging.getLogger(__name__)

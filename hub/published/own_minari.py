@@ -19,8 +19,8 @@ from m3dt_agent.data.metadata import METADATA_FILE, STEPS_FILE, count_problems, 
 from m3dt_agent.data.validation import raw_episodes
 from m3dt_agent.errors import ConfigError, DatasetError
 from m3dt_agent.hub.published.episodes import Numbers, PublishedEpisode, PublishedTask, make_episode
-from m3dt_agent.spaces import fitting_spaces, from_env, space_from_json, spec_of_spaces
 from m3dt_agent.tasks import TaskSpec
+from m3dt_agent.tasks.spaces import fitting_spaces, from_env, space_from_json, spec_of_spaces
 
 log = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m3dt_agent.data.limits import MOST_NUMBERS
-from m3dt_agent.disk import open_regular
 from m3dt_agent.errors import DatasetError, PathError
 from m3dt_agent.hub.published.archives import check_torch_file, load_torch_file, why_refused
+from m3dt_agent.system.disk import open_regular
 
 _NUMBER = re.compile(r"[<>|=]?[fiub][1248]")  # as numpy writes dtypes: float, integer, unsigned, bool, and their bytes
 _LARGEST_PICKLE = 1_000_000_000  # bytes; Prompt-DT's files have 80 MB

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from m3dt_agent.config import ModelConfig, Stage
-from m3dt_agent.disk import path_errors, publish, scratch_folder, user_path
 from m3dt_agent.errors import BankError, ConfigError, ShapeError
 from m3dt_agent.hub.published.archives import load_torch_file, why_refused
 from m3dt_agent.hub.published.weight_names import published_config, published_shapes
+from m3dt_agent.system.disk import path_errors, publish, scratch_folder, user_path
 
 _KINDS = {
     "backbone": re.compile(r"prompt_model_(?P<series>.*)_iter_(?P<iteration>[0-9]+)_seed(?P<seed>[0-9]+)"),

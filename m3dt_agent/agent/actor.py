@@ -26,8 +26,8 @@ from ..config.checks import require_instance
 from ..data.prompts import Prompt
 from ..data.stats import TaskStatistics
 from ..errors import ConfigError, StageError
-from ..machine import torch_device
 from ..model import M3DT, RoutingUsage, faster_precision, with_same_weights
+from ..system.machine import torch_device
 from ..tasks import TaskSpec, resolve
 from .acting import Acting, window_dtype
 from .choice import Experts, Precision, RtgMode, checked_experts, checked_precision

@@ -21,9 +21,9 @@ from ..data.prompts import Prompt
 from ..data.stats import TaskStatistics
 from ..data.task_datasets import TaskDatasets
 from ..errors import ConfigError, StageError
-from ..machine import torch_device
 from ..model import M3DT
 from ..scores import EpisodeResult
+from ..system.machine import torch_device
 from ..tasks import TaskSpec
 from ..training.distributed import joined
 from ..training.expert_jobs import Fanout

@@ -11,8 +11,8 @@ from ..bank.builtin import folder_to_write
 from ..config import ModelConfig
 from ..config.checks import require_instance
 from ..data.task_datasets import TaskDatasets
-from ..disk import user_path
 from ..errors import ConfigError, StageError
+from ..system.disk import user_path
 from ..tasks import TaskSpec
 from ..training.stage_inputs import create_bank
 

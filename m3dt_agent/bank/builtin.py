@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-from ..disk import user_path
 from ..errors import BankError
+from ..system.disk import user_path
 from .expert_bank import ExpertBank
 from .tensor_files import Check
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..disk import path_errors, publish, require_new_folder, scratch_folder
+from ..system.disk import path_errors, publish, require_new_folder, scratch_folder
 from .journal import current_file, read_weights
 from .manifest import Manifest
 from .storage import Storage, as_stored, holds_weights

@@ -32,8 +32,8 @@ from .. import tasks as task_table
 from ..config import DataConfig, ModelConfig
 from ..data.prompts import Prompt, prompts_to_tensors
 from ..data.stats import TaskStatistics, statistics_to_tensors
-from ..disk import path_errors, user_path
 from ..errors import BankError, ConfigError, StageError
+from ..system.disk import path_errors, user_path
 from ..tasks import TaskSpec
 from .contents import BankContents
 from .copies import copy_bank, write_bank

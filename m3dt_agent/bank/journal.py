@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..disk import TEMPORARY, own_path, path_errors, write_file
 from ..errors import BankError, ConfigError
-from ..systems import flush
-from ..systems import locked as locked_path
+from ..system.disk import TEMPORARY, own_path, path_errors, write_file
+from ..system.platforms import flush
+from ..system.platforms import locked as locked_path
 from .manifest import Manifest, is_bank_file
 from .storage import as_stored, as_used
 from .tensor_files import Check, FileRecord, for_each_file, read_tensors, verify, write_tensors

@@ -12,8 +12,8 @@ from typing import Any
 
 from .. import tasks as task_table
 from ..config import STAGE_CONFIGS, STAGES, DataConfig, ModelConfig
-from ..documents import checked_shape, field_types, read_document
 from ..errors import BankError, ConfigError, M3DTError
+from ..system.documents import checked_shape, field_types, read_document
 from ..tasks import TaskSpec
 from .storage import STORAGES, Storage
 from .tensor_files import FileRecord

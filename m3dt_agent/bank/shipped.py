@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..disk import file_lock, path_errors, publish, scratch_folder
 from ..errors import BankError
 from ..jobs import Engine, RayCluster
-from ..systems import user_id
+from ..system.disk import file_lock, path_errors, publish, scratch_folder
+from ..system.platforms import user_id
 from .expert_bank import ExpertBank
 from .tensor_files import Check, read_content
 

@@ -25,11 +25,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..disk import open_regular, path_errors
-from ..documents import MAX_BYTES, parsed_json
 from ..errors import BankError, ConfigError, PathError
-from ..machine import usable_cores
-from ..systems import memory_bytes
+from ..system.disk import open_regular, path_errors
+from ..system.documents import MAX_BYTES, parsed_json
+from ..system.machine import usable_cores
+from ..system.platforms import memory_bytes
 
 _DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16"}
 _DTYPES |= {torch.bool: "BOOL", torch.uint8: "U8"}

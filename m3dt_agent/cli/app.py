@@ -26,8 +26,8 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..disk import path_errors
 from ..errors import M3DTError
+from ..system.disk import path_errors
 from ..tasks import register_file
 from .bench import bench_command
 from .collect import collect_command

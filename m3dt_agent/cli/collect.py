@@ -14,7 +14,7 @@ import typer
 
 from ..errors import ConfigError
 from ..jobs import RETRIES, LocalProcesses, shard_of
-from ..machine import duration, usable_cores
+from ..system.machine import duration, usable_cores
 from ..tasks import TaskSpec
 from .options import (
     DEFAULT_ROOT,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, DatasetError
-from ..machine import duration
+from ..system.machine import duration
 from ..tasks import Linear, ScoreRule, TaskSpec, get, known, resolve, to_toml
 from .options import DEFAULT_ROOT, AsJson, Cache, Root, Seed, Source, TaskNames, path_argument, path_option
 from .output import emit, make_table, quiet_stdout, say, size

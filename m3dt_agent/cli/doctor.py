@@ -15,7 +15,7 @@ def doctor_command(
     as_json: AsJson = False,
 ) -> None:
     """Show versions, simulators, rendering, cores, the speed of bfloat16 and free disk space."""
-    from ..machine import diagnose
+    from ..system.machine import diagnose
 
     with quiet_stdout():
         found = diagnose(folder)

@@ -13,7 +13,7 @@ import typer
 from ..config import EvalConfig
 from ..errors import M3DTError, UnwrittenRowsError
 from ..jobs import RETRIES, RayCluster, shard_of
-from ..machine import shows_progress
+from ..system.machine import shows_progress
 from ..tasks import TaskSpec
 from .acting import Acting, find_policy
 from .options import (

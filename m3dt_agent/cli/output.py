@@ -21,8 +21,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..machine import QUIET, is_quiet
-from ..text import visible, visible_lines
+from ..system.machine import QUIET, is_quiet
+from ..system.text import visible, visible_lines
 
 
 def say(message: str) -> None:

@@ -34,8 +34,8 @@ import gymnasium as gym
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..disk import open_regular, user_path
 from ..errors import ConfigError
+from ..system.disk import open_regular, user_path
 from ..tasks import TASKS, TaskSpec
 from .behavior_policies import (
     LAYER_NAMES,

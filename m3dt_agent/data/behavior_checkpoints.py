@@ -29,9 +29,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from ..disk import disk_space_errors, open_regular, publish, scratch_folder, write_file
-from ..documents import read_document
 from ..errors import ConfigError, PathError
+from ..system.disk import disk_space_errors, open_regular, publish, scratch_folder, write_file
+from ..system.documents import read_document
 from ..tasks import TaskSpec
 from .behavior import MeasuredReturn
 from .behavior_policies import LAYER_NAMES, Float32Array

@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..disk import user_path, write_file
 from ..envs.make import versions_of
 from ..errors import ConfigError
 from ..jobs import Engine, LocalProcesses, run_jobs, runs_here
-from ..machine import shows_progress
+from ..system.disk import user_path, write_file
+from ..system.machine import shows_progress
 from ..tasks import TaskSpec, is_builtin
 from .behavior import parse_level
 from .collect_plan import CollectConfig, CollectPlan, episode_levels, make_plan, staging_folder

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..disk import path_errors
 from ..envs.make import registrations
 from ..errors import ConfigError, DatasetError
-from ..systems import locked
+from ..system.disk import path_errors
+from ..system.platforms import locked
 from ..tasks import TaskSpec, is_builtin
 from .behavior import levels, parse_level
 from .episodes import dataset_id, dataset_path

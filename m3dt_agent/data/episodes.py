@@ -26,8 +26,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import path_errors, replace_folder, require_space, restore_replaced, scratch_folder, user_path, write_file
 from ..errors import DatasetError
+from ..system.disk import path_errors, replace_folder, require_space, restore_replaced, scratch_folder, user_path, write_file
 from ..tasks import TaskSpec, is_builtin
 from .validation import ScannedEpisode, episode_problems, read_metadata, scan_episodes, validate_dataset
 

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..disk import open_regular
 from ..errors import DatasetError, PathError
+from ..system.disk import open_regular
 from .limits import LARGEST_CHUNK, MOST_EPISODES, MOST_NUMBERS, MOST_READ_PER_BYTE
 
 if TYPE_CHECKING:

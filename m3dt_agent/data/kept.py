@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ..disk import path_errors, restore_replaced
 from ..errors import DatasetError
+from ..system.disk import path_errors, restore_replaced
 from .validation import read_metadata
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..documents import read_document
 from ..errors import DatasetError
+from ..system.documents import read_document
 from ..tasks import TaskSpec
 from .limits import MOST_EPISODES
 

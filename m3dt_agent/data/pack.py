@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import file_lock, path_errors, publish, require_space, scratch_folder, user_path, write_file
-from ..documents import read_document
 from ..errors import DatasetError
+from ..system.disk import file_lock, path_errors, publish, require_space, scratch_folder, user_path, write_file
+from ..system.documents import read_document
 from ..tasks import TaskSpec
 from .episodes import Episode, to_episode
 from .pack_index import IndexBuilder, index_bytes, read_index

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
-from ..disk import open_regular
 from ..errors import DatasetError
+from ..system.disk import open_regular
 from ..tasks import TaskSpec
 from .episodes import Episode
 from .limits import LARGEST_RETURN, LARGEST_VALUE, MOST_EPISODES

@@ -21,9 +21,9 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from ..disk import open_regular
 from ..envs.make import Registrations, make_env
 from ..errors import DatasetError, PathError
+from ..system.disk import open_regular
 from ..tasks import TaskSpec
 from .behavior import behavior_policy, parse_level
 from .behavior_policies import BehaviorPolicy, Float32Array, NoisyPolicy, from_callable

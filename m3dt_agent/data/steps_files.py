@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import open_regular, path_errors
 from ..errors import DatasetError, PathError
-from ..systems import read_at
+from ..system.disk import open_regular, path_errors
+from ..system.platforms import read_at
 
 _limits: Any
 try:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DataConfig
-from ..disk import path_errors, user_path
 from ..errors import ConfigError, DatasetError
+from ..system.disk import path_errors, user_path
 from ..tasks import TaskSpec, lookup, resolve
 from .episodes import find_sources
 from .pack import PackedTask, pack_dataset

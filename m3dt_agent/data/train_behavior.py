@@ -20,9 +20,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
-from ..disk import user_path
 from ..envs.make import make_env
 from ..errors import ConfigError, MissingDependencyError
+from ..system.disk import user_path
 from ..tasks import TaskSpec
 from .behavior import MeasuredReturn
 from .behavior_checkpoints import (

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import user_path
 from ..errors import DatasetError
+from ..system.disk import user_path
 from ..tasks import TaskSpec
 from .hdf5_files import FLAGS, FLOATS, SUCCESS, EpisodeArrays, RefusedError, count_episodes, open_steps
 from .limits import LARGEST_VALUE

@@ -21,8 +21,8 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, MissingDependencyError
-from ..spaces import spec_of_spaces
 from ..tasks import TaskSpec, is_builtin, register, registered, to_toml
+from ..tasks.spaces import spec_of_spaces
 from .own_task import OwnTask
 
 Env = gym.Env[NDArray[np.float32], NDArray[np.float32]]

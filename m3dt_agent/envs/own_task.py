@@ -4,7 +4,7 @@
     ── OwnTask ──
     the environment                 boxes or dictionaries of boxes, any dtype and shape; its own bounds for actions
 
-spaces.py has the arithmetic, also for loops without this wrapper.
+tasks/spaces.py has the arithmetic, also for loops without this wrapper.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from gymnasium.spaces import Box, Space
 
 from ..errors import InvalidValueError, ShapeError
-from ..spaces import Float32Array, fitting_spaces, flat_observation, to_env
 from ..tasks import TaskSpec
+from ..tasks.spaces import Float32Array, fitting_spaces, flat_observation, to_env
 
 
 class OwnTask(gym.Wrapper[Float32Array, Float32Array, Any, Any], gym.utils.RecordConstructorArgs):

@@ -32,7 +32,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InvalidValueError, M3DTError, ShapeError
-from ..machine import usable_cores
+from ..system.machine import usable_cores
 from ..tasks import TaskSpec, padded_widths
 from .slots import Slots, SlotStates
 from .worker import Worker

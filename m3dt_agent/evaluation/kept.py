@@ -19,10 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..disk import path_errors, user_path, write_file
 from ..errors import ConfigError, DatasetError, M3DTError, PathError, UnwrittenRowsError
 from ..rows import EpisodeResult, line_of, lines_of, row_of
-from ..systems import lock_open_file
+from ..system.disk import path_errors, user_path, write_file
+from ..system.platforms import lock_open_file
 from .schedule import Episode
 
 log = logging.getLogger(__name__)

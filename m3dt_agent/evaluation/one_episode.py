@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..agent import M3DTAgent, RtgMode
 from ..agent.inputs import Bools, Float32Array
 from ..config import EVALUATION_SEED, EvalConfig
-from ..machine import shows_progress
+from ..system.machine import shows_progress
 from ..tasks import TaskSpec, resolve
 from .policies import VectorPolicy, as_policy
 from .rollout import evaluate

@@ -24,8 +24,8 @@ from ..config import EvalConfig
 from ..envs.make import Registrations, registrations
 from ..errors import ConfigError
 from ..jobs import Engine, LocalProcesses, RayCluster, opened, run_jobs, runs_here
-from ..machine import shows_progress
 from ..rows import EpisodeResult
+from ..system.machine import shows_progress
 from ..tasks import TaskSpec, resolve
 from .kept import Protocol, keep_rows
 from .policies import acting_settings, policy_name

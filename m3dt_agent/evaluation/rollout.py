@@ -33,9 +33,9 @@ from ..agent.inputs import Bools, Float32Array
 from ..config import EvalConfig
 from ..envs.vector import MixedTaskVectorEnv
 from ..errors import ConfigError, InvalidValueError, ShapeError
-from ..machine import shows_progress
 from ..model.determinism import cpu_threads
 from ..rows import EpisodeResult
+from ..system.machine import shows_progress
 from ..tasks import TaskSpec, is_builtin, padded_widths, resolve
 from .kept import KeptRows, Protocol, keep_rows
 from .policies import AgentPolicy, BehaviorPolicies, VectorPolicy, as_policy, settings_of, tasks_of

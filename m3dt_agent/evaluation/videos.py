@@ -31,10 +31,10 @@ from tqdm import tqdm
 
 from ..agent import M3DTAgent
 from ..config import EvalConfig
-from ..disk import require_writable, whole_file, write_file
 from ..envs.make import make_env
 from ..envs.wrappers import StopOnSuccess
 from ..errors import ConfigError, MissingDependencyError
+from ..system.disk import require_writable, whole_file, write_file
 from ..tasks import TaskSpec, padded_widths
 from .policies import VectorPolicy, as_policy
 

@@ -18,7 +18,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from ..errors import M3DTError
-from ..machine import usable_cores
+from ..system.machine import usable_cores
 from .engines import Failure, Job, LocalProcesses
 from .worker import Started, pack, work
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..disk import path_errors, write_file
-from ..documents import read_document
 from ..errors import ConfigError
+from ..system.disk import path_errors, write_file
+from ..system.documents import read_document
 
 Say = Callable[[str], None]
 

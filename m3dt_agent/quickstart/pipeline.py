@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import EVALUATION_SEED, STAGES, EvalConfig, ModelConfig, Stage
-from ..disk import disk_space_errors, write_file
 from ..plots import require_matplotlib
+from ..system.disk import disk_space_errors, write_file
 from ..tasks import resolve
 from .figure import FigureData, save_figure
 from .parts import Parts, Say

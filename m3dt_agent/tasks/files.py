@@ -21,8 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..disk import open_regular, user_path
 from ..errors import ConfigError
+from ..system.disk import open_regular, user_path
 from .spec import TaskSpec
 
 _MOST_BYTES = 4 << 20  # as of a JSON document

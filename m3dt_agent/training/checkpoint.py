@@ -30,10 +30,10 @@ from torch import Tensor
 from ..bank.manifest import MOST_THREADS
 from ..bank.tensor_files import FileRecord, read_tensors, verify, write_tensors
 from ..config import Stage
-from ..disk import own_path, path_errors, publish, scratch_folder
-from ..documents import checked_shape, read_document
 from ..errors import BankError, ConfigError
-from ..systems import flush, locked
+from ..system.disk import own_path, path_errors, publish, scratch_folder
+from ..system.documents import checked_shape, read_document
+from ..system.platforms import flush, locked
 
 KEPT = 2
 """Checkpoints of a run on disk: the newest, and the one before it in case the newest is damaged."""

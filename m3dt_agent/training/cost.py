@@ -19,9 +19,9 @@ from ..config import STAGE_CONFIGS, ExpertsConfig, ModelConfig, Stage, TrainConf
 from ..config.checks import require_instance
 from ..data.batches import Batch, Window
 from ..errors import DiskSpaceError
-from ..machine import duration, torch_device
 from ..model import M3DT
 from ..model.determinism import cpu_threads
+from ..system.machine import duration, torch_device
 from .checkpoint import KEPT
 from .run import Run
 from .settling import with_precision, with_stacking

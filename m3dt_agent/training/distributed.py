@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from ..errors import ConfigError, M3DTError, WorkerError
-from ..machine import torch_device
+from ..system.machine import torch_device
 
 TIMEOUT = timedelta(minutes=5)
 PATIENCE = timedelta(hours=12)

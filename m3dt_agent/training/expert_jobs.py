@@ -30,10 +30,10 @@ from ..bank.tensor_files import FileRecord, read_content, received_tensors
 from ..config import ExpertsConfig
 from ..config.checks import is_integer
 from ..data.task_datasets import TaskDatasets
-from ..disk import file_lock
 from ..errors import BankError, ConfigError
 from ..jobs import Engine, opened, run_jobs, shard_of
-from ..machine import is_quiet, shows_progress
+from ..system.disk import file_lock
+from ..system.machine import is_quiet, shows_progress
 from .logs import LogRecord, LogRow, add_rows, log_file, read_log
 from .stage_inputs import StageInputs
 

@@ -22,9 +22,9 @@ from ..bank import ExpertBank
 from ..config import Stage, TrainConfig, stage_name
 from ..config.checks import require_instance
 from ..data.task_datasets import TaskDatasets
-from ..disk import file_lock
 from ..errors import ConfigError
 from ..model.determinism import cpu_threads
+from ..system.disk import file_lock
 from . import backbone, router
 from . import experts as expert_stage
 from .checkpoint import training_lock

@@ -27,10 +27,10 @@ from ..bank import ExpertBank
 from ..config import ExpertsConfig, train_preset
 from ..data.batches import derive_seed
 from ..data.task_datasets import TaskDatasets
-from ..disk import disk_space_errors
 from ..errors import ConfigError, StageError
 from ..model.determinism import cpu_threads
-from ..systems import reserve
+from ..system.disk import disk_space_errors
+from ..system.platforms import reserve
 from .checkpoint import started_runs, training_lock
 from .conflict import mean_gradient, task_gradients
 from .distributed import joined

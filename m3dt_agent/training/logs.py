@@ -25,8 +25,8 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from ..config import STAGES, Stage
-from ..disk import disk_space_errors, own_path, path_errors, write_file
-from ..machine import is_quiet, shows_progress
+from ..system.disk import disk_space_errors, own_path, path_errors, write_file
+from ..system.machine import is_quiet, shows_progress
 
 COLUMNS = ("step", "expert", "loss", "lr", "grad_norm", "conflict", "experts_kept", "seconds")
 LogRow = dict[str, str]

@@ -262,7 +262,7 @@ def test_an_agent_of_a_model_of_ones_own_keeps_the_promise(bank: ExpertBank) -> 
 @pytest.mark.parametrize("experts", ["mixture", Routing(mass=0.9)], ids=str)
 def test_a_gpu_without_float64_acts_as_the_cpu_does(bank: ExpertBank, monkeypatch: pytest.MonkeyPatch, experts: Any) -> None:
     """A pretended one, that refuses every float64 number sent to it or made on it, as Apple's does."""
-    monkeypatch.setattr("m3dt_agent.machine.usable_devices", lambda: ("cpu", str(GPU)))
+    monkeypatch.setattr("m3dt_agent.system.machine.usable_devices", lambda: ("cpu", str(GPU)))
     rng = np.random.default_rng(0)
     on_cpu = M3DTAgent.load(bank.path)
     with pretended_gpu():

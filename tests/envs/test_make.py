@@ -16,8 +16,8 @@ from m3dt_agent import tasks
 from m3dt_agent.envs.make import make_env, registrations, task_of_env, versions_of
 from m3dt_agent.envs.vector import MixedTaskVectorEnv
 from m3dt_agent.errors import ConfigError, InvalidValueError, ShapeError
-from m3dt_agent.spaces import flat_observation, from_env, to_env
 from m3dt_agent.tasks import Linear, TaskSpec
+from m3dt_agent.tasks.spaces import flat_observation, from_env, to_env
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 

@@ -102,7 +102,7 @@ import sys
 import gymnasium as gym
 import m3dt_agent
 from m3dt_agent.errors import M3DTError
-from m3dt_agent.machine import try_rendering
+from m3dt_agent.system.machine import try_rendering
 for name in ("reach", "walker-run", "ant-dir-3"):
     env = gym.make(f"M3DT/{name}-v0", render_mode="rgb_array")
     env.reset(seed=1)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from m3dt_agent.disk import scratch_folder
 from m3dt_agent.errors import BankError, PathError
+from m3dt_agent.system.disk import scratch_folder
 from m3dt_agent.training.checkpoint import (
     RunState,
     newest_checkpoint,

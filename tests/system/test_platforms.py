@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from m3dt_agent import systems
-from m3dt_agent.systems import flush, locked, read_at, reserve
+from m3dt_agent.system import platforms
+from m3dt_agent.system.platforms import flush, locked, read_at, reserve
 
 HOLDER = """
 import sys, pathlib
-from m3dt_agent import systems
+from m3dt_agent.system import platforms
 if sys.argv[2] == "without":
-    systems.fcntl = None
-with systems.locked(pathlib.Path(sys.argv[1]), shared=sys.argv[3] == "shared"):
+    platforms.fcntl = None
+with platforms.locked(pathlib.Path(sys.argv[1]), shared=sys.argv[3] == "shared"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -31,7 +31,7 @@ with systems.locked(pathlib.Path(sys.argv[1]), shared=sys.argv[3] == "shared"):
 def fcntl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test with this system's own locks and as on a system that has none."""
     if request.param == "without":
-        monkeypatch.setattr(systems, "fcntl", None)
+        monkeypatch.setattr(platforms, "fcntl", None)
     return str(request.param)
 
 
@@ -146,14 +146,14 @@ def test_flush_takes_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_only_this_module_asks_for_what_windows_lacks() -> None:
-    root = Path(systems.__file__).parents[1]
+    root = Path(platforms.__file__).parents[2]
     files = [*(root / "m3dt_agent").rglob("*.py"), *(root / "hub").rglob("*.py")]
     asking = [
         path.name
         for path in files
         if any(word in path.read_text() for word in ("fcntl.", "os.pread(", "os.getuid()", "os.posix"))
     ]
-    assert asking == ["systems.py"]
+    assert asking == ["platforms.py"]
 
 
 WITHOUT = """
@@ -167,9 +167,10 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from small_banks import CONFIG, new_bank, parts, random_model
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent import M3DTAgent, systems
+from m3dt_agent import M3DTAgent
+from m3dt_agent.system import platforms
 from m3dt_agent.training.checkpoint import training_lock
-assert systems.fcntl is None
+assert platforms.fcntl is None
 path = Path(sys.argv[2]) / "bank"
 new_bank(path).commit(parts(random_model()))
 bank = ExpertBank.open(path)

@@ -26,8 +26,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import BankError, DiskSpaceError, M3DTError, PathError
-from .systems import flush, locked
+from ..errors import BankError, DiskSpaceError, M3DTError, PathError
+from .platforms import flush, locked
 
 TEMPORARY = ".writing-"
 """How the names of unfinished files and folders begin."""

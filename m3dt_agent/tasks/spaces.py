@@ -16,8 +16,8 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Space
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ConfigError, ShapeError
-from .tasks import TaskSpec
+from ..errors import ConfigError, ShapeError
+from .spec import TaskSpec
 
 Float32Array = NDArray[np.float32]
 

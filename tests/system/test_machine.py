@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from m3dt_agent.errors import ConfigError
-from m3dt_agent.machine import duration, shows_progress, torch_device, usable_cores, usable_devices
+from m3dt_agent.system.machine import duration, shows_progress, torch_device, usable_cores, usable_devices
 
 
 def test_usable_cores_are_those_that_the_process_may_run_on(monkeypatch: pytest.MonkeyPatch) -> None:

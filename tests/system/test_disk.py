@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from m3dt_agent.disk import (
+from m3dt_agent.errors import BankError, DiskSpaceError, PathError
+from m3dt_agent.system.disk import (
     disk_space_errors,
     file_lock,
     open_regular,
@@ -31,8 +32,7 @@ from m3dt_agent.disk import (
     whole_file,
     write_file,
 )
-from m3dt_agent.errors import BankError, DiskSpaceError, PathError
-from m3dt_agent.systems import locked
+from m3dt_agent.system.platforms import locked
 
 
 def full(*_: object) -> None:
@@ -259,7 +259,7 @@ def test_many_processes_make_scratch_folders_side_by_side(tmp_path: Path) -> Non
     code = """
 import sys
 from pathlib import Path
-from m3dt_agent.disk import publish, scratch_folder
+from m3dt_agent.system.disk import publish, scratch_folder
 root, me = Path(sys.argv[1]), sys.argv[2]
 for i in range(60):
     with scratch_folder(root) as scratch:

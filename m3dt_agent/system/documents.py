@@ -24,8 +24,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
+from ..errors import M3DTError, PathError
 from .disk import open_regular
-from .errors import M3DTError, PathError
 
 MAX_BYTES = 4 << 20
 """The largest document, unless the caller says otherwise. A bank.json of 160 tasks and 48 experts has 0.03 MB, the records of

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3dt_agent.documents import MAX_BYTES, MAX_DEPTH, checked_shape, read_document
 from m3dt_agent.errors import BankError, ConfigError, DatasetError
+from m3dt_agent.system.documents import MAX_BYTES, MAX_DEPTH, checked_shape, read_document
 
 
 @dataclass(frozen=True)
@@ -163,5 +163,5 @@ def test_a_sparse_file_of_3_gb_takes_no_memory(tmp_path: Path) -> None:
 
 
 def test_importing_it_is_quick() -> None:
-    code = "import sys, m3dt_agent.documents; print(sorted({'pydantic', 'torch', 'jsonschema'} & set(sys.modules)))"
+    code = "import sys, m3dt_agent.system.documents; print(sorted({'pydantic', 'torch', 'jsonschema'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from m3dt_agent.text import visible, visible_lines
+from m3dt_agent.system.text import visible, visible_lines
 
 
 @pytest.mark.parametrize(
