@@ -185,7 +185,10 @@ print(agent.act(np.zeros(24, np.float32)).shape, sorted(file.name for file in pa
 
 def test_banks_and_agents_work_where_the_system_lacks_all_that(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, str(Path(__file__).parents[1]), str(tmp_path)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", WITHOUT, str(Path(__file__).parents[1]), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     files = ["backbone.safetensors", "bank.json", "experts", "prompts.safetensors", "resume", "router.safetensors"]
