@@ -226,7 +226,11 @@ class Foreign:
     """Something that only an unsafe load would make."""
 
 
-@pytest.mark.parametrize("content", [{"a": Foreign()}, {"a": np.float64(1)}, [Foreign], 3, {"a": {"b": b"x" * 10}}], ids=str)
+@pytest.mark.parametrize(
+    "content",
+    [{"a": Foreign()}, {"a": np.float64(1)}, [Foreign], 3, {"a": {"b": b"x" * 10}}],
+    ids=["object", "numpy", "class", "number", "bytes"],
+)
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.filterwarnings("error")  # torch advises in warnings, too
 def test_no_message_advises_to_load_unsafely(content: Any, zipped: bool, tmp_path: Path) -> None:
