@@ -98,7 +98,7 @@ _LARGEST = {
     "max_timesteps": 10_000,
     "state_dim": 1024,  # the widest task has 39
     "act_dim": 1024,
-    "ffn_multiple": 64,
+    "ffn_multiple": 1024,  # a backbone as large as 160 experts of the paper has some 200
 }
 """A bank's numbers decide how much memory its model takes, and a bank may be a stranger's: above these nothing is built."""
 

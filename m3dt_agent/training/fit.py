@@ -73,8 +73,7 @@ def fit_stage(
     `bank` shows what was trained, on every worker.
 
     Args:
-        stage: backbone, experts or router; or 1, 2, 3.
-        data: the datasets of the bank's tasks, opened with its DataConfig.
+        stage: backbone, experts or router, or 1, 2, 3. data: the datasets of the bank's tasks, opened with its DataConfig.
         config: of the stage. None: the one the stage was started with, else the preset that goes with the bank's model.
         experts: in stage 2, train only these (the others are trained elsewhere); None: all that are missing.
         fanout: in stage 2, train in jobs, as `Fanout` says; None: in this process.

@@ -81,7 +81,7 @@ def test_a_folder_with_such_a_name(name: str, tmp_path: Path, run: Run) -> None:
     told = out + damaged[2] + missing[2]
     assert all(c.isprintable() or c == "\n" for c in told)
     for part in re.findall(r"\[[^\]]*\]", name):
-        assert part in out
+        assert part in out.replace("\n", "")  # a long path is folded
 
 
 def test_no_command_makes_tables_of_its_own() -> None:

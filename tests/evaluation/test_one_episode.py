@@ -139,6 +139,7 @@ def test_the_video_is_of_the_episode_that_is_reported(bank: ExpertBank, tmp_path
         assert video.n_frames > 50
 
 
+@pytest.mark.slow  # tests/envs/test_rendering.py has a quick one
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere glfw needs no DISPLAY")
 def test_without_a_renderer_there_is_a_plain_error_and_no_file(bank: ExpertBank, tmp_path: Path) -> None:
     done = play_in_a_process(bank, "--video", str(tmp_path / "video.gif"), MUJOCO_GL="glfw")

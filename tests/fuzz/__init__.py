@@ -7,7 +7,7 @@ A recipe is plain JSON: the reader, the template it starts from, and a list of e
 time (guard.py, child.py); the parent compares a tree of sentinel files, hears who opens one (sentinels.py), and goes on when a
 child dies (harness.py). A Hub's answers are changed on their way out (hub_answers.py).
 
-    python -m pytest tests/fuzz -m "not slow"             a hundred inputs of each reader, the same every time
+    python -m pytest tests/fuzz -m "not slow"             forty inputs of each reader, the same every time
     python -m pytest tests/fuzz -m slow                   a quarter of an hour for each, others every time; and the proof
     PYTHONPATH=tests python -m fuzz banks 1000            counts, seconds, peak memory
     PYTHONPATH=tests python -m fuzz replay FILE           one kept recipe again
