@@ -56,6 +56,7 @@ def test_evaluate_mt10(bank: Path, tmp_path: Path) -> None:
         assert [row.task for row in read_rows(tmp_path / f"rows-{policy}.jsonl")] == MT10
 
 
+@pytest.mark.slow  # tests/test_adapters.py has quick ones
 def test_adapters(bank: Path, tmp_path: Path) -> None:
     metaworld_task = next(task.name for task in task_set("mt10") if task.domain == "metaworld")
     out = run("adapters.py", bank, "cheetah-vel-25", metaworld_task, where=tmp_path)
@@ -73,6 +74,7 @@ def test_fine_tune(tmp_path: Path) -> None:
     assert published.config == open_bank("builtin:mt160").config
 
 
+@pytest.mark.slow  # tests/hub does the same in parts
 def test_publish_a_bank_and_resume_from_hub(tmp_path: Path) -> None:
     names = ["cheetah-vel-25", "cheetah-vel-3"]
     random_datasets(tmp_path / "data", names, episodes=3)

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except M3DTError as error:
             code = _complain_about(error)
-        if code:
+        if code and arguments is None:
             gc.collect()  # what the error held, such as half-made HDF5 files, goes while nothing is said of it
         if code == 130:
             say("interrupted; " + _how_to_continue(command))

@@ -170,7 +170,7 @@ def test_ctrl_c_while_packages_are_imported_is_130_without_a_traceback() -> None
     whole, randomness = time.monotonic() - begun, random.Random(0)
     for _ in range(6):
         code, err = interrupted_after(randomness.uniform(0.02, 0.7 * whole), "tasks")
-        assert code in (0, 130)
+        assert code in (0, 130, -signal.SIGINT)  # a shell calls the last one 130 as well
         assert "Traceback" not in err
         if code == 130:
             assert err in ("", "interrupted; nothing was written\n")

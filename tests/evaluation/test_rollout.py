@@ -72,7 +72,7 @@ def test_without_stopping_an_episode_has_its_full_length() -> None:
     assert [(row.length, row.success) for row in rows] == [(500, True), (200, None)]
 
 
-@pytest.mark.parametrize("level", [pytest.param("random", marks=pytest.mark.slow), "expert+0.5"])
+@pytest.mark.parametrize("level", ["random", pytest.param("expert+0.5", marks=pytest.mark.slow)])
 def test_behavior_rows_do_not_depend_on_slots_and_workers(level: str) -> None:
     tasks = ["cheetah-vel-25", "pendulum-swingup", "ant-dir-3"]  # one slot runs all three, one after the other
     results = [

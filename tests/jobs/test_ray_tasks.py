@@ -128,6 +128,7 @@ def test_a_job_that_no_node_can_import_is_named_and_not_retried(tmp_path, engine
         list(run_jobs([module.Mine(0, tmp_path)], engine))
 
 
+@pytest.mark.slow
 def test_the_experts_stage_is_that_of_one_process_bit_for_bit(train, engine):
     one = train("one process")
     for fanout in (Fanout(engine), Fanout(LocalProcesses(2))):
