@@ -21,6 +21,10 @@ os.environ["HF_XET_CLIENT_RETRY_BASE_DELAY"] = "10ms"  # hf_xet waits up to 150 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, here and in children, where a shell started us with `&`
 
 import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # however busy it is
+settings.load_profile("any machine")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -7,7 +7,7 @@ import json
 import pickle
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from m3dt_agent.errors import ConfigError
@@ -97,7 +97,6 @@ def test_scores_follow_the_rule() -> None:
         solved.normalized_score(0.0)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the first draw imports much
 @given(st.floats(-1e6, 1e6), st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
 def test_linear_scores_are_0_and_100_at_the_bounds_and_grow_between(value: float, low: float, span: float) -> None:
     rule = Linear(low, low + span)
