@@ -147,8 +147,8 @@ def test_completion_is_on(run: Run) -> None:
 BEGUN = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
-print("begun", file=sys.stderr, flush=True)
 import m3dt_program
+print("begun", file=sys.stderr, flush=True)
 sys.exit(m3dt_program.main())
 """
 
@@ -169,12 +169,12 @@ def test_ctrl_c_while_packages_are_imported_is_130_without_a_traceback() -> None
     subprocess.run([*PROGRAM, "tasks"], stdout=subprocess.DEVNULL, check=True)
     whole, randomness = time.monotonic() - begun, random.Random(0)
     for _ in range(6):
-        code, err = interrupted_after(randomness.uniform(0.02, 0.7 * whole), "tasks")
+        code, err = interrupted_after(randomness.uniform(0.1, 0.7 * whole), "tasks")
         assert code in (0, 130, -signal.SIGINT)  # a shell calls the last one 130 as well
         assert "Traceback" not in err
         if code == 130:
             assert err in ("", "interrupted; nothing was written\n")
-    assert interrupted_after(0.02, "tasks") in ((130, ""), (-signal.SIGINT, ""))
+    assert interrupted_after(0.1, "tasks") == (130, "")
 
 
 def children_of(pid: int) -> list[int]:
