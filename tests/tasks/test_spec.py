@@ -9,22 +9,10 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from own_tasks import SWING
 
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.tasks import TASKS, Linear, TaskSpec
-
-SWING = TaskSpec(
-    "swing",
-    "classic",
-    obs_dim=3,
-    act_dim=1,
-    max_episode_steps=200,
-    return_scale=200.0,
-    score=Linear(-1500.0, 0.0),
-    env="Pendulum-v1",
-    action_low=(-2.0,),
-    action_high=(2.0,),
-)
 
 
 @pytest.mark.parametrize(
