@@ -13,6 +13,7 @@ If the disk is full while episodes end, the evaluation goes on; every later row 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,8 +80,9 @@ class KeptRows:
             if self._rows[key] != row:
                 log.warning("%s, seed %d: played again, the episode differs from its row, which is kept", *key)
             return False
-        self._rows[key] = row
-        if self._file is not None:
+        if self._file is None:
+            self._rows[key] = row
+        else:
             self._file.append(row)
         return True
 
@@ -133,7 +135,7 @@ class _RowFile:
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path, self._descriptor = path, descriptor
         self.rows: dict[tuple[str, int], EpisodeResult] = {}
-        self._unwritten = b""
+        self._written = self._size = 0  # the first rows, which are in the file, and the bytes they take
         self._told = False
 
     def read(self, protocol: Protocol) -> None:
@@ -163,15 +165,16 @@ class _RowFile:
                 os.ftruncate(self._descriptor, position)
             if unended:
                 os.write(self._descriptor, b"\n")
+            self._written, self._size = len(self.rows), os.fstat(self._descriptor).st_size
 
     @property
     def unwritten(self) -> int:
         """How many rows are not in the file yet."""
-        return self._unwritten.count(b"\n")
+        return len(self.rows) - self._written
 
     def append(self, row: EpisodeResult) -> None:
         """Writes the row at the end of the file; what cannot be written waits for the next call."""
-        self._unwritten += line_of(row)
+        self.rows[(row.task, row.seed)] = row
         self.flush()
 
     def flush(self) -> None:
@@ -185,15 +188,19 @@ class _RowFile:
             self._told = True
 
     def _write(self) -> None:
-        size = os.fstat(self._descriptor).st_size
-        left = memoryview(self._unwritten)
+        """Brings the file to all rows, also after an interrupt in the middle of an earlier call."""
+        if os.fstat(self._descriptor).st_size > self._size:
+            os.ftruncate(self._descriptor, self._size)
+        count = len(self.rows)
+        lines = b"".join(map(line_of, itertools.islice(self.rows.values(), self._written, count)))
+        left = memoryview(lines)
         try:
             while left:
                 left = left[os.write(self._descriptor, left) :]
-        except BaseException:
-            os.ftruncate(self._descriptor, size)
+        except OSError:
+            os.ftruncate(self._descriptor, self._size)
             raise
-        self._unwritten = b""
+        self._written, self._size = count, self._size + len(lines)
 
     def finish(self) -> None:
         """Puts the rows in order, in a new file that takes the place of the old one; nothing is done if they are in order.
@@ -205,13 +212,13 @@ class _RowFile:
         there = _is_at(self._descriptor, self._path)
         if not there and self._path.exists():
             raise PathError(f"{self._path} was replaced by another file while episodes were played")
-        if there and not self._unwritten and list(self.rows.values()) == ordered:
+        if there and not self.unwritten and list(self.rows.values()) == ordered:
             return
         try:
             with path_errors(self._path):
                 write_file(self._path, b"".join(map(line_of, ordered)))
         except M3DTError as error:
-            if self._unwritten or not there:
+            if self.unwritten or not there:
                 raise
             log.warning("%s has all rows, in the order in which episodes ended: %s", self._path, error)
 

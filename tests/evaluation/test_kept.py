@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import random
 import resource
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,11 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import EvalConfig, ModelConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import ConfigError, DatasetError, PathError, UnwrittenRowsError
-from m3dt_agent.evaluation import AgentPolicy, check_rows, evaluate, evaluate_in_jobs
+from m3dt_agent.evaluation import AgentPolicy, check_rows, evaluate, evaluate_in_jobs, kept
+from m3dt_agent.evaluation.schedule import Episode
 from m3dt_agent.jobs import LocalProcesses
 from m3dt_agent.rows import EpisodeResult, read_rows, write_rows
-from m3dt_agent.tasks import TASKS, TaskSpec
+from m3dt_agent.tasks import TASKS, TaskSpec, get
 
 pytest.importorskip("mujoco")
 
@@ -100,6 +103,44 @@ def test_an_interrupted_evaluation_continues(whole: tuple[list[EpisodeResult], b
     again = Still()
     assert (evaluate(again, NAMES, CONFIG, rows=path), again.played) == (whole[0], [])
     assert os.listdir(path.parent) == ["rows.jsonl"]
+
+
+def test_a_ctrl_c_on_any_line_counts_what_the_file_has(whole: tuple[list[EpisodeResult], bytes], tmp_path: Path) -> None:
+    rows, content = whole
+    episodes = [Episode(get(row.task), row.seed) for row in rows]
+    protocol = kept.Protocol("still", "abc", rows[0].stop_on_success, rows[0].settings, None)
+    for line in itertools.count(1):
+        path, left = tmp_path / f"{line}.jsonl", line
+
+        def trace(frame: FrameType, event: str, arg: object) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename != kept.__file__:
+                return None
+            left -= event == "line"
+            if left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        try:
+            with kept.keep_rows(path, protocol, episodes) as there:
+                there.add(rows[0])
+                sys.settrace(trace)
+                there.add(rows[1])
+                sys.settrace(before)
+            break
+        except KeyboardInterrupt as error:
+            sys.settrace(before)
+            in_file, notes = len(read_rows(path)), error.__notes__
+            assert notes[0].startswith(f"{in_file} of 6 episodes are in "), line
+            with kept.keep_rows(path, protocol, episodes) as there:
+                assert there.ended == in_file
+                for row in rows:
+                    there.add(row)
+                assert there.finish() == rows
+            assert path.read_bytes() == content
+    assert line > 10
 
 
 EVALUATION = """
