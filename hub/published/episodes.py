@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from m3dt_agent.data.episodes import Episode
 from m3dt_agent.data.validation import episode_problems
-from m3dt_agent.errors import DatasetError
+from m3dt_agent.errors import ConfigError, DatasetError
 from m3dt_agent.tasks import TaskSpec
 
 Numbers = NDArray[Any]
@@ -61,6 +61,19 @@ class Listing:
 
     open: Mapping[str, Callable[[], PublishedTask]]
     unknown: tuple[str, ...] = ()
+
+
+def only_task(wanted: Wanted, what: str) -> TaskSpec:
+    """The one task that is wanted, for data that do not say themselves which task they are of.
+
+    what: what is imported, for errors.
+
+    Raises:
+        ConfigError: not exactly one task is wanted.
+    """
+    if wanted is None or len(wanted) != 1:
+        raise ConfigError(f"{what} is imported as data of exactly one task, so name it; got {len(wanted or ())} tasks")
+    return wanted[0]
 
 
 def make_episode(

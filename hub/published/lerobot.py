@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from m3dt_agent.data.limits import MOST_EPISODES
-from m3dt_agent.errors import ConfigError, DatasetError, MissingDependencyError, PathError
+from m3dt_agent.errors import DatasetError, MissingDependencyError, PathError
 from m3dt_agent.hub.published.episodes import (
     Listing,
     Numbers,
@@ -34,6 +34,7 @@ from m3dt_agent.hub.published.episodes import (
     endings,
     make_episode,
     natural_order,
+    only_task,
 )
 from m3dt_agent.system.disk import open_regular
 from m3dt_agent.system.documents import checked_shape, read_document
@@ -72,11 +73,10 @@ def find_lerobot(path: Path, wanted: Wanted) -> Listing:
     """Finds the LeRobot dataset in the folder `path`, as data of the one task that is wanted.
 
     Raises:
-        ConfigError: not exactly one task is wanted; the dataset itself does not say which task it is.
+        ConfigError: not exactly one task is wanted.
     """
-    if wanted is None or len(wanted) != 1:
-        raise ConfigError(f"a LeRobot dataset is imported as data of exactly one task; got {len(wanted or ())}")
-    return Listing({wanted[0].name: functools.partial(_open, wanted[0], path)})
+    task = only_task(wanted, "a LeRobot dataset")
+    return Listing({task.name: functools.partial(_open, task, path)})
 
 
 def _open(task: TaskSpec, path: Path) -> PublishedTask:

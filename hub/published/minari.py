@@ -25,7 +25,7 @@ from m3dt_agent.data.metadata import (
     recorded_in,
 )
 from m3dt_agent.data.validation import ScannedEpisode, scan_episodes
-from m3dt_agent.errors import ConfigError, DatasetError
+from m3dt_agent.errors import DatasetError
 from m3dt_agent.hub.published.episodes import (
     Listing,
     Numbers,
@@ -33,6 +33,7 @@ from m3dt_agent.hub.published.episodes import (
     PublishedTask,
     Wanted,
     make_episode,
+    only_task,
 )
 from m3dt_agent.hub.published.own_minari import open_own
 from m3dt_agent.system.disk import user_path
@@ -59,11 +60,10 @@ def find_minari(path: Path, wanted: Wanted) -> Listing:
     them.
 
     Raises:
-        ConfigError: not exactly one task is wanted; the dataset itself does not say which task it is.
+        ConfigError: not exactly one task is wanted.
     """
-    if wanted is None or len(wanted) != 1:
-        raise ConfigError(f"a Minari dataset is imported as data of exactly one task; got {len(wanted or ())}")
-    return Listing({wanted[0].name: functools.partial(_open_minari, wanted[0], path)})
+    task = only_task(wanted, "a Minari dataset")
+    return Listing({task.name: functools.partial(_open_minari, task, path)})
 
 
 def _open_minari(task: TaskSpec, path: Path) -> PublishedTask:
