@@ -45,6 +45,45 @@ class Step:
     timesteps: Tensor  # (n,) int64, counted on beyond `max_timesteps`
 
 
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What N conditions say of observations and actions."""
+
+    mean: Tensor  # (N, D_s)
+    std: Tensor  # (N, D_s)
+    clip: Tensor  # (N, 1)
+    state_mask: Tensor  # (N, D_s) bool: the dimensions that the task has
+    action_mask: Tensor  # (N, D_a) bool
+
+    @classmethod
+    def of(cls, conditions: Sequence[Condition], config: ModelConfig) -> Constants:
+        """Those of N conditions, zero-padded to the model's widths, in float32 on the CPU."""
+        N = len(conditions)
+        mean, std = np.zeros((N, config.state_dim), np.float32), np.ones((N, config.state_dim), np.float32)
+        state_mask, action_mask = np.zeros((N, config.state_dim), bool), np.zeros((N, config.act_dim), bool)
+        clip = np.full((N, 1), np.inf, np.float32)
+        for i, condition in enumerate(conditions):
+            s = condition.statistics
+            mean[i, : condition.obs_dim], std[i, : condition.obs_dim] = s.mean, s.std
+            state_mask[i, : condition.obs_dim], action_mask[i, : condition.act_dim] = True, True
+            clip[i] = np.inf if s.state_clip is None else s.state_clip
+        return cls(*map(torch.from_numpy, (mean, std, clip, state_mask, action_mask)))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Constants:
+        """The same on `device`, with the numbers as `dtype`."""
+        numbers = (tensor.to(device, dtype) for tensor in (self.mean, self.std, self.clip))
+        return Constants(*numbers, self.state_mask.to(device), self.action_mask.to(device))
+
+    def normalized(self, observations: Tensor, at: slice | Tensor) -> Tensor:
+        """Observations (n, D_s) of the conditions `at` as the model sees them: normalized and clipped, padding exactly 0."""
+        clip = self.clip[at]
+        return torch.where(self.state_mask[at], ((observations - self.mean[at]) / self.std[at]).clamp(-clip, clip), 0.0)
+
+    def taken(self, actions: Tensor, at: slice | Tensor) -> Tensor:
+        """Actions (n, D_a) of the model as they are taken: float32 in [-1, 1], padding exactly 0."""
+        return torch.where(self.action_mask[at], actions.float().clamp(-1.0, 1.0), 0.0)
+
+
 class History:
     """The last steps of N slots: tensors on the model's device, and the returns-to-go.
 
@@ -59,7 +98,11 @@ class History:
         self.pending = np.ones(N, bool)  # (N,) the slots whose next step opens an episode
         self._device, self._dtype = device, dtype
         self._last_timestep = config.max_timesteps - 1
-        self._set_constants(conditions, config)
+        constants = Constants.of(conditions, config)
+        self.state_mask = constants.state_mask.numpy()  # (N, D_s) the observation dimensions that a slot's task has
+        self._constants = constants.to(device, dtype)
+        self._scale = np.array([condition.statistics.return_scale for condition in conditions], np.float64)
+        self._target = np.array([condition.target_return for condition in conditions], np.float64) / self._scale
         self._window = Window(
             torch.zeros(N, T, config.state_dim, device=device, dtype=dtype),
             torch.zeros(N, T, config.act_dim, device=device, dtype=dtype),
@@ -69,22 +112,6 @@ class History:
         )
         self._returns_to_go = self._target.copy()  # (N,) float64, of the current step
         self._timesteps = torch.zeros(N, device=device, dtype=torch.int64)  # (N,)
-
-    def _set_constants(self, conditions: Sequence[Condition], config: ModelConfig) -> None:
-        N = len(conditions)
-        mean, std = np.zeros((N, config.state_dim), np.float32), np.ones((N, config.state_dim), np.float32)
-        state_mask, action_mask = np.zeros((N, config.state_dim), bool), np.zeros((N, config.act_dim), bool)
-        clip = np.full((N, 1), np.inf, np.float32)
-        for i, condition in enumerate(conditions):
-            s = condition.statistics
-            mean[i, : condition.obs_dim], std[i, : condition.obs_dim] = s.mean, s.std
-            state_mask[i, : condition.obs_dim], action_mask[i, : condition.act_dim] = True, True
-            clip[i] = np.inf if s.state_clip is None else s.state_clip
-        self.state_mask = state_mask  # (N, D_s) the observation dimensions that a slot's task has
-        self._mean, self._std, self._clip = (torch.from_numpy(a).to(self._device, self._dtype) for a in (mean, std, clip))
-        self._state_mask, self._action_mask = (torch.from_numpy(a).to(self._device) for a in (state_mask, action_mask))
-        self._scale = np.array([condition.statistics.return_scale for condition in conditions], np.float64)
-        self._target = np.array([condition.target_return for condition in conditions], np.float64) / self._scale
 
     def returns_to_go(self, slots: Slots, rewards: Float64Array, starts: Bools) -> Float64Array:
         """What remains of the target returns of n slots after `rewards` (n,), divided by their scales, (n,); may be infinite.
@@ -103,9 +130,7 @@ class History:
             starts: (n,), the slots whose episode this step opens; their windows hold nothing else.
         """
         at, first = slots.index, torch.from_numpy(starts).to(self._device)
-        clip = self._clip[at]
-        states = torch.from_numpy(observations).to(self._device, self._dtype)
-        states = torch.where(self._state_mask[at], ((states - self._mean[at]) / self._std[at]).clamp(-clip, clip), 0.0)
+        states = self._constants.normalized(torch.from_numpy(observations).to(self._device, self._dtype), at)
         steps = torch.where(first, 0, self._timesteps[at] + 1)
         shown = (
             torch.from_numpy(returns_to_go[:, None]).to(self._dtype).to(self._device)
@@ -123,7 +148,7 @@ class History:
 
     def taken(self, slots: Slots, actions: Tensor) -> Tensor:
         """Actions (n, D_a) of the model as they are taken: float32 in [-1, 1], padding exactly 0."""
-        return torch.where(self._action_mask[slots.index], actions.float().clamp(-1.0, 1.0), 0.0)
+        return self._constants.taken(actions, slots.index)
 
     def record(self, slots: Slots, step: Step, taken: Tensor) -> None:
         """Stores a step of n slots with the actions (n, D_a) that were taken in it."""

@@ -38,6 +38,7 @@ TILE_BYTES = 10_000_000
 MIN_TILE = 2
 """Fewest experts in a tile: with one expert per tile, the batched products would become a loop over experts."""
 
+ALL = slice(None)
 Tile = tuple[slice, Tensor | None]
 """Consecutive experts, and the indices (n,) of the rows for which they are computed; None: all rows."""
 
@@ -94,7 +95,10 @@ class ExpertStack(nn.Module):
     def _frozen(self, h: Tensor, weights: Tensor, kept: Tensor | None) -> Tensor:
         """The output of `forward` for experts that are not trained; h (B, S, D), weights (B, S, E), kept (B, E)."""
         stacks: tuple[Tensor, ...] = self._stacks()
-        if kept is None:
+        tiles: tuple[Tile, ...]
+        if torch.compiler.is_exporting():  # for any rows: one tile of all experts; what is not kept has weight 0
+            tiles = ((ALL, None),)
+        elif kept is None:
             tiles = self._tiles(h, len(self.w_in))
         elif torch.is_inference_mode_enabled() and bool((kept == kept[0]).all()):
             experts = kept[0].nonzero()[:, 0]
