@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy.typing as npt
 import torch
 
 from ..bank import ExpertBank
-from ..config import ModelConfig
+from ..bank.adding import AddedTasks
+from ..config import DataConfig, ModelConfig
 from ..config.checks import require_instance
+from ..data.episodes import Episode
 from ..data.prompts import Prompt
 from ..data.stats import TaskStatistics
+from ..data.task_datasets import TaskDatasets
 from ..errors import ConfigError, StageError
 from ..model import M3DT, RoutingUsage, faster_precision, with_same_weights
 from ..system.machine import torch_device
@@ -33,6 +36,7 @@ from .acting import Acting, window_dtype
 from .choice import Experts, Precision, RtgMode, checked_experts, checked_precision
 from .conditions import KnownTasks
 from .inputs import Float32Array
+from .learning import learned
 from .one_thread import OneThread
 
 
@@ -64,6 +68,7 @@ class Actor:
         self.bank: ExpertBank | None = None
         self.statistics: Mapping[str, TaskStatistics] = {}
         self.prompts: Mapping[str, tuple[Prompt, ...]] = {}
+        self._learned = AddedTasks()  # by `learn_task`
         self._thread = OneThread()
         self._use(M3DT(dataclasses.replace(config, n_experts=0, top_k=None)), "none")
 
@@ -126,6 +131,41 @@ class Actor:
     def dtype(self) -> torch.dtype:
         """Of the windows and prompts that the model takes: float64 where its parameters are, else float32."""
         return window_dtype(self.model)
+
+    def learn_task(self, task: str | TaskSpec, episodes: Iterable[Episode] | TaskDatasets) -> None:
+        """Shows the agent a task that it was not trained on, by one demonstration or more. No weight changes.
+
+        From then on `reset`, `act`, `evaluate` and `play` take the task as they take the agent's own. The demonstrations give
+        its statistics, prompts and target return, made as those of the agent's own tasks were. A task that is learned again has
+        the new ones. `save` keeps it in a bank, as `ExpertBank.with_tasks` does.
+
+        Expect a new goal of tasks that the agent knows, such as another velocity of cheetah-vel, to be reached as well as they
+        are. Expect nothing of a new body: it takes training (docs/own-tasks.md has figures of both).
+
+        The experts act as in the agent's own tasks: the mixture if there is a router, although it was not trained to weigh
+        them for this task, else the backbone; or the single expert that `experts` names.
+
+        Args:
+            task: its name or spec. An environment is made only of a task that is registered (`envs.make.make_env`).
+            episodes: episodes of this task, with actions in [-1, 1]; or datasets that have it, for a few episodes opened with
+                `TaskDatasets.open(…, few=True)`.
+
+        Raises:
+            UnknownTaskError: no such task, or the datasets do not have it.
+            ConfigError: the agent was trained on this task; it is too wide or too long for the model; `episodes` is something
+                else; or the datasets hold another task of this name.
+            DatasetError: there are no episodes, or one does not fit the task; the message names the step.
+            StageError: no stage was fitted yet, or another thread is using the agent.
+        """
+        if not self.statistics:
+            raise StageError("an untrained agent learns no task from demonstrations; run fit_stage('backbone', ...) first")
+        trained = [one for one in self.tasks if one.name not in self._learned.statistics]
+        config = DataConfig() if self.bank is None else self.bank.data_config
+        new = self._learned | learned(task, episodes, known=trained, model=self.model.config, data=config)
+        with self._thread:
+            self.tasks, self._learned = (*trained, *new.tasks), new
+            self.statistics = {**self.statistics, **new.statistics}
+            self.prompts = {**self.prompts, **new.prompts}
 
     def reset(
         self,

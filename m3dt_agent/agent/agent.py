@@ -14,6 +14,7 @@ import torch
 
 from .. import training
 from ..bank import ExpertBank
+from ..bank.adding import AddedTasks, copy_with_tasks, hash_with_tasks
 from ..bank.builtin import open_bank
 from ..config import ExpertsConfig, TrainConfig, stage_name
 from ..config.checks import require_instance
@@ -23,6 +24,7 @@ from ..data.task_datasets import TaskDatasets
 from ..errors import ConfigError, StageError
 from ..model import M3DT
 from ..scores import EpisodeResult
+from ..system.disk import user_path
 from ..system.machine import torch_device
 from ..tasks import TaskSpec
 from ..training.distributed import joined
@@ -122,13 +124,13 @@ class M3DTAgent(Actor):
             repo_id, token, endpoint, private, overwrite: as `hub.banks.push_bank` takes them.
 
         Raises:
-            StageError: there is no bank, because no stage was fitted.
+            StageError: there is no bank, because no stage was fitted, or it lacks tasks that the agent has learned.
             M3DTError: errors of `hub.banks.push_bank`.
         """
         from ..hub.banks import push_bank
 
         return push_bank(
-            self._require_bank("push"),
+            self._require_bank("push", with_learned=False),
             repo_id,
             token=token,
             endpoint=endpoint,
@@ -193,17 +195,27 @@ class M3DTAgent(Actor):
         return agent
 
     def save(self, path: str | Path) -> None:
-        """Writes the agent's bank to the folder `path`, completely or not at all.
+        """Writes the agent's bank to the folder `path`, with the tasks that it has learned, completely or not at all.
 
         Raises:
             StageError: there is no bank, because no stage was fitted.
             BankError: `path` exists and is not an empty folder.
         """
-        self._require_bank("save").copy_to(path)
+        bank = self._require_bank("save")
+        if self._learned.tasks:
+            copy_with_tasks(bank, self._learned, user_path(path))
+        else:
+            bank.copy_to(path)
 
-    def _require_bank(self, purpose: str) -> ExpertBank:
+    def _require_bank(self, purpose: str, *, with_learned: bool = True) -> ExpertBank:
         if self.bank is None:
             raise StageError(f"there is nothing to {purpose} yet; run fit_stage('backbone', ...) first")
+        if self._learned.tasks and not with_learned:
+            names = ", ".join(task.name for task in self._learned.tasks)
+            raise StageError(
+                f"cannot {purpose}: bank {self.bank.path} does not have {names}, which the agent has learned; save the agent, "
+                "and load the bank that this makes"
+            )
         return self.bank
 
     def fit_stage(
@@ -229,7 +241,7 @@ class M3DTAgent(Actor):
 
         Raises:
             UnknownTaskError: no such stage.
-            StageError: an earlier stage is not done.
+            StageError: an earlier stage is not done, or the agent has learned tasks since.
             ConfigError: the agent, `data` and the bank differ in tasks or model.
             M3DTError: other errors of `training.fit_stage`.
         """
@@ -269,13 +281,17 @@ class M3DTAgent(Actor):
         return groups
 
     def _bank_for(self, data: TaskDatasets, bank: str | Path | ExpertBank, *, may_create: bool) -> ExpertBank:
+        if self.bank is not None:
+            self._require_bank("train", with_learned=False)
         return bank_to_fit(bank, own=self.bank, config=self.config, tasks=self.tasks, data=data, may_create=may_create)
 
     def _load(self, bank: ExpertBank) -> None:
-        self.bank, self.statistics, self.prompts = bank, bank.statistics, bank.prompts
+        self.bank, self.statistics, self.prompts, self._learned = bank, bank.statistics, bank.prompts, AddedTasks()
         self._use(bank.model(), default_experts(bank))
 
     @property
     def content_hash(self) -> str:
-        """The content hash of the agent's bank; "" without one."""
-        return "" if self.bank is None else self.bank.content_hash
+        """The content hash of the agent's bank, or of the one that `save` writes of it; "" without one."""
+        if self.bank is None:
+            return ""
+        return hash_with_tasks(self.bank, self._learned) if self._learned.tasks else self.bank.content_hash

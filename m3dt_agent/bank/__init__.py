@@ -4,6 +4,7 @@ expert_bank.py   opened, changed, copied           contents.py      what it hold
 manifest.py      bank.json                         tensor_files.py  safetensors files and their hashes
 journal.py       commits that survive a kill       storage.py       weights in float32 or bfloat16
 copies.py        whole new folders                 shipped.py       banks sent to jobs on other machines
+adding.py        tasks that join by demonstrations
 builtin.py       banks that come with the package
 """
 

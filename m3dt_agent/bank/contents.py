@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -55,12 +53,12 @@ class BankContents:
 
     @property
     def tasks(self) -> tuple[TaskSpec, ...]:
-        """The tasks the bank was made for, in its order. A spec in it makes no environment by itself (`envs.make_env`)."""
+        """The tasks that the bank acts in, in its order. A spec in it makes no environment by itself (`envs.make_env`)."""
         return tuple(self.manifest.task(name) for name in self.manifest.tasks)
 
     @property
     def groups(self) -> dict[str, int] | None:
-        """Task name → the expert trained on it; None before the tasks are grouped."""
+        """Task name → the expert trained on it; None before the tasks are grouped. Tasks that were only shown are not in it."""
         return None if self.manifest.groups is None else dict(self.manifest.groups)
 
     @functools.cached_property
@@ -95,9 +93,7 @@ class BankContents:
     @property
     def content_hash(self) -> str:
         """sha256 of everything that determines what the bank's agent does: configs, tasks and files."""
-        manifest = self.manifest.to_dict()
-        content = {key: manifest[key] for key in ("model", "data", "tasks", "files", "specs") if key in manifest}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return self.manifest.content_hash
 
     def status(self, stage: str | int) -> Status:
         """How far a stage is: "done", "partial" (some of the experts are trained, or there is a checkpoint) or "absent".

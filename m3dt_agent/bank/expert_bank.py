@@ -30,11 +30,14 @@ from torch import Tensor
 
 from .. import tasks as task_table
 from ..config import DataConfig, ModelConfig
+from ..config.checks import require_instance
 from ..data.prompts import Prompt, prompts_to_tensors
 from ..data.stats import TaskStatistics, statistics_to_tensors
+from ..data.task_datasets import TaskDatasets
 from ..errors import BankError, ConfigError, StageError
 from ..system.disk import path_errors, user_path
 from ..tasks import TaskSpec
+from .adding import added_tasks, copy_with_tasks
 from .contents import BankContents
 from .copies import copy_bank, write_bank
 from .journal import (
@@ -219,6 +222,27 @@ class ExpertBank(BankContents):
         """
         path = user_path(path)
         copy_bank(self.path, self.manifest, path, storage or self.storage)
+        return ExpertBank.open(path, check="sizes")
+
+    def with_tasks(self, path: str | Path, data: TaskDatasets) -> ExpertBank:
+        """Makes a copy of the bank at `path` that acts in the tasks of `data` too, without training: it keeps their prompts.
+
+        Prompts and statistics of these tasks are made as the bank's own were. No weight changes, and this bank stays as it is.
+        In the new tasks the mixture acts if there is a router, else the backbone; or the expert that the user names
+        (`M3DTAgent.learn_task` says what to expect). Backbone and experts of the copy cannot be trained any further.
+
+        data: opened with `few`, one episode of a task is enough.
+
+        Raises:
+            ConfigError: the bank has one of the tasks already, or they are too wide or too long for its model.
+            StageError: the backbone is not trained.
+            BankError: `path` exists and is not an empty folder, or a file of this bank is damaged. DiskSpaceError: no room.
+        """
+        require_instance("data", data, TaskDatasets)
+        if not self.is_done("backbone"):
+            raise StageError(f"bank {self.path} has no backbone yet, so it can be shown no task; train it first")
+        path = user_path(path)
+        copy_with_tasks(self, added_tasks(data, self.config, self.data_config), path)
         return ExpertBank.open(path, check="sizes")
 
     def for_tasks(self, path: str | Path, tasks: Sequence[TaskSpec | str]) -> ExpertBank:

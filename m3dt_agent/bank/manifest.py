@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -23,6 +24,12 @@ FORMAT_VERSIONS: dict[Storage, int] = {"float32": 1, "bfloat16": 2}
 others by their number. A float32 bank stays at version 1, so that they can read it and its hash does not change."""
 OWN_TASKS_VERSION = 3
 """The version of a bank with tasks that are not among the 160, however it stores its weights."""
+ADDED_TASKS_VERSION = 4
+"""The version of a bank with tasks that were added after its training."""
+VERSIONS = (*FORMAT_VERSIONS.values(), OWN_TASKS_VERSION, ADDED_TASKS_VERSION)
+"""The versions that are read."""
+_LEFT_OUT: dict[str, Any] = {"storage": "float32", "specs": {}, "shown": ()}
+"""Fields that the first banks do not have. With these values they are left out, so that older versions read the bank."""
 # [0-9], because \d also matches the digits of other scripts: a second spelling of an expert's number would count as an expert
 _FILE_NAME = re.compile(r"(backbone|router|statistics|prompts|experts/[0-9]{3})\.safetensors")
 MOST_THREADS = 1024
@@ -33,9 +40,10 @@ MOST_THREADS = 1024
 class Manifest:
     """The content of `bank.json`.
 
-    specs: the tasks that are not among the 160, by name. groups: task → expert, once tasks are grouped. grouping: the settings
-    that made the groups; None if the user gave them. stages: stage → the {"config", "threads", "data"} that it was trained
-    with. files: name → record. storage: how the files store the weights.
+    specs: the tasks that are not among the 160, by name. shown: the tasks that nothing was trained on; the bank has only their
+    statistics and prompts. groups: every other task → expert, once tasks are grouped. grouping: the settings that made the
+    groups; None if the user gave them. stages: stage → the {"config", "threads", "data"} that it was trained with. files:
+    name → record. storage: how the files store the weights.
     """
 
     model: ModelConfig
@@ -47,10 +55,13 @@ class Manifest:
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
     storage: Storage = "float32"
     specs: dict[str, TaskSpec] = dataclasses.field(default_factory=dict)
+    shown: tuple[str, ...] = ()
 
     @property
     def format_version(self) -> int:
         """The version of the format that this bank needs."""
+        if self.shown:
+            return ADDED_TASKS_VERSION
         return OWN_TASKS_VERSION if self.specs else FORMAT_VERSIONS[self.storage]
 
     def task(self, name: str) -> TaskSpec:
@@ -58,13 +69,20 @@ class Manifest:
         return self.specs[name] if name in self.specs else task_table.BUILTIN[name]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as they are stored. The first banks have neither `storage` nor `specs`; both are left out if they can."""
+        """The fields as they are stored."""
         fields = {
             **dataclasses.asdict(dataclasses.replace(self, specs={})),
             "model": self.model.to_dict(),
             "specs": {name: spec.to_dict() for name, spec in self.specs.items()},
         }
-        return {name: value for name, value in fields.items() if (name, value) not in (("storage", "float32"), ("specs", {}))}
+        return {name: value for name, value in fields.items() if name not in _LEFT_OUT or value != _LEFT_OUT[name]}
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of everything that determines what the bank's agent does: configs, tasks and files."""
+        values = self.to_dict()
+        content = {key: values[key] for key in ("model", "data", "tasks", "files", "specs") if key in values}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
         """The text of `bank.json`."""
@@ -80,19 +98,20 @@ class Manifest:
         values = read_document(text, dict[str, Any], BankError, name=where)
         if values.pop("format", None) != "m3dt-bank":
             raise BankError(f"{where} is damaged or foreign: it is not an m3dt-bank")
-        if (version := values.pop("format_version", None)) not in (*FORMAT_VERSIONS.values(), OWN_TASKS_VERSION):
-            known = ", ".join(map(str, FORMAT_VERSIONS.values()))
+        if (version := values.pop("format_version", None)) not in VERSIONS:
+            known = ", ".join(map(str, VERSIONS[:-1]))
             raise BankError(
                 f"{where} is damaged or foreign: format version {version!r}; this version of m3dt-agent reads {known} and "
-                f"{OWN_TASKS_VERSION}"
+                f"{VERSIONS[-1]}"
             )
         manifest: Manifest = checked_shape(values, cls, BankError, name=where)
         try:
             if version != manifest.format_version:
                 valid = ", ".join(f"{number} goes with {storage}" for storage, number in FORMAT_VERSIONS.items())
                 raise ConfigError(
-                    f"format version {version} with weights stored as {manifest.storage!r} and {len(manifest.specs)} specs; "
-                    f"{valid}, and {OWN_TASKS_VERSION} with specs"
+                    f"format version {version} with weights stored as {manifest.storage!r} and {len(manifest.specs)} specs, "
+                    f"{len(manifest.shown)} of its tasks only shown; {valid}, {OWN_TASKS_VERSION} with specs, and "
+                    f"{ADDED_TASKS_VERSION} with tasks that were added after training"
                 )
             _check_stages(manifest.stages)
             return manifest.checked()
@@ -121,10 +140,25 @@ class Manifest:
 
     def for_tasks(self, names: Sequence[str]) -> Manifest:
         """A bank for some of its tasks: their groups, all stages but the router, weights in float32, no files yet."""
-        groups = None if self.groups is None else {name: self.groups[name] for name in names}
+        groups = None if self.groups is None else {name: self.groups[name] for name in names if name in self.groups}
         stages = {stage: record for stage, record in self.stages.items() if stage != "router"}
         specs = {name: spec for name, spec in self.specs.items() if name in names}
-        return Manifest(model=self.model, data=self.data, tasks=tuple(names), groups=groups, stages=stages, specs=specs)
+        shown = tuple(name for name in names if name in self.shown)
+        return Manifest(self.model, self.data, tuple(names), groups, stages=stages, specs=specs, shown=shown)
+
+    def with_tasks(self, tasks: Sequence[TaskSpec]) -> Manifest:
+        """The bank with these tasks besides its own, which were only shown to it.
+
+        Raises:
+            ConfigError: it has one of them already, or they do not fit the model.
+        """
+        if there := [task.name for task in tasks if task.name in self.tasks]:
+            raise ConfigError(f"the bank has {', '.join(map(repr, there))} already; name a task that it does not have")
+        names = tuple(task.name for task in tasks)
+        specs = {task.name: task for task in tasks if not task_table.is_builtin(task)}
+        more = dataclasses.replace(self, tasks=self.tasks + names, specs=self.specs | specs, shown=self.shown + names)
+        more.check_tasks()
+        return more
 
     def checked(self) -> Manifest:
         """Returns this manifest if its parts fit together.
@@ -146,7 +180,7 @@ class Manifest:
             raise ConfigError(f"weights are stored as {' or '.join(STORAGES)}; got {self.storage!r}")
         if self.groups is not None:
             trained = {expert_index(name) for name in self.files if name.startswith("experts/")}
-            check_groups(self.groups, self.tasks, self.model.n_experts, trained)
+            check_groups(self.groups, [name for name in self.tasks if name not in self.shown], self.model.n_experts, trained)
         return self
 
     def check_tasks(self) -> None:
@@ -163,16 +197,28 @@ class Manifest:
                 raise ConfigError(f"it has a spec of {spec.name!r} as {name!r}, which is not the name of one of its tasks")
             if name in task_table.BUILTIN:
                 raise ConfigError(f"it has a spec of {name!r}, which is one of the 160 tasks and needs none")
-            wide = (spec.obs_dim, spec.act_dim, spec.max_episode_steps)
-            most = (self.model.state_dim, self.model.act_dim, self.model.max_timesteps)
-            if any(one > largest for one, largest in zip(wide, most, strict=True)):
-                raise ConfigError(
-                    f"task {name!r} has observations and actions of {wide[0]} + {wide[1]} and {wide[2]} steps; the model takes "
-                    f"{most[0]} + {most[1]} and {most[2]} (ModelConfig.for_tasks makes one that fits)"
-                )
         for name in self.tasks:
             if name not in self.specs:
                 task_table.lookup(task_table.BUILTIN, name, "task without a spec")
+        if unknown := [name for name in self.shown if name not in self.tasks]:
+            raise ConfigError(f"it says that {', '.join(map(repr, unknown))} were only shown, which are none of its tasks")
+        for name in (*self.specs, *self.shown):
+            require_room(self.task(name), self.model)
+
+
+def require_room(task: TaskSpec, model: ModelConfig) -> None:
+    """Checks that a model of this shape takes the task.
+
+    Raises:
+        ConfigError: it is too wide or its episodes are too long; the message says how wide and how long.
+    """
+    asked = (task.obs_dim, task.act_dim, task.max_episode_steps)
+    most = (model.state_dim, model.act_dim, model.max_timesteps)
+    if any(one > largest for one, largest in zip(asked, most, strict=True)):
+        raise ConfigError(
+            f"task {task.name!r} has observations and actions of {asked[0]} + {asked[1]} and {asked[2]} steps; the model takes "
+            f"{most[0]} + {most[1]} and {most[2]} (ModelConfig.for_tasks makes one that fits)"
+        )
 
 
 def check_groups(groups: Mapping[str, int], tasks: Sequence[str], n_experts: int, trained: Set[int]) -> None:

@@ -71,14 +71,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
     Raises:
         DiskSpaceError: no room; nothing is left at `path`. PathError: nothing can be written there.
     """
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # widest first: data stay aligned
     digest, size = hashlib.sha256(), 0
     with path_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         with path.open("xb") as file:  # x: never through a link that lies there
             try:
-                for part in _serialized(ordered):
+                for part in _serialized(_ordered(tensors)):
                     file.write(part)
                     digest.update(part)
                     size += len(part)
@@ -88,6 +87,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
                 path.unlink(missing_ok=True)
                 raise
     return FileRecord(digest.hexdigest(), size)
+
+
+def record_of(tensors: Mapping[str, Tensor]) -> FileRecord:
+    """The record of the file that `write_tensors` makes of these tensors."""
+    digest, size = hashlib.sha256(), 0
+    for part in _serialized(_ordered(tensors)):
+        digest.update(part)
+        size += len(part)
+    return FileRecord(digest.hexdigest(), size)
+
+
+def _ordered(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    return sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # widest first: data stay aligned
 
 
 def _serialized(tensors: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:

@@ -2,15 +2,18 @@
 
 WHO                                          ─► find_policy ─► a bank, or a behavior policy's level
 --experts, --routing-mass, --precision, …    ─► Acting      ─► how a bank's agent acts
+--prompt-from, --source                      ─►             ─► tasks that it has to learn before
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BankError, ConfigError
+from ..tasks import TaskSpec, resolve
 
 if TYPE_CHECKING:
     from ..agent import Experts, M3DTAgent, Precision
@@ -19,35 +22,63 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Acting:
-    """How a bank's agent acts. experts: None leaves the choice to the bank."""
+    """How a bank's agent acts.
+
+    experts: None leaves the choice to the bank. prompt_from: Minari root with demonstrations of tasks that it does not have, if
+    there are any. source: which dataset, where a task has several.
+    """
 
     experts: Experts | None
     precision: Precision
     device: str
+    prompt_from: Path | None = None
+    source: str | None = None
 
     @classmethod
     def from_options(
-        cls, experts: str | None, routing_mass: float | None, max_experts: int | None, precision: Precision, device: str
+        cls,
+        experts: str | None,
+        routing_mass: float | None,
+        max_experts: int | None,
+        precision: Precision,
+        device: str,
+        prompt_from: Path | None = None,
+        source: str | None = None,
     ) -> Acting:
         """What the options of these names ask for.
 
         Raises:
-            ConfigError: --routing-mass or --max-experts without the mixture, or out of range.
+            ConfigError: --routing-mass or --max-experts without the mixture, or out of range; --source without --prompt-from.
         """
-        return cls(_chosen_experts(experts, routing_mass, max_experts), precision, device)
+        if source is not None and prompt_from is None:
+            raise ConfigError(f"--source {source} names a dataset under --prompt-from ROOT, which is not given")
+        return cls(_chosen_experts(experts, routing_mass, max_experts), precision, device, prompt_from, source)
 
-    def load(self, bank: ExpertBank) -> M3DTAgent:
-        """The bank's agent, which acts so.
+    def load(self, bank: ExpertBank, tasks: Sequence[str | TaskSpec] = ()) -> M3DTAgent:
+        """The bank's agent, which acts so, and has learned what it lacks of `tasks`.
 
         Raises:
-            ConfigError: experts that the bank does not have. StageError: they are not trained yet.
+            ConfigError: experts that the bank does not have, or it has all of the tasks that it is to learn.
+            StageError: they are not trained yet. M3DTError: errors of `TaskDatasets.open` and `M3DTAgent.learn_task`.
         """
         from ..agent import M3DTAgent
 
         agent = M3DTAgent.load(bank.path, device=self.device, precision=self.precision)
         if self.experts is not None:
             agent.experts = self.experts
+        if self.prompt_from is not None:
+            self._show(agent, [task for task in resolve(tasks, first=agent.tasks) if task not in agent.tasks])
         return agent
+
+    def _show(self, agent: M3DTAgent, tasks: Sequence[TaskSpec]) -> None:
+        from ..data.task_datasets import TaskDatasets
+
+        if not tasks:
+            raise ConfigError("the bank has all of these tasks, so --prompt-from has nothing to show; leave it out")
+        assert self.prompt_from is not None
+        data = TaskDatasets.open(self.prompt_from, tasks, self.source, few=True)
+        for task in tasks:
+            agent.learn_task(task, data)
 
 
 def find_policy(who: str) -> ExpertBank | str:

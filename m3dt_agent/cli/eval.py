@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..config import EvalConfig
-from ..errors import M3DTError, UnwrittenRowsError
+from ..errors import ConfigError, M3DTError, UnwrittenRowsError
 from ..jobs import RETRIES, RayCluster, shard_of
 from ..system.machine import shows_progress
 from ..tasks import TaskSpec
@@ -25,12 +25,14 @@ from .options import (
     Device,
     GpusPerJob,
     MaxExperts,
+    PromptFrom,
     RayAddress,
     Retries,
     ReturnToGoMode,
     RoutingMass,
     SetSeed,
     Shard,
+    Source,
     StopOnSuccess,
     TaskNames,
     TaskSet,
@@ -90,6 +92,8 @@ def eval_command(
     deterministic: Deterministic = False,
     rows: Rows = None,
     video: Video = None,
+    prompt_from: PromptFrom = None,
+    source: Source = None,
     device: Device = "cpu",
     shard: Shard = "1/1",
     ray: RayAddress = None,
@@ -113,9 +117,11 @@ def eval_command(
         rtg_mode=rtg_mode,
         deterministic=deterministic,
     )
-    acting = Acting.from_options(experts, routing_mass, max_experts, precision, device)
+    acting = Acting.from_options(experts, routing_mass, max_experts, precision, device, prompt_from, source)
     cluster = ray_cluster(ray, cpus_per_job, gpus_per_job, retries)
     policy = find_policy(who)
+    if prompt_from is not None and (isinstance(policy, str) or cluster is not None):
+        raise ConfigError("--prompt-from goes with a bank and without --ray; `ExpertBank.with_tasks` keeps the tasks in a bank")
     if isinstance(policy, str) or names or all_tasks or task_set:
         first = () if isinstance(policy, str) else policy.tasks
         tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed, first=first)
@@ -150,7 +156,7 @@ def _evaluate(
     from ..evaluation.videos import record
 
     if cluster is None or video is not None:
-        here: M3DTAgent | str = policy if isinstance(policy, str) else acting.load(policy)
+        here: M3DTAgent | str = policy if isinstance(policy, str) else acting.load(policy, tasks)
     if video is not None:
         if rows is not None:
             check_rows(rows, here, config)

@@ -102,6 +102,10 @@ ActingPrecision = Annotated[
     Literal["float32", "bfloat16", "auto"],
     typer.Option("--precision", help="Precision of the agent's matrix products; auto: whichever is faster here."),
 ]
+PromptFrom = Annotated[
+    Path | None,
+    path_option(help="Minari root with demonstrations of tasks that the bank does not have; one of a task is enough."),
+]
 StopOnSuccess = Annotated[bool, typer.Option("--stop-on-success", help="End Meta-World episodes at success.")]
 ReturnToGoMode = Annotated[
     Literal["rewards", "constant"],

@@ -16,8 +16,10 @@ from .options import (
     AsJson,
     Device,
     MaxExperts,
+    PromptFrom,
     ReturnToGoMode,
     RoutingMass,
+    Source,
     StopOnSuccess,
     path_option,
 )
@@ -42,6 +44,8 @@ def play_command(
     video: Annotated[
         Path | None, path_option(help="Also record it as .gif, .webp or .mp4; MUJOCO_GL chooses the renderer.")
     ] = None,
+    prompt_from: PromptFrom = None,
+    source: Source = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -49,9 +53,9 @@ def play_command(
     from ..bank.builtin import open_bank
     from ..evaluation.one_episode import play
 
-    acting = Acting.from_options(experts, routing_mass, max_experts, precision, device)
+    acting = Acting.from_options(experts, routing_mass, max_experts, precision, device, prompt_from, source)
     with quiet_stdout():
-        agent = acting.load(open_bank(bank, check="sizes"))
+        agent = acting.load(open_bank(bank, check="sizes"), [task])
         played = play(agent, task, seed=seed, stop_on_success=stop_on_success, rtg_mode=rtg_mode, video=video)
     cells = list(_cells(played).items())
     emit(dataclasses.asdict(played), as_json=as_json, table=make_table(f"{played.task}, seed {seed}", ("", ""), cells, left=2))

@@ -9,4 +9,5 @@ episodes.py               reads and writes Minari datasets    validation.py     
 pack.py                   one flat file per dataset           task_datasets.py          the packs of several tasks
 stats.py                  observation statistics, returns     prompts.py                a task's best steps
 windows.py                the model's inputs                  batches.py                the batch sampler
+demonstrations.py         a few episodes of a new task, in memory
 """

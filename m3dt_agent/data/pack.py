@@ -211,7 +211,7 @@ def _build(path: Path, task: TaskSpec, source: str, target: Path) -> None:
         index = IndexBuilder(task.obs_dim)
         with (scratch / _STEPS).open("wb") as steps:
             for episode in _valid_episodes(path, task, metadata):
-                steps.write(_packed_steps(episode).tobytes())
+                steps.write(packed_steps(episode).tobytes())
                 index.add(episode)
         index.save(scratch / _EPISODES, metadata.get("stop_after_success", 0), read_prompt_episodes(metadata))
         described = _description(scratch, source, task, index_bytes(scratch / _EPISODES))
@@ -239,7 +239,7 @@ def _valid_episodes(path: Path, task: TaskSpec, metadata: dict[str, Any]) -> Ite
         )
 
 
-def _packed_steps(episode: Episode) -> NDArray[np.float32]:
+def packed_steps(episode: Episode) -> NDArray[np.float32]:
     """The steps of an episode as they are stored, (L, obs_dim + act_dim + 1)."""
     to_go = np.cumsum(episode.rewards[::-1], dtype=np.float64)[::-1]
     return np.concatenate([episode.observations[:-1], episode.actions, to_go[:, None].astype(np.float32)], axis=1)

@@ -27,19 +27,22 @@ class TaskDatasets:
     """One packed dataset per task, in the order of `tasks`. `TaskDatasets.open` makes it.
 
     config: how many prompts, and how statistics are computed.
+    few: a task may have so few episodes that all of them are prompts. They show the task (`M3DTAgent.learn_task`), and none is
+        left to train on.
     reopen: a picklable function that opens the same datasets in another process, on any machine that sees the same folder; None
         if they were not made by `open`.
 
     Raises:
         ConfigError: no tasks, or not one dataset per task.
-        DatasetError: a task has too few episodes to leave any for training, or its episodes were cut at success but the dataset
-            does not say which succeeded.
+        DatasetError: a task has too few episodes to leave any for training, and not `few`; or its episodes were cut at success
+            but the dataset does not say which succeeded.
     """
 
     tasks: tuple[TaskSpec, ...]
     packed: tuple[PackedTask, ...]
     config: DataConfig = field(default_factory=DataConfig)
     reopen: Callable[[], TaskDatasets] | None = None
+    few: bool = False
 
     def __post_init__(self) -> None:
         if not self.tasks or len(self.tasks) != len(self.packed):
@@ -48,7 +51,7 @@ class TaskDatasets:
             )
         for task, packed in zip(self.tasks, self.packed, strict=True):
             kept = self.config.n_prompts if packed.prompt_episodes is None else len(packed.prompt_episodes)
-            if len(packed.returns) <= kept:
+            if len(packed.returns) <= kept and not self.few:
                 raise DatasetError(
                     f"task {task.name!r} has {len(packed.returns)} episode(s); {kept} are kept as prompts, "
                     f"so training needs at least {kept + 1}"
@@ -67,6 +70,7 @@ class TaskDatasets:
         *,
         config: DataConfig | None = None,
         cache: Path | str | None = None,
+        few: bool = False,
     ) -> TaskDatasets:
         """Opens the datasets of `tasks` under the Minari root `root`; packs those that are not packed yet.
 
@@ -76,6 +80,7 @@ class TaskDatasets:
             source: which dataset to use where a task has several.
             config: how many prompts, and how statistics are computed; None: the defaults.
             cache: where packs are stored; None: `<root>/.packed`, or a folder of the user's cache if that cannot be written.
+            few: as the class has it.
 
         Raises:
             UnknownTaskError: a task does not exist.
@@ -88,8 +93,8 @@ class TaskDatasets:
         paths = [_choose(root, task, source) for task in specs]  # reports a missing one before anything is packed
         packed = tuple(pack_dataset(path, task, cache) for path, task in zip(paths, specs, strict=True))
         names = [task.name for task in specs]
-        reopen = functools.partial(cls.open, root, names, source, config=config, cache=cache)
-        return cls(specs, packed, config or DataConfig(), reopen)
+        reopen = functools.partial(cls.open, root, names, source, config=config, cache=cache, few=few)
+        return cls(specs, packed, config or DataConfig(), reopen, few)
 
     def subset(self, names: Iterable[str | TaskSpec]) -> TaskDatasets:
         """The datasets of the named tasks alone, in the order given.
@@ -99,7 +104,8 @@ class TaskDatasets:
         """
         by_name = {task.name: i for i, task in enumerate(self.tasks)}
         chosen = [lookup(by_name, name if isinstance(name, str) else name.name, "task of these datasets") for name in names]
-        return TaskDatasets(tuple(self.tasks[i] for i in chosen), tuple(self.packed[i] for i in chosen), self.config)
+        tasks, packed = tuple(self.tasks[i] for i in chosen), tuple(self.packed[i] for i in chosen)
+        return TaskDatasets(tasks, packed, self.config, few=self.few)
 
     def prompt_episodes(self, i: int) -> list[int]:
         """Indices of the prompt episodes of task `i`, best first.
@@ -118,9 +124,18 @@ class TaskDatasets:
         return [int(episode) for episode in order[: self.config.n_prompts]]
 
     def train_episodes(self, i: int) -> list[int]:
-        """Indices of the training episodes of task `i`, in order: those that are neither its prompts nor named as prompts."""
+        """Indices of the training episodes of task `i`, in order: those that are neither its prompts nor named as prompts.
+
+        Raises:
+            DatasetError: there are none, as there may be in data opened with `few`.
+        """
         prompts = {*self.prompt_episodes(i), *(self.packed[i].prompt_episodes or ())}
-        return [episode for episode in range(len(self.packed[i].returns)) if episode not in prompts]
+        found = [episode for episode in range(len(self.packed[i].returns)) if episode not in prompts]
+        if not found:
+            raise DatasetError(
+                f"task {self.tasks[i].name!r}: all its episodes are prompts, {len(prompts)}; none is left for training"
+            )
+        return found
 
 
 def _choose(root: Path, task: TaskSpec, source: str | None) -> Path:

@@ -37,7 +37,7 @@ from .loop import train
 from .planning import Plan, plan_stage
 from .resume import check_continuable
 from .run import Run
-from .stage_inputs import StageInputs, check_data, data_fingerprint
+from .stage_inputs import StageInputs, check_data, data_fingerprint, require_trained_tasks
 
 _RUNS: Mapping[Stage, Callable[[StageInputs[Any]], Iterator[Run]]] = {
     "backbone": backbone.runs,
@@ -92,6 +92,8 @@ def fit_stage(
     """
     stage = stage_name(stage)
     check_data(data, bank)
+    if stage != "router":
+        require_trained_tasks(bank)
     bank.require_writable()
     _require_own_stage(stage, fanout, start, on_log)
     with joined(device) as world, contextlib.ExitStack() as stack:

@@ -37,7 +37,7 @@ from .distributed import joined
 from .logs import announce
 from .resume import preset_of
 from .settling import with_precision
-from .stage_inputs import StageInputs, check_data
+from .stage_inputs import StageInputs, check_data, require_trained_tasks
 
 KMEANS_STARTS = 40
 """Starts per K-means run, of which the tightest is used (from the authors' code)."""
@@ -59,6 +59,7 @@ def group_tasks(
         WorkerError: another worker failed or was lost.
     """
     check_data(data, bank)
+    require_trained_tasks(bank)
     bank.require_writable()
     with joined("cpu") as world:
         groups = world.from_main(lambda: _group_locked(data, bank, config, progress))

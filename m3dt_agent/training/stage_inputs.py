@@ -20,7 +20,7 @@ from ..data.batches import BatchSampler
 from ..data.prompts import make_prompts
 from ..data.stats import compute_statistics
 from ..data.task_datasets import TaskDatasets
-from ..errors import BankError
+from ..errors import BankError, StageError
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig, covariant=True)
 
@@ -99,6 +99,18 @@ def check_data(data: TaskDatasets, bank: ExpertBank) -> None:
         raise BankError(f"bank {bank.path} was made for other tasks than the data's; {what}")
     if data.config != bank.data_config:
         raise BankError(f"bank {bank.path} was made with {bank.data_config}; the data were opened with {data.config}")
+
+
+def require_trained_tasks(bank: ExpertBank) -> None:
+    """Checks that the bank has no task that was only shown to it: backbone and experts would be trained without its data.
+
+    Raises:
+        StageError: it has; the message names them.
+    """
+    if names := ", ".join(bank.manifest.shown):
+        raise StageError(
+            f"bank {bank.path} was only shown {names}, by demonstrations; train the bank it was made of, or grow that one"
+        )
 
 
 def data_fingerprint(data: TaskDatasets) -> str:

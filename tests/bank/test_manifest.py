@@ -42,7 +42,7 @@ def test_banks_from_before_a_model_field_keep_their_manifest_and_hash(tmp_path: 
     ("edit", "told"),
     [
         (edited(format="other"), "not an m3dt-bank"),
-        (edited(format_version=4), "format version 4; this version of m3dt-agent reads 1, 2 and 3"),
+        (edited(format_version=5), "format version 5; this version of m3dt-agent reads 1, 2, 3 and 4"),
         (edited(tasks=["walker-fly"]), "walker-fly"),
         (edited(model={"embed_dim": 16}), "n_layers"),
         (edited(files={"../outside.safetensors": {"sha256": "", "bytes": 0}}), r"\.\./outside\.safetensors"),

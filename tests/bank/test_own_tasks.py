@@ -79,7 +79,8 @@ def test_rows_of_own_tasks_carry_their_score_and_are_read_anywhere(
     ("changes", "message"),
     [
         ({"format_version": 1}, "3 with specs"),
-        ({"format_version": 4}, "format version 4"),
+        ({"format_version": 5}, "format version 5"),
+        ({"format_version": 4}, "4 with tasks that were added"),
         ({"specs": {}}, "3 with specs"),
         ({"spec": {"name": "reach"}, "as": "reach"}, "which is not the name of one of its tasks"),
         ({"spec": {"obs_dim": 1_000_000_000}}, "obs_dim must be an integer from 1"),

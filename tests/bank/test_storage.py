@@ -189,7 +189,7 @@ def test_float32_banks_are_of_the_first_format_and_others_of_the_second(wide: Ex
 @pytest.mark.parametrize(
     ("version", "storage", "told"),
     [
-        (4, "bfloat16", "format version 4; this version of m3dt-agent reads 1, 2 and 3"),
+        (5, "bfloat16", "format version 5; this version of m3dt-agent reads 1, 2, 3 and 4"),
         (1, "bfloat16", "format version 1 with weights stored as 'bfloat16' .*; 1 goes with float32, 2 goes with bfloat16"),
         (2, None, "format version 2 with weights stored as 'float32'"),
         (2, "float16", "storage must be one of .* got 'float16'"),

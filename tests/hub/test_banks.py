@@ -418,10 +418,10 @@ class TestDamagedRepositories:
             pull_bank(REPO)
 
     def test_a_manifest_of_a_newer_format(self, pushed: Hub) -> None:
-        self.edit(pushed, lambda manifest: manifest.update(format_version=4))
-        with pytest.raises(BankError, match="format version 4; this version of m3dt-agent reads 1, 2 and 3"):
+        self.edit(pushed, lambda manifest: manifest.update(format_version=5))
+        with pytest.raises(BankError, match="format version 5; this version of m3dt-agent reads 1, 2, 3 and 4"):
             pull_bank(REPO)
-        with pytest.raises(BankError, match="format version 4"):
+        with pytest.raises(BankError, match="format version 5"):
             push_bank(pull_bank(REPO, "stage-router").bank, REPO, token=ALICE)
 
     @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": "other"}'])
