@@ -16,10 +16,12 @@ class ModelConfig:
     """Shape of the network (M3DT section 4 and appendix A.5).
 
     embed_dim D, n_layers, n_heads: the GPT-2 backbone. n_experts E: experts per block; 0 means no experts and no router.
-    context_length T and prompt_length: in environment steps, of three tokens each. residual: "standard" adds a block's
-    feed-forward sum to x; "published" adds it to LN(x) in blocks with experts, as the authors' code does. top_k: route each
-    token to its k heaviest experts; None routes to all, as in the paper. ffn_multiple: inner width of the backbone's
-    feed-forward layers, in multiples of D; an expert's is always 4.
+    context_length T and prompt_length: in environment steps, of `tokens_per_step` tokens each.
+    residual: "standard" adds a block's feed-forward sum to x; "published" adds it to LN(x) in blocks with experts, as the
+    authors' code does. top_k: route each token to its k heaviest experts; None routes to all, as in the paper.
+    ffn_multiple: inner width of the backbone's feed-forward layers, in multiples of D; an expert's is always 4.
+    use_returns, use_timesteps: whether steps have a return-to-go token, and tokens the embedding of their timestep, as in the
+    paper. Without returns the model imitates its demonstrations, whatever return it is asked for.
     """
 
     embed_dim: int
@@ -35,6 +37,8 @@ class ModelConfig:
     residual: Literal["standard", "published"] = "standard"
     top_k: int | None = None
     ffn_multiple: int = 4
+    use_returns: bool = True
+    use_timesteps: bool = True
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -62,9 +66,14 @@ class ModelConfig:
         )
 
     @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step: return-to-go (with `use_returns`), state and action."""
+        return 3 if self.use_returns else 2
+
+    @property
     def n_tokens(self) -> int:
         """Tokens of a prompt and a window together, without the window's last action."""
-        return 3 * (self.prompt_length + self.context_length) - 1
+        return self.tokens_per_step * (self.prompt_length + self.context_length) - 1
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as banks store and hash them.
@@ -86,7 +95,7 @@ class ModelConfig:
         return dataclasses.replace(lookup(_MODEL_PRESETS, name, "model preset"), **changes)
 
 
-_ADDED_LATER: dict[str, Any] = {"ffn_multiple": 4}
+_ADDED_LATER: dict[str, Any] = {"ffn_multiple": 4, "use_returns": True, "use_timesteps": True}
 """Fields of ModelConfig that the first banks did not have, with their defaults."""
 
 _LARGEST = {

@@ -1,6 +1,6 @@
 """Keys and values of prompts, computed once per reset so that `M3DT.act` need not compute them at every step.
 
-Shape legend: B prompts, P prompt steps, L layers, D embed_dim, H heads.
+Shape legend: B prompts, P prompt steps, L layers, D embed_dim, H heads, K tokens per step.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..errors import ShapeError
 class PromptCache:
     """Keys and values of B prompts in every layer. They are exact until the weights or the choice of experts change."""
 
-    keys: Tensor  # (L, B, H, 3P, D/H)
-    values: Tensor  # (L, B, H, 3P, D/H)
+    keys: Tensor  # (L, B, H, KP, D/H)
+    values: Tensor  # (L, B, H, KP, D/H)
     mask: Tensor  # (B, P) bool
 
     def select(self, indices: Tensor | Sequence[int]) -> PromptCache:

@@ -1,21 +1,22 @@
 """The model, M3DT: a Prompt Decision Transformer with a bank of experts in every block (arXiv 2505.24378, section 4).
 
-Every step is three tokens: return-to-go R, state s and action a. The prompt's steps come first:
+Every step is K = 3 tokens: return-to-go R, state s and action a (K = 2, without R, if `use_returns` is False). The prompt's
+steps come first:
 
     R₁ s₁ a₁ … R_P s_P a_P │ R₁ s₁ a₁ … R_T s_T          (the last action is left out: no state token may look at it)
     └── prompt, 3P tokens ─┘ └── window, 3T - 1 tokens ─┘
                                 ▼              ▼
                              action 1       action T      = tanh(linear(LN(state token)))
 
-A token is the linear embedding of its value plus a learned embedding of its timestep. Prompt and window have embeddings of
-their own; only the window's are followed by a LayerNorm. Attention is causal and skips padding, except that every token may
-look at itself, so that a window of nothing but padding gives finite numbers.
+A token is the linear embedding of its value plus, if `use_timesteps`, a learned embedding of its timestep. Prompt and window
+have embeddings of their own; only the window's are followed by a LayerNorm. Attention is causal and skips padding, except that
+every token may look at itself, so that a window of nothing but padding gives finite numbers.
 
 Work that cannot reach an action is not done. In the last block only state tokens are queries and pass through the feed-forward
 part; in `act` only the last state token does. Prompt tokens look only at each other, so `act` takes their keys and values from
 a `PromptCache`, which is computed once per reset and is exact.
 
-Shape legend: B batch, T steps, P prompt steps, L layers, D embed_dim, H heads, E experts, S tokens.
+Shape legend: B batch, T steps, P prompt steps, L layers, D embed_dim, H heads, E experts, S tokens, K tokens per step.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ class M3DT(nn.Module):
         choice = self._choose(experts, len(window.mask))
         if len(prompt.mask) != len(window.mask):
             raise ShapeError(f"window has {len(window.mask)} rows, prompt has {len(prompt.mask)}; they must be equal")
-        x = self.dropout(torch.cat((self.embed_prompt(prompt), self._embed_window(window)), dim=1))  # (B, 3P + 3T - 1, D)
-        mask = causal_mask(prompt.mask, window.mask, x.shape[1])  # (B, 1, 3P + 3T - 1, 3P + 3T - 1)
-        states = slice(3 * prompt.mask.shape[1] + 1, None, 3)
+        x = self.dropout(torch.cat((self.embed_prompt(prompt), self._embed_window(window)), dim=1))  # (B, KP + KT - 1, D)
+        mask = self._mask(prompt.mask, window.mask, x.shape[1])  # (B, 1, KP + KT - 1, KP + KT - 1)
+        states = self._states(prompt.mask.shape[1])
         *blocks, last = self._layers
         for block in blocks:
             x = block(x, mask, choice)
@@ -100,15 +101,15 @@ class M3DT(nn.Module):
         """
         self._check(prompt, "prompt")
         choice = self._choose(experts, len(prompt.mask))
-        x = self.dropout(self.embed_prompt(prompt))  # (B, 3P, D)
-        mask = causal_mask(prompt.mask, prompt.mask[:, :0], x.shape[1])  # (B, 1, 3P, 3P)
+        x = self.dropout(self.embed_prompt(prompt))  # (B, KP, D)
+        mask = self._mask(prompt.mask, prompt.mask[:, :0], x.shape[1])  # (B, 1, KP, KP)
         *blocks, last = self._layers
         cached = []
         for block in blocks:
             cached.append(block.keys_values(x))
             x = block(x, mask, choice)
         cached.append(last.keys_values(x))
-        keys, values = (torch.stack(tensors) for tensors in zip(*cached, strict=True))  # (L, B, H, 3P, D/H)
+        keys, values = (torch.stack(tensors) for tensors in zip(*cached, strict=True))  # (L, B, H, KP, D/H)
         return PromptCache(keys, values, prompt.mask.clone())
 
     def act(self, window: Window, cache: PromptCache, experts: ExpertChoice = "none") -> Tensor:
@@ -121,12 +122,13 @@ class M3DT(nn.Module):
             ConfigError: the model does not have these experts.
         """
         self._check(window, "window")
-        choice = self._choose(experts, len(window.mask))
-        if len(cache.mask) != len(window.mask):
-            raise ShapeError(f"window has {len(window.mask)} rows, the prompt cache {len(cache.mask)}; they must be equal")
-        x = self.dropout(self._embed_window(window))  # (B, 3T - 1, D)
-        P3 = cache.keys.shape[3]
-        mask = causal_mask(cache.mask, window.mask, P3 + x.shape[1])[:, :, P3:]  # (B, 1, 3T - 1, 3P + 3T - 1)
+        rows, prompts = window.mask.shape[0], cache.mask.shape[0]  # `len` would fix their number in an exported pass
+        choice = self._choose(experts, rows)
+        if prompts != rows:
+            raise ShapeError(f"window has {rows} rows, the prompt cache {prompts}; they must be equal")
+        x = self.dropout(self._embed_window(window))  # (B, KT - 1, D)
+        KP = cache.keys.shape[3]
+        mask = self._mask(cache.mask, window.mask, KP + x.shape[1])[:, :, KP:]  # (B, 1, KT - 1, KP + KT - 1)
         past = [KeyValues(keys, values) for keys, values in zip(cache.keys, cache.values, strict=True)]
         *blocks, last = self._layers
         for block, kept in zip(blocks, past, strict=False):
@@ -148,8 +150,8 @@ class M3DT(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        first = 3 * prompt.mask.shape[1] + 1
-        return torch.stack([*(w[:, first::3] for w in weights[:-1]), weights[-1]], dim=2)
+        states = self._states(prompt.mask.shape[1])
+        return torch.stack([*(w[:, states] for w in weights[:-1]), weights[-1]], dim=2)
 
     def routing_usage(self) -> RoutingUsage:
         """Which experts the last pass (`forward`, `act` or `encode_prompt`) with a `Routing` used in each block.
@@ -231,8 +233,16 @@ class M3DT(nn.Module):
         return cast("list[Block]", list(self.blocks))
 
     def _embed_window(self, window: Window) -> Tensor:
-        tokens: Tensor = self.embed_norm(self.embed(window)[:, :-1])  # (B, 3T - 1, D)
+        tokens: Tensor = self.embed_norm(self.embed(window)[:, :-1])  # (B, KT - 1, D)
         return tokens
+
+    def _mask(self, prompt: Tensor, window: Tensor, n_tokens: int) -> Tensor:
+        return causal_mask(prompt, window, n_tokens, self.config.tokens_per_step)
+
+    def _states(self, prompt_steps: int) -> slice:
+        """Where the window's state tokens are, after a prompt of so many steps."""
+        per_step = self.config.tokens_per_step
+        return slice(per_step * prompt_steps + per_step - 2, None, per_step)
 
     def _predict(self, x: Tensor) -> Tensor:
         actions: Tensor = self.predict_action(self.final_norm(x)).tanh()  # (…, D) to (…, act_dim)
@@ -280,21 +290,30 @@ def copy_all(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: st
     """Overwrites each of `wanted` with the tensor of its name. what: what they are, for errors. If one does not fit, none is.
 
     Raises:
-        ConfigError: tensors are missing or unknown. ShapeError: one has another shape.
-        InvalidValueError: one holds NaN or infinity.
+        As `check_all`.
     """
-    if missing := sorted(wanted.keys() - given.keys()):
-        raise ConfigError(f"{what}: {len(missing)} tensors are missing: {', '.join(missing[:5])}{', …' * (len(missing) > 5)}")
-    if unknown := sorted(given.keys() - wanted.keys()):
-        raise ConfigError(f"{what}: {len(unknown)} unknown tensors: {', '.join(unknown[:5])}{', …' * (len(unknown) > 5)}")
-    for name, target in wanted.items():
-        if given[name].shape != target.shape:
-            raise ShapeError(f"{what}: {name} must have shape {tuple(target.shape)}; got {tuple(given[name].shape)}")
-        if not is_finite(given[name]):
-            raise InvalidValueError(f"{what}: {name} holds NaN or infinity, from which no action can be computed")
+    check_all(given, {name: target.shape for name, target in wanted.items()}, what)
     with torch.no_grad():
         for name, target in wanted.items():
             target.copy_(given[name])
+
+
+def check_all(given: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], what: str) -> None:
+    """Checks that `given` are tensors of these names and shapes. what: what they are, for errors.
+
+    Raises:
+        ConfigError: tensors are missing or unknown. ShapeError: one has another shape.
+        InvalidValueError: one holds NaN or infinity.
+    """
+    if missing := sorted(shapes.keys() - given.keys()):
+        raise ConfigError(f"{what}: {len(missing)} tensors are missing: {', '.join(missing[:5])}{', …' * (len(missing) > 5)}")
+    if unknown := sorted(given.keys() - shapes.keys()):
+        raise ConfigError(f"{what}: {len(unknown)} unknown tensors: {', '.join(unknown[:5])}{', …' * (len(unknown) > 5)}")
+    for name, shape in shapes.items():
+        if given[name].shape != shape:
+            raise ShapeError(f"{what}: {name} must have shape {tuple(shape)}; got {tuple(given[name].shape)}")
+        if not is_finite(given[name]):
+            raise InvalidValueError(f"{what}: {name} holds NaN or infinity, from which no action can be computed")
 
 
 def is_finite(tensor: Tensor) -> bool:

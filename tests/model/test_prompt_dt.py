@@ -65,10 +65,12 @@ def linear(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
 
 
 def oracle_tokens(window: Window, weights: dict[str, Tensor], name: str) -> Tensor:
-    time = weights[f"{name}.timestep.weight"][window.timesteps]
+    time = weights[f"{name}.timestep.weight"][window.timesteps] if f"{name}.timestep.weight" in weights else 0.0
     fields = {"return_to_go": window.returns_to_go, "state": window.states, "action": window.actions}
-    embedded = [linear(value, weights, f"{name}.{field}") + time for field, value in fields.items()]
-    return torch.cat([embedded[i % 3][:, i // 3 : i // 3 + 1] for i in range(3 * window.mask.shape[1])], dim=1)
+    used = [field for field in fields if f"{name}.{field}.weight" in weights]
+    embedded = [linear(fields[field], weights, f"{name}.{field}") + time for field in used]
+    K = len(used)
+    return torch.cat([embedded[i % K][:, i // K : i // K + 1] for i in range(K * window.mask.shape[1])], dim=1)
 
 
 def oracle_attention(x: Tensor, real: Tensor, weights: dict[str, Tensor], name: str, n_heads: int) -> Tensor:
@@ -105,10 +107,10 @@ def oracle_experts(h: Tensor, weights: dict[str, Tensor], name: str, choice: obj
 
 def oracle(model: M3DT, window: Window, prompt: Window, choice: object) -> Tensor:
     """Every token in every layer, attention token by token, experts one after the other."""
-    weights, config = dict(model.state_dict()), model.config
+    weights, config, K = dict(model.state_dict()), model.config, model.config.tokens_per_step
     tokens = layer_norm(oracle_tokens(window, weights, "embed"), weights, "embed_norm")
     x = torch.cat((oracle_tokens(prompt, weights, "embed_prompt"), tokens), 1)
-    real = torch.cat((prompt.mask, window.mask), 1).repeat_interleave(3, 1)
+    real = torch.cat((prompt.mask, window.mask), 1).repeat_interleave(K, 1)
     for i in range(config.n_layers):
         name = f"blocks.{i}"
         x = x + oracle_attention(layer_norm(x, weights, f"{name}.ln_1"), real, weights, f"{name}.attention", config.n_heads)
@@ -117,11 +119,23 @@ def oracle(model: M3DT, window: Window, prompt: Window, choice: object) -> Tenso
         if choice != "none":
             update = update + oracle_experts(h, weights, name, choice, config.top_k)
         x = (h if choice != "none" and config.residual == "published" else x) + update
-    states = layer_norm(x, weights, "final_norm")[:, 3 * prompt.mask.shape[1] + 1 :: 3]
+    states = layer_norm(x, weights, "final_norm")[:, K * prompt.mask.shape[1] + K - 2 :: K]
     return linear(states, weights, "predict_action").tanh()
 
 
-@pytest.mark.parametrize("changes", [{}, {"residual": "published"}, {"top_k": 2}, {"n_layers": 1}], ids=str)
+WITHOUT = {"use_returns": False, "use_timesteps": False}
+CHANGES = [
+    {},
+    {"residual": "published"},
+    {"top_k": 2},
+    {"n_layers": 1},
+    {"use_returns": False},
+    {"use_timesteps": False},
+    WITHOUT,
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_trimmed_forward_equals_the_untrimmed_oracle(choice, changes):
     model = make_model(dtype=torch.float64, **changes)
@@ -211,11 +225,11 @@ def test_new_experts_leave_the_backbone_bit_identical(choice):
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-@pytest.mark.parametrize("n_layers", [1, 3])
+@pytest.mark.parametrize("changes", [{"n_layers": 1}, {"n_layers": 3}, WITHOUT], ids=str)
 @given(steps=st.integers(1, T), seed=st.integers(0, 99))
 @settings(max_examples=6, deadline=None)
-def test_act_with_a_cached_prompt_equals_the_full_forward(choice, n_layers, steps, seed):
-    model, window, prompt = make_model(n_layers=n_layers), make_window(seed, steps), make_window(seed + 1, P)
+def test_act_with_a_cached_prompt_equals_the_full_forward(choice, changes, steps, seed):
+    model, window, prompt = make_model(**changes), make_window(seed, steps), make_window(seed + 1, P)
     action = model.act(window, model.encode_prompt(prompt, choice), choice)
     torch.testing.assert_close(action, model(window, prompt, choice)[:, -1], rtol=0, atol=1e-5)
 
@@ -250,17 +264,27 @@ def test_stacked_experts_equal_each_alone_forward_and_gradients():
             assert gradients[name][e].abs().max() > 1e-6
 
 
-def test_router_weights_are_those_of_the_state_tokens():
-    model, window, prompt = make_model(n_layers=3, top_k=2), make_window(0, T), make_window(1, P)
+def test_what_is_not_used_changes_no_action_and_has_no_weights():
+    model, window, prompt = make_model(**WITHOUT), make_window(0, T), make_window(1, P)
+    assert not [name for name in model.state_dict() if "return_to_go" in name or "timestep" in name]
+    assert (model.config.tokens_per_step, model.config.n_tokens) == (2, 2 * (P + T) - 1)
+    other = dataclasses.replace(window, returns_to_go=window.returns_to_go + 5, timesteps=window.timesteps.flip(1))
+    assert torch.equal(model(other, prompt, "mixture"), model(window, prompt, "mixture"))
+    assert not torch.equal(make_model()(other, prompt), make_model()(window, prompt))
+
+
+@pytest.mark.parametrize("changes", [{}, WITHOUT], ids=str)
+def test_router_weights_are_those_of_the_state_tokens(changes):
+    model, window, prompt = make_model(n_layers=3, top_k=2, **changes), make_window(0, T), make_window(1, P)
+    K = model.config.tokens_per_step
     weights = model.router_weights(window, prompt)
     assert weights.shape == (B, T, 3, 3)
     torch.testing.assert_close(weights.sum(-1), torch.ones(B, T, 3))
     assert ((weights > 0).sum(-1) == 2).all()
     x = torch.cat((model.embed_prompt(prompt), model.embed_norm(model.embed(window))), 1)
-    state = 3 * P + 1
-    real = torch.cat((prompt.mask, window.mask), 1).repeat_interleave(3, 1)
+    real = torch.cat((prompt.mask, window.mask), 1).repeat_interleave(K, 1)
     attended = oracle_attention(model.blocks[0].ln_1(x), real, dict(model.state_dict()), "blocks.0.attention", 2)
-    expected = model.blocks[0].router(model.blocks[0].ln_2(x + attended))[:, state::3]
+    expected = model.blocks[0].router(model.blocks[0].ln_2(x + attended))[:, K * P + K - 2 :: K]
     torch.testing.assert_close(weights[:, :, 0], expected, rtol=0, atol=1e-5)
 
 
