@@ -16,6 +16,7 @@ from .stages import Stage, stage_name
 
 TrainingPrecision = Literal["float32", "bfloat16", "float64", "auto"]
 Grouping = Literal["random", "gradient"]
+Labels = Literal["demonstrator", "executed"]
 
 C = TypeVar("C")
 
@@ -51,7 +52,9 @@ class TrainConfig:
     )
     learning_rate: float = field(default=1e-4, metadata=_about("AdamW's learning rate.", option=True))
     weight_decay: float = field(default=1e-4, metadata=_about("AdamW's weight decay."))
-    grad_clip: float = field(default=0.25, metadata=_about("Largest norm of a gradient; in stage 2 of each expert's."))
+    grad_clip: float = field(
+        default=0.25, metadata=_about("Largest norm of a gradient; in stage 2 of each expert's.", option=True)
+    )
     warmup_steps: int = field(
         default=10_000,
         metadata=_about("First steps, over which the learning rate rises linearly from 0.", option=True),
@@ -63,6 +66,23 @@ class TrainConfig:
         default_factory=dict,
         metadata=_about(
             "How many times as often tasks of a domain are drawn, like dmcontrol:3,metaworld:2; others count once.", option=True
+        ),
+    )
+    labels: Labels = field(
+        default="demonstrator",
+        metadata=_about(
+            "Actions to predict: the demonstrator's own, where the data have them beside those executed; or executed.",
+            option=True,
+        ),
+    )
+    truncate_history: float = field(
+        default=0.0,
+        metadata=_about("Probability that the steps of a window before a random one of it are hidden.", option=True),
+    )
+    ema: float = field(
+        default=0.0,
+        metadata=_about(
+            "Decay of the running average of the weights, which the bank gets; 0: it gets the last weights.", option=True
         ),
     )
     seed: int = field(default=0, metadata=_about("Seed of everything random.", option=True))
@@ -84,6 +104,8 @@ class TrainConfig:
             require(getattr(self, name) > 0, self, name, "> 0")
         for name in ("weight_decay", "warmup_steps", "cooldown_steps"):
             require(getattr(self, name) >= 0, self, name, ">= 0")
+        require(0.0 <= self.truncate_history <= 1.0, self, "truncate_history", "in [0, 1]")
+        require(0.0 <= self.ema < 1.0, self, "ema", "in [0, 1)")
         require(0 <= self.seed < 2**63, self, "seed", "in [0, 2**63)")
         for domain, weight in self.domain_weights.items():
             there = domain in DOMAINS or any(task.domain == domain for task in known())
@@ -102,11 +124,16 @@ class BackboneConfig(TrainConfig):
         default=False, metadata=_about("End when gradient conflict has peaked; needs --conflict-every.", option=True)
     )
     conflict_patience: int = field(default=5, metadata=_about("Measurements without a new peak after which it has peaked."))
+    embedding_std: float = field(
+        default=0.02,  # GPT-2's, as all initial weights
+        metadata=_about("Standard deviation of the first weights that embed states and actions.", option=True),
+    )
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
         require(self.conflict_every >= 0, self, "conflict_every", ">= 0")
         require_positive(self, "conflict_patience")
+        require(self.embedding_std > 0, self, "embedding_std", "> 0")
         require(not self.early_stop or self.conflict_every > 0, self, "early_stop", "False unless conflict_every > 0")
 
 
@@ -176,7 +203,7 @@ _PRESET_STEPS = {  # paper: M3DT appendix A.5
 _PRESET_SHARED: dict[str, dict[str, Any]] = {
     "tiny": {"learning_rate": 1e-3, "warmup_steps": 20, "checkpoint_every": 50, "log_every": 10},
     "small": {"learning_rate": 1e-3, "warmup_steps": 200, "batch_size": 32, "checkpoint_every": 500, "log_every": 50},
-    "paper": {"tasks_per_batch": 1, "warmup_steps": 10_000, "checkpoint_every": 5_000},
+    "paper": {"tasks_per_batch": 1, "warmup_steps": 10_000, "checkpoint_every": 5_000, "labels": "executed"},
 }
 _LONGEST_WARMUP = 5
 """A preset's warm-up takes at most one in so many of the steps: a stage shorter than it would never train at its rate."""

@@ -9,6 +9,7 @@ from ..config import BackboneConfig
 from ..data.batches import derive_seed
 from ..model import M3DT
 from ..model.determinism import seeded
+from ..model.moe import INIT_STD
 from .conflict import gradient_conflict, task_gradients
 from .run import Run
 from .stage_inputs import StageInputs
@@ -19,6 +20,7 @@ def runs(inputs: StageInputs[BackboneConfig]) -> Iterator[Run]:
     config = inputs.config
     with seeded(derive_seed(config.seed, "backbone", 0, 0, "init"), inputs.cpu):
         model = M3DT(dataclasses.replace(inputs.bank.config, n_experts=0, top_k=None))
+        _scale_embeddings(model, config.embedding_std)
     sampler, parameters = inputs.sampler(inputs.data), model.backbone_tensors()
     yield Run(
         name="backbone",
@@ -31,3 +33,10 @@ def runs(inputs: StageInputs[BackboneConfig]) -> Iterator[Run]:
         public_files=lambda: {"backbone.safetensors": inputs.public(parameters)},
         conflict=lambda step: gradient_conflict(lambda: task_gradients(model, parameters, sampler, step)),
     )
+
+
+def _scale_embeddings(model: M3DT, std: float) -> None:
+    """Gives the initial weights that embed states and actions the standard deviation `std`."""
+    for embedding in (model.embed, model.embed_prompt):
+        for layer in (embedding.state, embedding.action):
+            layer.weight.data *= std / INIT_STD

@@ -6,6 +6,7 @@
         weights.safetensors          what the run trains
         optimizer.safetensors        AdamW's two moments of each of them
         hooks.safetensors            the tensors of the run's hooks, if it has any
+        average.safetensors          the running average of the weights, if the run keeps one
         state.json                   step, config, threads, what it builds on, sha256 of the other files and of itself
 
 A checkpoint is built in a hidden scratch folder, flushed and renamed; only then are older ones removed, except the one before
@@ -38,7 +39,7 @@ from ..system.platforms import flush, locked
 KEPT = 2
 """Checkpoints of a run on disk: the newest, and the one before it in case the newest is damaged."""
 _ROWS = 3
-_FILES = ("weights.safetensors", "optimizer.safetensors", "hooks.safetensors")
+_FILES = ("weights.safetensors", "optimizer.safetensors", "hooks.safetensors", "average.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Checkpoint:
     files: dict[str, FileRecord]
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """Tensors of "weights", "optimizer" or "hooks".
+        """Tensors of "weights", "optimizer", "hooks" or "average".
 
         Raises:
             BankError: it was damaged after it was found.
@@ -111,7 +112,7 @@ def write_checkpoint(bank: Path, state: RunState, tensors: Mapping[str, Mapping[
     """Writes `<run>-<step>/`, then removes the run's older checkpoints.
 
     Args:
-        tensors: "weights", "optimizer", and "hooks" where there are any.
+        tensors: "weights", "optimizer", and "hooks" and "average" where there are any.
 
     Raises:
         DiskSpaceError: no room. PathError: nothing can be written there. In either case the older checkpoints are as before.

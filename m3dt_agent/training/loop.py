@@ -23,7 +23,8 @@ def train(
     on_log: OnLog | None = None,
     world: World = ALONE,
 ) -> None:
-    """Trains `run` to its end, from its newest checkpoint if there is one; on return a checkpoint holds the final state.
+    """Trains `run` to its end, from its newest checkpoint if there is one; on return a checkpoint holds the final state, and
+    worker 0's model the weights for the bank.
 
     Args:
         bank: the folder that gets checkpoints and logs.
@@ -66,6 +67,7 @@ def train(
                 trainer.require_finite()
                 log.flush()
                 write_checkpoint(bank, trainer.state(threads), trainer.tensors())
+    trainer.finish()
 
 
 def _restore_newest(trainer: Trainer, bank: Path, progress: bool | None) -> None:

@@ -27,6 +27,7 @@ from ..model import Routing
 from ..model.determinism import seeded
 from ..model.dropout import WindowGroup, keyed_dropout
 from ..model.prompt_dt import is_finite
+from .averaging import WeightAverage
 from .checkpoint import Checkpoint, RunState
 from .conflict import has_peaked, masked_losses, smoothed
 from .distributed import ALONE, World
@@ -63,6 +64,7 @@ class Trainer:
         self.step_count = 0
         self.seconds = 0.0
         self.conflicts: list[float] = []
+        self._average = WeightAverage(run.parameters, config.ema) if config.ema else None
         self._reset_sums()
 
     @property
@@ -90,11 +92,18 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         hooks.after_update(index)
+        if self._average is not None:
+            self._average.update(index)
         self._sums += torch.stack((losses, norms, kept.expand_as(norms)))
         self._summed += 1
         self.step_count += 1
         self._measure_conflict()
         self.seconds += time.perf_counter() - started
+
+    def finish(self) -> None:
+        """Gives the model the weights that the bank gets. Checkpoints keep those with which training could go on."""
+        if self._average is not None:
+            self._average.write_to_parameters()
 
     def require_finite(self) -> None:
         """Checks the losses and gradients since the last report, and the weights.
@@ -146,15 +155,16 @@ class Trainer:
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of a checkpoint: "weights", "optimizer", and "hooks" if the run's hooks have any."""
+        """The tensors of a checkpoint: "weights", "optimizer", and "hooks" and "average" if the run has them."""
         moments = {
             f"{name}/{moment}": self.optimizer.state[parameter][moment]
             for name, parameter in self.run.parameters.items()
             for moment in ("exp_avg", "exp_avg_sq")
         }
         weights = {name: p.detach() for name, p in self.run.parameters.items()}
-        hooks = self.run.hooks.tensors()
-        return {"weights": weights, "optimizer": moments, **({"hooks": hooks} if hooks else {})}
+        average = {} if self._average is None else self._average.tensors()
+        more = {"hooks": self.run.hooks.tensors(), "average": average}
+        return {"weights": weights, "optimizer": moments, **{name: tensors for name, tensors in more.items() if tensors}}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues from `checkpoint`. Tensors keep their memory layout, whatever the file's is.
@@ -171,6 +181,8 @@ class Trainer:
                     self.optimizer.state[parameter][moment].copy_(moments[f"{name}/{moment}"])
         if "hooks.safetensors" in checkpoint.files:
             self.run.hooks.restore(checkpoint.read("hooks"))
+        if self._average is not None:
+            self._average.restore(checkpoint.read("average"))
 
     def follow_main(self) -> None:
         """Brings every worker to where worker 0 is; the others need no checkpoint.
@@ -185,7 +197,8 @@ class Trainer:
             self.world.copy_from_main([parameter.detach() for parameter in self.parameters])
             return
         tensors = self.tensors()
-        self.world.copy_from_main([*tensors["weights"].values(), *tensors["optimizer"].values()])
+        copied = (tensors.get(name, {}) for name in ("weights", "optimizer", "average"))
+        self.world.copy_from_main([tensor for part in copied for tensor in part.values()])
         if hooks := self.world.from_main(self.run.hooks.tensors):
             self.run.hooks.restore(hooks)
 

@@ -24,7 +24,6 @@ from typing import Any
 import sklearn.cluster  # noqa: F401  what runs import late is imported here, once, before forking
 import torch
 import torch._dynamo
-import torch.utils.tensorboard
 
 from m3dt_agent.bank import ExpertBank, tensor_files
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig
@@ -38,9 +37,9 @@ spec.loader.exec_module(made_up)
 
 SHARED: dict[str, Any] = {"steps": 12, "batch_size": 4, "checkpoint_every": 2, "log_every": 3, "warmup_steps": 5, "threads": 1}
 CONFIGS: dict[str, TrainConfig] = {
-    "backbone": BackboneConfig(**SHARED, conflict_every=5),
+    "backbone": BackboneConfig(**SHARED, conflict_every=5, ema=0.9, truncate_history=0.5),
     "experts": ExpertsConfig(**SHARED, experts_at_once=2, grouping_batches=1, grouping_runs=1),
-    "router": RouterConfig(**SHARED),
+    "router": RouterConfig(**SHARED, ema=0.5),
 }
 
 
