@@ -30,6 +30,7 @@ from ..tasks import TaskSpec
 from ..training.distributed import joined
 from ..training.expert_jobs import Fanout
 from ..training.logs import OnLog
+from ..training.trackers import Trackers
 from .actor import Actor
 from .choice import Experts, Precision, checked_experts, checked_precision, default_experts
 from .fitting import bank_to_fit
@@ -230,6 +231,7 @@ class M3DTAgent(Actor):
         start: ExpertBank | None = None,
         progress: bool | None = None,
         on_log: OnLog | None = None,
+        trackers: Trackers = (),
     ) -> None:
         """Trains one stage, stores it in `bank` and loads the result. An interrupted run continues where it stopped.
 
@@ -237,7 +239,7 @@ class M3DTAgent(Actor):
             stage: "backbone", "experts" or "router", or 1, 2 or 3.
             bank: if there is none at this path, it starts as a copy of the agent's own bank; if the agent has none either,
                 stage "backbone" makes a new one, with prompts and statistics from `data`.
-            config, experts, fanout, start, progress, on_log: as `training.fit_stage` takes them.
+            config, experts, fanout, start, progress, on_log, trackers: as `training.fit_stage` takes them.
 
         Raises:
             UnknownTaskError: no such stage.
@@ -260,6 +262,7 @@ class M3DTAgent(Actor):
                 device=self.device,
                 progress=progress,
                 on_log=on_log,
+                trackers=trackers,
             )
         self._load(ExpertBank.open(opened.path, check="sizes"))
 

@@ -5,5 +5,15 @@ from .expert_jobs import Fanout
 from .fit import fit_stage
 from .grouping import group_tasks
 from .logs import LogRecord
+from .tracking import TrackedRun, Tracker
 
-__all__ = ["Estimate", "Fanout", "LogRecord", "estimate", "fit_stage", "group_tasks"]
+__all__ = [
+    "Estimate",
+    "Fanout",
+    "LogRecord",
+    "TrackedRun",
+    "Tracker",
+    "estimate",
+    "fit_stage",
+    "group_tasks",
+]

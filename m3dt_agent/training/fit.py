@@ -38,6 +38,9 @@ from .planning import Plan, plan_stage
 from .resume import check_continuable
 from .run import Run
 from .stage_inputs import StageInputs, check_data, data_fingerprint, require_trained_tasks
+from .tracked_runs import TrackedTraining, track_rows
+from .trackers import Trackers, make_trackers
+from .tracking import Guarded
 
 _RUNS: Mapping[Stage, Callable[[StageInputs[Any]], Iterator[Run]]] = {
     "backbone": backbone.runs,
@@ -52,6 +55,7 @@ class _Reporting:
 
     progress: bool | None
     on_log: OnLog | None
+    trackers: tuple[Guarded, ...]
 
 
 def fit_stage(
@@ -66,6 +70,7 @@ def fit_stage(
     device: str | torch.device = "cpu",
     progress: bool | None = None,
     on_log: OnLog | None = None,
+    trackers: Trackers = (),
 ) -> None:
     """Trains one stage of `bank` to its end, from wherever it is; stage 2 first groups the tasks if they are not grouped yet.
 
@@ -81,6 +86,7 @@ def fit_stage(
         device: where to train; "cuda" is each worker's own GPU.
         progress: True shows a bar and messages on stderr, None the bar only on a terminal, False neither.
         on_log: called with every `LogRecord`, on worker 0.
+        trackers: told of the runs on worker 0: "tensorboard", "wandb", "trackio", or a `Tracker` of your own.
 
     Raises:
         StageError: an earlier stage is missing, or later stages build on what would change.
@@ -96,8 +102,10 @@ def fit_stage(
         require_trained_tasks(bank)
     bank.require_writable()
     _require_own_stage(stage, fanout, start, on_log)
+    following = make_trackers(trackers, progress)
     with joined(device) as world, contextlib.ExitStack() as stack:
-        device, reporting = own_device(device), _Reporting(progress if world.is_main else False, on_log)
+        device = own_device(device)
+        reporting = _Reporting(progress, on_log, following) if world.is_main else _Reporting(False, None, ())
         if stage == "experts":
             require_one_worker(world)
 
@@ -115,7 +123,7 @@ def fit_stage(
             if fanout is None:
                 _fit_here(inputs, settled, device, reporting, world)
             else:
-                _fit_in_jobs(inputs, settled.threads, fanout, str(device), progress)
+                _fit_in_jobs(inputs, settled.threads, fanout, str(device), reporting)
 
 
 def _require_own_stage(stage: Stage, fanout: Fanout | None, start: ExpertBank | None, on_log: OnLog | None) -> None:
@@ -138,28 +146,33 @@ def _fit_here(inputs: StageInputs[Any], plan: Plan, device: torch.device, report
         if recorded is not None:
             check_continuable(recorded, run.name, run.built_on, bank)
             recorded = None  # only the first run can be unfinished
-        train(
-            run,
-            bank.path,
-            device=device,
-            threads=plan.threads,
-            progress=reporting.progress,
-            on_log=reporting.on_log,
-            world=world,
-        )
-        world.from_main(functools.partial(_commit, run, bank, record))
+        with TrackedTraining(reporting.trackers, bank, run, reporting.on_log) as on_log:
+            train(
+                run,
+                bank.path,
+                device=device,
+                threads=plan.threads,
+                progress=reporting.progress,
+                on_log=on_log,
+                world=world,
+            )
+            world.from_main(functools.partial(_commit, run, bank, record))
         _follow_main(bank, world)
         if inputs.config.stage == "experts":
             remove_finished(bank)
 
 
-def _fit_in_jobs(inputs: StageInputs[Any], threads: int, fanout: Fanout, device: str, progress: bool | None) -> None:
-    """Trains stage 2 in jobs; several processes may do so at once with the same bank, each with its shard."""
+def _fit_in_jobs(inputs: StageInputs[Any], threads: int, fanout: Fanout, device: str, reporting: _Reporting) -> None:
+    """Trains stage 2 in jobs; several processes may do so at once with the same bank, each with its shard.
+
+    Trackers are told of a job when its experts are in the bank.
+    """
     with file_lock(inputs.bank.path / "resume" / ".commit"):
         inputs.bank.refresh(check="sizes")
-        group_for_stage(inputs, progress)
-    for trained in train_in_jobs(inputs, threads, fanout, device, progress, fit_stage):
+        group_for_stage(inputs, reporting.progress)
+    for trained in train_in_jobs(inputs, threads, fanout, device, reporting.progress, fit_stage):
         commit_trained(inputs.bank, trained, _record(inputs, threads))
+        track_rows(reporting.trackers, inputs.bank, inputs.config, trained.rows)
 
 
 def _follow_main(bank: ExpertBank, world: World) -> None:

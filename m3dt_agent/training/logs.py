@@ -1,7 +1,6 @@
-"""What a run reports: always a CSV file, TensorBoard if it is installed, and a progress bar on a terminal.
+"""What a run reports: a CSV file, and a progress bar on a terminal. Trackers are told by tracking.py.
 
     <bank>/logs/<stage>.csv              step,expert,loss,lr,grad_norm,conflict,experts_kept,seconds
-    <bank>/logs/tensorboard/<run>/       scalars of the same
 
 Stage 2 writes one row per logged step and expert, with the expert's index in the bank; in stages 1 and 3 `expert` is empty. A
 resumed run first drops its rows after the checkpoint from which it continues, so that no step appears twice.
@@ -10,7 +9,6 @@ resumed run first drops its rows after the checkpoint from which it continues, s
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import math
 import os
@@ -20,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -83,7 +81,7 @@ def announce(message: str, progress: bool | None) -> None:
 
 
 class RunLog:
-    """The open logs of one run, from `step` on; a context manager.
+    """The open log of one run, from `step` on; a context manager.
 
     Raises:
         DiskSpaceError: no room. PathError: nothing can be written there.
@@ -106,7 +104,6 @@ class RunLog:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _drop_rows(self._path, set(self._experts), step)
             self._file: TextIO = self._path.open("a", newline="")
-            self._tensorboard = _tensorboard(own_path(bank, f"logs/tensorboard/{run}"), step)
         hidden = not shows_progress(progress)
         self._bar = tqdm(total=steps, initial=step, desc=run, unit="step", disable=hidden, dynamic_ncols=True)
 
@@ -116,15 +113,13 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
 
     def advance(self) -> None:
         """Moves the progress bar by one step."""
         self._bar.update()
 
     def write(self, record: LogRecord) -> None:
-        """Writes a report to every log."""
+        """Writes a report."""
         conflict, kept = ("" if value is None else repr(value) for value in (record.conflict, record.experts_kept))
         rows = [
             (record.step, expert, repr(loss), repr(record.learning_rate), repr(norm), conflict, kept, f"{record.seconds:.3f}")
@@ -134,31 +129,10 @@ class RunLog:
             csv.writer(self._file, lineterminator="\n").writerows(rows)
             self._file.flush()
         self._bar.set_postfix(loss=f"{record.loss:.4f}", refresh=False)
-        if self._tensorboard is not None:
-            self._write_tensorboard(record)
 
     def flush(self) -> None:
         """Forces the rows to disk, so that no checkpoint is there before its rows."""
         os.fsync(self._file.fileno())
-
-    def _write_tensorboard(self, record: LogRecord) -> None:
-        values = {"loss": record.loss, "grad_norm": record.grad_norm, "learning_rate": record.learning_rate}
-        if record.conflict is not None:
-            values["conflict"] = record.conflict
-        if record.experts_kept is not None:
-            values["experts_kept"] = record.experts_kept
-        if record.experts:
-            values |= {f"loss/expert_{e:03d}": loss for e, loss in zip(record.experts, record.losses, strict=True)}
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{record.stage}/{name}", value, record.step)
-
-
-def _tensorboard(folder: Path, step: int) -> Any:
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(folder, purge_step=step + 1)
 
 
 def read_log(path: Path) -> list[LogRow]:

@@ -22,6 +22,7 @@ from ..jobs import RayCluster
 from ..jobs.ray_tasks import connected, require_ray
 from .distributed import TIMEOUT, World, joined, require_one_worker
 from .stage_inputs import create_bank
+from .trackers import Trackers
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
@@ -36,6 +37,7 @@ class _Work:
     bank: Path
     model: ModelConfig | None
     config: TrainConfig | None
+    trackers: Trackers
 
 
 def fit_on_ray(
@@ -47,6 +49,7 @@ def fit_on_ray(
     cluster: RayCluster,
     workers: int | tuple[int, int] = 1,
     model_config: ModelConfig | None = None,
+    trackers: Trackers = (),
 ) -> None:
     """Trains stage 1 or 3 of the bank at `bank` on Ray. The weights are those that one worker would train, up to rounding.
 
@@ -56,6 +59,7 @@ def fit_on_ray(
         cluster: where to run. A worker reserves what a job would, and all workers are restarted as often as a job would be.
         workers: how many; or (fewest, most), then as many as there is room for, at the start and after every failure.
         model_config: of a new bank, which worker 0 makes if there is none.
+        trackers: as for `fit_stage`; those of your own are pickled, and called by worker 0.
 
     Raises:
         MissingDependencyError: Ray is not installed.
@@ -65,7 +69,7 @@ def fit_on_ray(
         M3DTError: other errors of `fit_stage`, as worker 0 met them in the last attempt.
     """
     require_ray()
-    work = _work(stage, data, bank, model_config, config)
+    work = _work(stage, data, bank, model_config, config, trackers)
     _check(work, workers if isinstance(workers, int) else workers[1])
     with (
         connected(cluster),
@@ -91,7 +95,12 @@ def fit_on_ray(
 
 
 def _work(
-    stage: str | int, data: TaskDatasets, bank: str | Path, model_config: ModelConfig | None, config: TrainConfig | None
+    stage: str | int,
+    data: TaskDatasets,
+    bank: str | Path,
+    model_config: ModelConfig | None,
+    config: TrainConfig | None,
+    trackers: Trackers,
 ) -> _Work:
     """What to send to the workers; paths are absolute, since Ray's workers run in folders of their own."""
     if data.reopen is None:
@@ -99,7 +108,7 @@ def _work(
     folder = Path(bank).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     model = None if is_bank(folder) else model_config
-    return _Work(stage=stage_name(stage), data=data.reopen, bank=folder, model=model, config=config)
+    return _Work(stage=stage_name(stage), data=data.reopen, bank=folder, model=model, config=config, trackers=trackers)
 
 
 def _check(work: _Work, most_workers: int) -> None:
@@ -126,7 +135,7 @@ def _fit(told: dict[str, _Work]) -> None:
             if work.model is not None and not is_bank(work.bank):
                 create_bank(work.bank, work.model, data)
             bank = ExpertBank.open(work.bank, check="sizes")  # `fit_stage` checks the contents
-        fit_stage(work.stage, data, bank, work.config, device=device)
+        fit_stage(work.stage, data, bank, work.config, device=device, trackers=work.trackers)
 
 
 def _named(error: TrainingFailedError, max_failures: int) -> M3DTError:

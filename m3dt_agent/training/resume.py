@@ -82,6 +82,12 @@ def settle(
     return config, recorded.threads
 
 
+def config_of_bank(bank: ExpertBank, stage: Stage) -> TrainConfig:
+    """The config that a stage of the bank goes on with, or begins with, if none is given."""
+    recorded = recorded_settings(bank, stage)
+    return train_preset(preset_of(bank.config), stage) if recorded is None else from_dict(STAGE_CONFIGS[stage], recorded.config)
+
+
 def preset_of(config: ModelConfig) -> str:
     """The preset with the width and depth of a model; `paper` if there is none."""
     for name in ("tiny", "small"):

@@ -275,6 +275,8 @@ def test_nothing_is_written_through_a_link_inside_a_bank(tmp_path: Path, name: s
     """A stranger's link leads into the user's folder: commits, training locks, checkpoints and logs leave it alone."""
     from m3dt_agent.training.checkpoint import RunState, training_lock, write_checkpoint
     from m3dt_agent.training.logs import RunLog
+    from m3dt_agent.training.trackers import TensorBoard
+    from m3dt_agent.training.tracking import TrackedRun
 
     theirs = outside(tmp_path)
     bank = new_bank(tmp_path / "bank")
@@ -289,6 +291,7 @@ def test_nothing_is_written_through_a_link_inside_a_bank(tmp_path: Path, name: s
         lambda: training_lock(bank.path).__enter__(),
         lambda: write_checkpoint(bank.path, state, {"weights": {"a": torch.zeros(2)}}),
         lambda: RunLog(bank.path, "backbone", "backbone", experts=(), step=0, steps=1, progress=False),
+        lambda: TensorBoard().start(TrackedRun("backbone", "bank", bank.path / "logs", {})),
     ]
     for action in actions:
         try:

@@ -57,6 +57,13 @@ def data() -> TaskDatasets:
     return made_up_data()
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaskDatasets, ExpertBank]:
+    """The same data and a new bank of them, for all tests of a module."""
+    data = made_up_data()
+    return data, new_bank(tmp_path_factory.mktemp("shared") / "bank", data)
+
+
 @pytest.fixture
 def other_data() -> TaskDatasets:
     """The same tasks, other episodes."""

@@ -25,7 +25,6 @@ import sklearn.cluster  # noqa: F401  what runs import late is imported here, on
 import torch
 import torch._dynamo
 import torch.distributed as dist
-import torch.utils.tensorboard
 
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig
