@@ -1,6 +1,7 @@
 """The benchmark's command line, `python -m benchmarks`.
 
 list                          list the experiments
+methods                       list the methods, also those of installed packages
 run EXPERIMENT… --scale …     train and evaluate all cells that are not finished; continue after a kill
 status EXPERIMENT… --scale …  show how far each cell is
 report RUN… --out FOLDER      write tables, figures and one HTML page
@@ -54,6 +55,14 @@ Runs = Annotated[
         help="Run folders. Those of several machines are merged.", callback=lambda folders: [expanded(one) for one in folders]
     ),
 ]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        help="Only this method, on the task sets and seeds of the experiments; may be given several times. It need not be one "
+        "of theirs: an installed package's method is run in this way.",
+    ),
+]
 Scale = Annotated[str, typer.Option(help="How large the experiment runs: paper, small, laptop, box or smoke.")]
 Out = Annotated[Path, path_option("--out", help="Folder of the run.")]
 Datasets = Annotated[
@@ -76,9 +85,24 @@ def list_command(as_json: AsJson = False) -> None:
     emit(found, as_json=as_json, table=make_table("Experiments", ("name", "source", "title", "methods"), lines, left=4))
 
 
+@app.command("methods")
+def methods_command(as_json: AsJson = False) -> None:
+    """List the methods, and which installed package each comes from if it is not one of the benchmark's own."""
+    from .methods import METHODS, added_settings
+    from .methods.installed import names
+
+    found = [{"name": name, "package": "", "settings": {}} for name in METHODS]
+    for name in names():
+        settings = added_settings(name)
+        found.append({"name": name, "package": settings.pop("package"), "settings": settings})
+    lines = ([one["name"], one["package"], ", ".join(f"{k}={v}" for k, v in one["settings"].items())] for one in found)
+    emit(found, as_json=as_json, table=make_table("Methods", ("name", "package", "settings"), lines, left=3))
+
+
 @app.command("run")
 def run_command(
     names: Experiments,
+    methods: Methods = None,
     scale: Scale = "smoke",
     out: Out = RUN,
     datasets: Datasets = None,
@@ -96,7 +120,7 @@ def run_command(
 
     with quiet_stdout():
         run_cells(
-            _cells(names, scale),
+            _cells(names, scale, methods or []),
             out,
             datasets or out.parent / f"{out.name}-datasets",
             shard=parse_shard(shard),
@@ -109,11 +133,13 @@ def run_command(
 
 
 @app.command("status")
-def status_command(names: Experiments, scale: Scale = "smoke", out: Out = RUN, as_json: AsJson = False) -> None:
+def status_command(
+    names: Experiments, methods: Methods = None, scale: Scale = "smoke", out: Out = RUN, as_json: AsJson = False
+) -> None:
     """Show how far each cell of the experiments is."""
     from .runs.runner import status
 
-    found = status(_cells(names, scale), out)
+    found = status(_cells(names, scale, methods or []), out)
     columns = ("id", "experiment", "method", "task set", "seed", "rows", "finished")
     lines = (
         [
@@ -201,11 +227,13 @@ def main() -> int:
     return 0
 
 
-def _cells(names: list[str], scale: str) -> list[Cell]:
-    """All cells of some experiments at a scale."""
-    from .experiments import cells
+def _cells(names: list[str], scale: str, methods: list[str]) -> list[Cell]:
+    """All cells of some experiments at a scale, or those of some methods."""
+    from .experiments import Arm, cells
+    from .methods import added_settings
 
-    return [cell for name in names for cell in cells(name, scale)]
+    only = [Arm(method, added_settings(method)) for method in dict.fromkeys(methods)]
+    return [cell for name in names for cell in cells(name, scale, only)]
 
 
 def _shown(report: Report) -> list[RenderableType]:

@@ -1,10 +1,15 @@
-"""Helpers for tests of the benchmark's methods: train a cell's method, compare weights, and make the models of two methods."""
+"""Helpers for tests of the benchmark's methods: train a cell's method, compare weights, make the models of two methods, and
+packages that bring a method."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -65,3 +70,38 @@ def sample_model(config: ModelConfig) -> SampleRouted:
     model = lively(SampleRouted(config))
     assert isinstance(model, SampleRouted)
     return model
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "method_package"
+
+
+def put_on_path(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    *,
+    name: str = "mine",
+    value: str = "my_method:METHOD",
+    package: str,
+) -> None:
+    """What pip leaves of a package with one method, whose module `my_method` is `code`."""
+    sys.modules.pop("my_method", None)
+    (folder / "my_method.py").write_text(code)
+    _write_dist_info(folder, package, "1.0", name, value)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def put_example_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pip leaves of examples/method_package if it is installed as editable."""
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    ((name, value),) = project["entry-points"]["m3dt.methods"].items()
+    _write_dist_info(folder, project["name"], project["version"], name, value)
+    for place in (folder, EXAMPLE):
+        monkeypatch.syspath_prepend(str(place))
+
+
+def _write_dist_info(folder: Path, package: str, version: str, name: str, value: str) -> None:
+    info = folder / f"{package.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[m3dt.methods]\n{name} = {value}\n")

@@ -91,6 +91,12 @@ def test_every_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             run_snippet(where, language, code, names)
 
 
+def test_the_method_on_the_page_is_the_example() -> None:
+    code = [code for _, language, code in snippets("docs/benchmarks.md") if language == "python" and "NetworkMethod" in code]
+    assert code == [(ROOT / "examples/method_package/mlp_bc.py").read_text()]
+    assert code[0].count("\n") <= 40
+
+
 def test_pages_are_all_there() -> None:
     found = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
     assert found == {page for page in (*PAGES, *INCLUDING) if page.startswith("docs/")}

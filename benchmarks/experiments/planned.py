@@ -14,7 +14,7 @@ describes a figure, the note says that it is unknown.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from m3dt_agent.tasks import lookup
@@ -30,8 +30,11 @@ EXPERIMENTS: Mapping[str, Experiment] = {**PAPER_EXPERIMENTS, **OUR_EXPERIMENTS}
 """All experiments by name."""
 
 
-def cells(name: str, scale: str) -> list[Cell]:
+def cells(name: str, scale: str, only: Sequence[Arm] = ()) -> list[Cell]:
     """Every cell of an experiment at a scale, each once.
+
+    only: run these methods alone, on the experiment's task sets and seeds. One that the experiment has keeps the experiment's
+    arms; one that it lacks has the arm that is given.
 
     Raises:
         UnknownTaskError: no experiment or scale has this name.
@@ -42,7 +45,7 @@ def cells(name: str, scale: str) -> list[Cell]:
     for task_set in _used_sets(experiment, size):
         for set_seed, training_seed in experiment.seeds[: size.seeds]:
             shown, tasks = _tasks(task_set, set_seed, scale)
-            for arm in experiment.arms:
+            for arm in _chosen(experiment, only):
                 settings = _settings(arm, _size(task_set), scale)
                 found.append(
                     Cell(
@@ -69,6 +72,13 @@ def describe(name: str) -> str:
     experiment = lookup(dict(EXPERIMENTS), name, "experiment")
     question = f" Named contrast: {' against '.join(experiment.contrast)}." if experiment.contrast else ""
     return f"{experiment.title} ({experiment.source}).{question} {experiment.note}".rstrip()
+
+
+def _chosen(experiment: Experiment, only: Sequence[Arm]) -> list[Arm]:
+    """The arms of an experiment, or those of the methods in `only`."""
+    if not only:
+        return list(experiment.arms)
+    return [arm for given in only for arm in [arm for arm in experiment.arms if arm.method == given.method] or [given]]
 
 
 def _used_sets(experiment: Experiment, scale: Scale) -> tuple[str, ...]:

@@ -169,12 +169,13 @@ SCALES: Mapping[str, Scale] = {
 def published_settings(method: str, size: int, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a method's model and training depend on, for `size` tasks, in the paper's numbers.
 
-    What the method does not use is 0 or left out. changes: settings with other values.
+    What the method does not use is 0 or left out. A method that is not the benchmark's own is a baseline. changes: settings
+    with other values.
     """
     if method in UNTRAINED:
         return {**PROTOCOL, **changes}
     values: dict[str, Any] = {**SHAPE, **SCHEDULE, **PROTOCOL, "target_return_factor": 1.0, "n_experts": experts_for(size)}
-    if method in BASELINES:
+    if method not in (*M3DT_METHODS, *BANK_METHODS):
         values |= {"backbone_steps": BASELINE_STEPS, "expert_steps": 0, "router_steps": 0}
         if method != "prompt-dt-wide":  # which has M3DT's width and the inner width of all its experts
             values |= {"embed_dim": SMALL, "n_experts": 0}

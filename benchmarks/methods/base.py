@@ -19,7 +19,7 @@ from m3dt_agent.data.batches import BatchSampler, derive_seed
 from m3dt_agent.data.prompts import Prompt, make_prompts
 from m3dt_agent.data.stats import TaskStatistics, compute_statistics
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.errors import BankError, StageError
+from m3dt_agent.errors import BankError, ConfigError, StageError
 from m3dt_agent.evaluation import VectorPolicy
 from m3dt_agent.model import M3DT, ExpertChoice
 from m3dt_agent.model.determinism import cpu_threads, seeded
@@ -101,7 +101,11 @@ _STEPS: Mapping[Stage, str] = {"backbone": "backbone_steps", "experts": "expert_
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A trained method. policy: an agent, another policy, or a behavior policy's level. Numbers are as in `records.Facts`."""
+    """A trained method. policy: an agent, another policy, or a behavior policy's level. Numbers are as in `records.Facts`.
+
+    Raises:
+        ConfigError: a number is negative, not finite or none of Python's, or the curve has something else than pairs.
+    """
 
     policy: M3DTAgent | VectorPolicy | str
     parameters: int = 0
@@ -110,6 +114,19 @@ class Outcome:
     training_flop: float = 0.0
     action_flop: float = 0.0
     curve: Curve = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("parameters", "active_parameters", "windows", "training_flop", "action_flop"):
+            value = getattr(self, name)
+            if not _is_finite(value) or value < 0:
+                raise ConfigError(f"{name} of a method's outcome must be a finite number >= 0; got {value!r:.100}")
+        for point in self.curve:
+            if not (isinstance(point, tuple) and len(point) == 2 and all(_is_finite(number) for number in point)):
+                raise ConfigError(f"the curve of a method's outcome has pairs (windows, loss), both finite; got {point!r:.100}")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 class Method(Protocol):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m3dt_agent.agent import M3DTAgent
+from m3dt_agent.agent.inputs import Bools, Float32Array
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import STAGES, ExpertsConfig, ModelConfig, Stage, TrainConfig
 from m3dt_agent.evaluation import AgentPolicy
@@ -22,8 +23,6 @@ from .base import Method, Outcome, Phase, Work, bank_of, outcome_of, phase, read
 from .costs import active_parameters, step_flop
 
 Grouping = Literal["random", "gradient"]
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,9 @@ class OraclePolicy:
         for expert, rows in self._rows.items():
             self._policies[expert].reset([tasks[i] for i in rows], [seeds[i] for i in rows])
 
-    def act(self, obs: Floats, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools) -> Floats:
+    def act(
+        self, obs: Float32Array, *, reward: npt.NDArray[np.float64] | None, reset_mask: Bools, active: Bools
+    ) -> Float32Array:
         actions = np.zeros((len(obs), MAX_ACT_DIM), np.float32)
         for expert, rows in self._rows.items():
             given = None if reward is None else reward[rows]

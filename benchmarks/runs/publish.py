@@ -23,7 +23,7 @@ from m3dt_agent.hub.cards import model_card
 from m3dt_agent.hub.cards.markdown import table
 from m3dt_agent.model import Routing
 from m3dt_agent.scores import EpisodeResult, TaskSummary, summarize
-from m3dt_agent.system.disk import replace_folder, scratch_folder, write_file
+from m3dt_agent.system.disk import replace_folder, restore_replaced, scratch_folder, write_file
 
 from ..records import CellResult, read_run
 
@@ -39,7 +39,8 @@ _LOSSES = (
 def publish_bank(run: Path, bank_folder: Path, results: Path, notes: Sequence[str] = ()) -> ExpertBank:
     """Puts the bank that acted, with its card, into `bank_folder` and the finished cells into `results`.
 
-    What was there before is replaced.
+    What was there before is replaced; if something fails or the process is killed, it is still there or comes back at the next
+    call.
 
     Args:
         run: folder of a run of "pretrained".
@@ -48,6 +49,8 @@ def publish_bank(run: Path, bank_folder: Path, results: Path, notes: Sequence[st
     Raises:
         DatasetError: no finished cell of the run acted with a bank, or that bank is gone.
     """
+    restore_replaced(bank_folder.parent)
+    restore_replaced(results / "cells")
     finished = [result for result in read_run(run) if result.final]
     source = _acting_bank(run, finished)
     with scratch_folder(bank_folder.parent) as staged:
@@ -60,9 +63,10 @@ def publish_bank(run: Path, bank_folder: Path, results: Path, notes: Sequence[st
         write_file(built / "README.md", card.encode())
         replace_folder(built, bank_folder)
     for result in finished:
-        target = results / "cells" / result.cell.id
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(run / result.cell.id, target, ignore=shutil.ignore_patterns("work", ".lock"))
+        with scratch_folder(results / "cells") as staged:
+            built = staged / result.cell.id
+            shutil.copytree(run / result.cell.id, built, ignore=shutil.ignore_patterns("work", ".lock"))
+            replace_folder(built, results / "cells" / result.cell.id)
     return ExpertBank.open(bank_folder)
 
 

@@ -121,8 +121,8 @@ class CellJob:
 
     def _finish(self) -> None:
         write_cell(self.run, self.cell, None)
+        chosen = method(self.cell.method, self.cell.settings.get("package"))
         work = self._prepare_work()
-        chosen = method(self.cell.method)
         began = time.monotonic()
         outcome = self._train_and_evaluate(chosen, work)
         facts = _facts(chosen, outcome, work, began)
@@ -166,6 +166,8 @@ class CellJob:
             if evaluated and fraction != FINAL:
                 continue  # the model has been trained further and cannot go back
             outcome = chosen.train(work, fraction)
+            if not isinstance(outcome, Outcome):
+                raise ConfigError(f"method {self.cell.method!r} must return an Outcome from train; got {outcome!r:.100}")
             if not evaluated:
                 write_cell_episodes(self.run, self.cell, fraction, _evaluate_in_parts(outcome, work, fraction))
         agent = outcome.policy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from benchmarks.records import Cell, read_run
 from benchmarks.runs.publish import publish_bank
 from benchmarks.runs.runner import run_cells
 from m3dt_agent.agent import M3DTAgent
-from m3dt_agent.bank import builtin
+from m3dt_agent.bank import ExpertBank, builtin
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.model import Routing
+from m3dt_agent.system import disk
 
 from .test_runner import SETTINGS, TASKS
 
@@ -76,3 +78,32 @@ def test_a_run_without_its_bank_ships_nothing(run: Path, tmp_path: Path) -> None
     with pytest.raises(DatasetError, match="holds no bank that acted"):
         publish_bank(tmp_path / "run", tmp_path / "banks" / "small", tmp_path / "results")
     assert not (tmp_path / "banks").exists()
+
+
+def test_what_was_published_survives_a_failure_and_a_kill(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, results = tmp_path / "banks" / "small", tmp_path / "results"
+    before = publish_bank(run, bank, results).content_hash
+    published = sorted(path.relative_to(results) for path in results.rglob("*"))
+    copied: list[Path] = []
+
+    def full_disk(source: Path, target: Path, **_: Any) -> None:
+        copied.append(target)
+        target.mkdir()
+        raise OSError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", full_disk)
+        with pytest.raises(OSError, match="no room"):
+            publish_bank(run, bank, results)
+    assert copied
+    assert sorted(path.relative_to(results) for path in results.rglob("*")) == published
+    cell_folder = next((results / "cells").iterdir())
+    for folder in (bank, cell_folder):  # as a kill inside `replace_folder` leaves them
+        folder.rename(folder.with_name(f"{disk._REPLACED}{folder.name}"))
+    run_cells(
+        [cell("random", SETTINGS)], tmp_path / "other", run.parent / "datasets", workers=0, progress=False, say=lambda _: None
+    )
+    with pytest.raises(DatasetError, match="holds no bank that acted"):
+        publish_bank(tmp_path / "other", bank, results)
+    assert ExpertBank.open(bank).content_hash == before
+    assert sorted(path.relative_to(results) for path in results.rglob("*")) == published

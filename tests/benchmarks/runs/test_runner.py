@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from method_runs import put_on_path
 
 from benchmarks.methods import Work, method
 from benchmarks.records import FINAL, Cell, read_run, write_cell, write_cell_episodes
@@ -177,6 +178,21 @@ def test_a_cell_in_other_hands_is_left_alone(whole: Path, tmp_path: Path) -> Non
         assert run_cells(CELLS[:1], tmp_path, whole.parent / "datasets", workers=0, progress=False, say=said.append) == 0
     assert said == [said[0]]
     assert said[0].endswith("another process has it")
+
+
+def test_what_a_method_returns_is_checked(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+from types import SimpleNamespace
+METHOD = SimpleNamespace(task_id="none", fractions=("1.00",), train=lambda work, fraction: "agent")
+"""
+    put_on_path(tmp_path, monkeypatch, code, package="my-package")
+    mine = cell("mine", package="my-package 1.0")
+    with pytest.raises(ConfigError, match="'mine' must return an Outcome from train; got 'agent'"):
+        run_cells([mine], tmp_path / "run", whole.parent / "datasets", workers=0, progress=False, say=lambda _: None)
+    with pytest.raises(ConfigError, match=r"'mine' of my-package 2\.0 is to be run"):
+        run_cells(
+            [cell("mine", package="my-package 2.0")], tmp_path / "run", whole.parent / "datasets", workers=0, say=lambda _: None
+        )
 
 
 @given(st.integers(1, 7), st.integers(0, 20))
