@@ -92,10 +92,14 @@ class EpisodeResult:
             raise InvalidValueError(f"episode_return must give a finite score; {self.episode_return!r} gives {score}")
 
     @property
+    def rule(self) -> tasks.ScoreRule:
+        """How the episode is scored."""
+        return tasks.get(self.task).score if self.score is None else self.score
+
+    @property
     def normalized_score(self) -> float:
-        """The episode's score from 0 to 100, `TaskSpec.normalized_score`."""
-        rule = tasks.get(self.task).score if self.score is None else self.score
-        return tasks.score_of(rule, self.episode_return, self.success, self.task)
+        """The episode's score, `TaskSpec.normalized_score`: from 0 to 100, or the return itself if that is the rule."""
+        return tasks.score_of(self.rule, self.episode_return, self.success, self.task)
 
     @property
     def order(self) -> tuple[int, str, int]:

@@ -8,6 +8,9 @@ Point estimates, after rliable (Agarwal et al. 2021, "Deep RL at the edge of the
     mean   mean of all R·M cells: every task and every run has the same weight
     IQM    interquartile mean: the mean of the cells without the lowest and the highest ⌊0.25·R·M⌋
 
+A task of one's own that is scored by its return has no cells: returns are not on the scale from 0 to 100, so neither mean
+counts them.
+
 Intervals are percentile-bootstrap intervals. With several runs, whole runs are resampled: the cells of one run come from the
 same model, so they are not independent. With one run, the episodes of each task are resampled, and the interval says nothing
 about other training seeds. A success rate has a Wilson score interval (Wilson 1927):
@@ -28,6 +31,7 @@ import numpy.typing as npt
 
 from .errors import ConfigError, InvalidValueError
 from .rows import EpisodeResult, read_rows, write_rows
+from .tasks import ScoreRule
 
 __all__ = [
     "AGENT_POLICIES",
@@ -57,7 +61,7 @@ EXPERT_POLICY = "m3dt-expert-{}"
 
 @dataclass(frozen=True, slots=True)
 class TaskSummary:
-    """One task's episodes, over all runs."""
+    """One task's episodes, over all runs. rule: how they are scored."""
 
     task: str
     episodes: int
@@ -68,11 +72,21 @@ class TaskSummary:
     success_rate: float | None
     success_interval: Interval | None
     mean_length: float
+    rule: ScoreRule
+
+    @property
+    def on_scale(self) -> bool:
+        """Whether the score goes from 0 to 100, and is not the return itself."""
+        return self.rule != "return"
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One policy over its tasks. success_rate: the mean over the tasks that have one, each task with the same weight."""
+    """One policy over its tasks.
+
+    mean_score, iqm_score: over the tasks whose scores go from 0 to 100; not a number (NaN) if there are none. success_rate: the
+    mean over the tasks that have one, each task with the same weight.
+    """
 
     policy: str
     runs: int
@@ -124,26 +138,41 @@ def summarize(rows: Iterable[EpisodeResult], *, confidence: float = 0.95, resamp
         confidence: of every interval. resamples: bootstrap draws. seed: of those draws.
 
     Raises:
-        ConfigError: no rows, rows of several policies, an episode twice, or runs that do not cover the same tasks.
+        ConfigError: no rows, rows of several policies, an episode twice, runs that do not cover the same tasks, or one task's
+            episodes scored by different rules.
     """
     by_run = _group_runs(list(rows))
     policy, names = by_run[0][0].policy, list(dict.fromkeys(row.task for row in by_run[0]))
     by_task = {name: [[row for row in run if row.task == name] for run in by_run] for name in names}
     rng = np.random.default_rng(seed)
     summaries = {name: _summarize_task(name, runs, confidence, resamples, rng) for name, runs in by_task.items()}
-    cells = np.array([[np.mean(_scores(runs[r])) for runs in by_task.values()] for r in range(len(by_run))])  # (R, M)
-    draws = _resampled_cells(cells, [_scores(runs[0]) for runs in by_task.values()], resamples, rng)  # (S, R·M)
+    scored = [[_scores(run) for run in runs] for name, runs in by_task.items() if summaries[name].on_scale]
     rates = [summary.success_rate for summary in summaries.values() if summary.success_rate is not None]
+    mean, iqm = _over_tasks(scored, confidence, resamples, rng)
     return Summary(
         policy=policy,
         runs=len(by_run),
         episodes=sum(len(run) for run in by_run),
         tasks=summaries,
-        mean_score=float(cells.mean()),
-        mean_interval=_percentiles(draws.mean(axis=1), confidence),
-        iqm_score=float(interquartile_mean(cells)),
-        iqm_interval=_percentiles(interquartile_mean(draws, axis=1), confidence),
+        mean_score=mean[0],
+        mean_interval=mean[1],
+        iqm_score=iqm[0],
+        iqm_interval=iqm[1],
         success_rate=float(np.mean(rates)) if rates else None,
+    )
+
+
+def _over_tasks(
+    tasks: Sequence[Sequence[Floats]], confidence: float, resamples: int, rng: np.random.Generator
+) -> tuple[tuple[float, Interval], tuple[float, Interval]]:
+    """The mean and the IQM with their intervals. tasks: for each of them the scores of the episodes of each run."""
+    if not tasks:
+        return ((math.nan, (math.nan, math.nan)),) * 2
+    cells = np.array([[np.mean(runs[r]) for runs in tasks] for r in range(len(tasks[0]))])  # (R, M)
+    draws = _resampled_cells(cells, [runs[0] for runs in tasks], resamples, rng)  # (S, R·M)
+    return (
+        (float(cells.mean()), _percentiles(draws.mean(axis=1), confidence)),
+        (float(interquartile_mean(cells)), _percentiles(interquartile_mean(draws, axis=1), confidence)),
     )
 
 
@@ -170,6 +199,10 @@ def _summarize_task(
     name: str, runs: Sequence[Sequence[EpisodeResult]], confidence: float, resamples: int, rng: np.random.Generator
 ) -> TaskSummary:
     rows = [row for run in runs for row in run]
+    if any(row.rule != rows[0].rule for row in rows):
+        raise ConfigError(
+            f"episodes of task {name!r} are scored by different rules; summarize each rule's alone"
+        )
     successes = [row.success for row in rows if row.success is not None]
     returns = [np.array([row.episode_return for row in run]) for run in runs]
     scores = [_scores(run) for run in runs]
@@ -183,6 +216,7 @@ def _summarize_task(
         success_rate=sum(successes) / len(successes) if successes else None,
         success_interval=wilson_interval(sum(successes), len(successes), confidence) if successes else None,
         mean_length=float(np.mean([row.length for row in rows])),
+        rule=rows[0].rule,
     )
 
 

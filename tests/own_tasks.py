@@ -48,6 +48,65 @@ class Wide(gym.Env[Any, Any]):
         return self.np_random.normal(size=46).astype(np.float32), float(action.mean()), False, False, {"success": True}
 
 
+class Mirror(Wide):
+    """As wide, and to be copied: the closer an action is to the first 28 observations, the higher its reward, 1 at most."""
+
+    observation_space = Box(-1.0, 1.0, (46,), np.float64)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._seen(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward = 1.0 - float(np.abs(action.reshape(-1) - self._now[:28]).mean())
+        return self._seen(), reward, False, False, {}
+
+    def _seen(self) -> Any:
+        self._now = self.np_random.uniform(-1.0, 1.0, 46)
+        return self._now
+
+
+class Door(Mirror):
+    """Spaces and infos of AdroitHandDoor-v1, of which D4RL/door/human-v2 is: 39 and 28 numbers, float64 and 32."""
+
+    observation_space = Box(-np.inf, np.inf, (39,), np.float64)
+    action_space = Box(-1.0, 1.0, (28,), np.float32)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        seen, reward, *ends, _ = super().step(action)
+        return seen, reward, *ends, {"success": reward > 0.9}  # type: ignore[return-value]
+
+    def _seen(self) -> Any:
+        return super()._seen()[:39]
+
+
+class AntMaze(gym.Env[Any, Any]):
+    """Spaces and infos of AntMaze_UMaze-v4, of which D4RL/antmaze/umaze-v1 is; a point that the first two actions move."""
+
+    observation_space = Dict(
+        {
+            "achieved_goal": Box(-np.inf, np.inf, (2,), np.float64),
+            "desired_goal": Box(-np.inf, np.inf, (2,), np.float64),
+            "observation": Box(-np.inf, np.inf, (27,), np.float64),
+        }
+    )
+    action_space = Box(-1.0, 1.0, (8,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._at, self._goal = self.np_random.uniform(-4.0, 4.0, (2, 2))
+        return self._seen(), {"success": False}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._at = self._at + 0.5 * action[:2]
+        there = bool(np.linalg.norm(self._at - self._goal) < 0.45)
+        return self._seen(), float(there), False, False, {"success": there}
+
+    def _seen(self) -> Any:
+        body = np.concatenate([self._at, np.zeros(25)])
+        return {"achieved_goal": self._at.copy(), "desired_goal": self._goal.copy(), "observation": body}
+
+
 class Choices(Wide):
     """Actions that are no numbers."""
 
@@ -60,7 +119,7 @@ class Pictures(Wide):
     observation_space = Box(0, 255, (64, 64, 3), np.uint8)
 
 
-for _name in ("Reacher1D", "Wide", "Choices", "Pictures"):
+for _name in ("Reacher1D", "Wide", "Mirror", "Door", "AntMaze", "Choices", "Pictures"):
     if f"m3dt-tests/{_name}-v0" not in gym.registry:
         gym.register(f"m3dt-tests/{_name}-v0", entry_point=f"own_tasks:{_name}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from own_tasks import POINT, SWING, WIDE
 
 from m3dt_agent import plots, tasks
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.quickstart import figure as drawing
 from m3dt_agent.scores import EpisodeResult, Summary, summarize, wilson_interval
+from m3dt_agent.tasks import Linear, TaskSpec
 
 TASKS = ("drawer-open", "ant-dir-10")
 
@@ -74,11 +78,11 @@ def summary(policy: str, names: tuple[str, ...], score: float = 60.0) -> Summary
     return summarize(rows)
 
 
-def score_axes(*summaries: Summary) -> Any:
+def score_axes(*summaries: Summary, tasks: Sequence[TaskSpec] = ()) -> Any:
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
-    plots._draw_score_bars(axes, summaries, plots._score_rows(summaries))
+    plots._draw_score_bars(axes, summaries, plots._score_rows(summaries, tasks))
     return axes
 
 
@@ -114,6 +118,34 @@ def test_each_policy_has_its_bars_and_a_colour_of_its_own() -> None:
     spans = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for bar in axes.patches)
     assert all(end <= start + 1e-9 for (_, end), (start, _) in itertools.pairwise(spans))  # none over another
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["m3dt-mixture", "ours, other seed", "zero"]
+
+
+def own_rows(policy: str, values: dict[TaskSpec, float]) -> Summary:
+    """Three episodes of each task with this return; a task with success succeeds in all of them."""
+    facts = {"length": 20, "policy": policy, "bank_hash": "", "reward_version": None, "stop_on_success": False, "versions": {}}
+    return summarize(
+        EpisodeResult(task.name, seed, value, success=task.has_success or None, score=task.score, **facts)  # type: ignore[arg-type]
+        for task, value in values.items()
+        for seed in range(3)
+    )
+
+
+def test_tasks_of_ones_own_stand_in_their_domains_and_returns_are_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    swing = dataclasses.replace(SWING, domain=SWING.name, score=Linear(-1500.0, 0.0, clip=False), has_success=True)
+    scores = own_rows("a", {WIDE: 123_456.0, POINT: -3.0, swing: 1500.0})
+    own = own_rows("b", {WIDE: 7.0})
+    axes = score_axes(scores, own, tasks=(swing, WIDE, POINT))
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["mean", "lines", "own-wide", "own-point", "own-swing", "own-swing"]  # a domain called as its task
+    assert [label.get_fontweight() == "bold" for label in axes.get_yticklabels()] == [True, True, False, False, True, False]
+    assert [[bar.get_width() for bar in bars.patches] for bars in axes.containers[::2]] == [[150.0, 100.0, 200.0], []]
+    written = {text.get_text(): text.get_position()[0] for text in axes.texts}
+    assert written == {"150": 108.0, "100": 101.2, "200": 108.0, "return 123,456.0": 1.2, "return 7.0": 1.2}
+    [whiskers] = [one for one in axes.collections if len(one.get_segments())]
+    assert [200.0, 200.0] in [segment[:, 0].tolist() for segment in whiskers.get_segments()]  # of its score, not its successes
+    path = plots.save_score_figure([scores, own], tmp_path / "scores.png", [swing, WIDE, POINT])
+    assert path.stat().st_size > 5_000
 
 
 def test_the_score_figure_grows_with_its_tasks(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from row_examples import row
 
 from m3dt_agent.errors import ConfigError, InvalidValueError
 from m3dt_agent.scores import interquartile_mean, summarize, wilson_interval
+from m3dt_agent.tasks import Linear
 
 
 @given(n=st.integers(1, 500), data=st.data(), confidence=st.sampled_from([0.5, 0.9, 0.95, 0.99]))
@@ -114,3 +115,21 @@ def test_summarize_refuses_rows_that_do_not_belong_together() -> None:
         summarize([row(bank_hash="x"), row("reach", bank_hash="x"), row("reach", bank_hash="y")])
     with pytest.raises(InvalidValueError):
         summarize([row()], confidence=1.5)
+
+
+def test_returns_are_averaged_with_nothing_else() -> None:
+    raw = [row("own-arm", seed, -700.0 + seed, score="return") for seed in range(3)]
+    both = summarize([*raw, *(row(seed=seed, episode_return=500.0) for seed in range(2))])
+    alone = summarize([row(seed=seed, episode_return=500.0) for seed in range(2)])
+    assert (both.mean_score, both.iqm_score, both.episodes) == (alone.mean_score, alone.iqm_score, 5)
+    arm = both.tasks["own-arm"]
+    assert (arm.mean_score, arm.mean_return, arm.on_scale, arm.rule) == (-699.0, -699.0, False, "return")
+    only = summarize(raw)
+    assert np.isnan([only.mean_score, only.iqm_score, *only.mean_interval, *only.iqm_interval]).all()
+    assert only.tasks == {"own-arm": arm}
+
+
+def test_one_task_has_one_rule() -> None:
+    rows = [row("own-arm", 0, 5.0, score="return"), row("own-arm", 1, 5.0, score=Linear(0.0, 10.0))]
+    with pytest.raises(ConfigError, match="'own-arm' are scored by different rules"):
+        summarize(rows)

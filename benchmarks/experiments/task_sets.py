@@ -141,7 +141,7 @@ def named(name: str, seed: int) -> tuple[str, ...]:
     if kind == "sampled" and rest.isdecimal():
         return sample(int(rest), seed, exclude=HELD_OUT)
     if kind == "only":
-        return (task_table.get(rest).name,)
+        return (task_table.lookup(task_table.BUILTIN, rest, "task of the benchmark").name,)
     raise UnknownTaskError(f"unknown task set {name!r}; valid: {', '.join(PUBLISHED_SETS)}, sampled-<size>, only-<task>")
 
 

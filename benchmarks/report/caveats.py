@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from m3dt_agent import tasks as task_table
 from m3dt_agent.hub.cards.markdown import count
 
 from ..records import CellResult
@@ -36,6 +37,8 @@ def caveats(table: Table, plan: Plan, missing: int) -> list[str]:
     notes = []
     if table.scale == "smoke":
         notes.append("Smoke scale: not evidence. The procedure is that of the other scales, the sizes are not.")
+    if returns := [name for name in table.tasks if task_table.get(name).score == "return"]:
+        notes.append(f"Scored by the return itself, and therefore in no mean: {', '.join(returns)}.")
     if missing:
         notes.append(f"{count(missing, 'planned cell')} of this experiment not finished; the table is of those that are.")
     if any(row.scores.conditional for row in table.rows):

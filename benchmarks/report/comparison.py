@@ -26,7 +26,7 @@ from ..records import FINAL, Cell, CellResult, read_run
 from . import statistics
 from .caveats import caveats, protocol_errors
 from .cell_groups import cells_by_table, overviews_of
-from .records import PARTS, QUARTER, UNDERTRAINED, Contrast, Plan, Report, Row, Table, TaskScore
+from .records import OWN_PART, PARTS, QUARTER, UNDERTRAINED, Contrast, Plan, Report, Row, Table, TaskScore
 from .significance import holm
 from .statistics import Scores
 
@@ -77,7 +77,7 @@ def _belongs(cell: Cell, experiment: str, scale: str, plan: Plan) -> bool:
 
 def _table(experiment: str, results: Sequence[CellResult], plan: Plan, missing: int) -> Table:
     cell = results[0].cell
-    tasks = tuple(task.name for task in task_table.TASKS if task.name in cell.tasks)
+    tasks = tuple(task.name for task in task_table.known() if task.name in cell.tasks)
     rows = tuple(_row(label, cells, tasks) for label, cells in _labelled(results).items())
     contrasts = _contrasts(rows, plan.contrast, cell.scale == "smoke")
     seeds = tuple(sorted({result.cell.task_set_seed for result in results}))
@@ -113,10 +113,15 @@ def _sortable(value: object) -> tuple[bool, float, str]:
 
 
 def _row(label: str, results: Sequence[CellResult], tasks: Sequence[str]) -> Row:
-    scores = statistics.scores_of(results).of(tasks)
+    everything = statistics.scores_of(results)
+    specs = {name: task_table.get(name) for name in tasks}
+    scored = [name for name in tasks if specs[name].score != "return"]  # returns are not on the scale of the others
+    if not scored:
+        raise ConfigError(f"a table needs a task with scores from 0 to 100; {', '.join(tasks)} are scored by their return")
+    scores = everything.of(scored)
     facts = [result.facts for result in results if result.facts is not None]
-    domains = {name: task_table.get(name).domain for name in tasks}
-    parts = {part: [name for name in tasks if domains[name] in among] for part, among in PARTS.items()}
+    parts = {part: [name for name in scored if specs[name].domain in among] for part, among in PARTS.items()}
+    parts[OWN_PART] = [name for name in scored if specs[name].domain not in task_table.DOMAINS]
 
     def cost(name: str) -> float:
         return float(np.mean([getattr(fact, name) for fact in facts]))
@@ -130,7 +135,7 @@ def _row(label: str, results: Sequence[CellResult], tasks: Sequence[str]) -> Row
         iqm=statistics.estimate(scores, statistics.iqm),
         parts={part: statistics.estimate(scores.of(names)) for part, names in parts.items() if names},
         success=_success([row.success for result in results for row in result.final]),
-        by_task={name: _task_score(scores, name, results) for name in tasks},
+        by_task={name: _task_score(everything, name, results) for name in tasks},
         parameters=cost("parameters"),
         active_parameters=cost("active_parameters"),
         windows=cost("windows"),
@@ -139,7 +144,7 @@ def _row(label: str, results: Sequence[CellResult], tasks: Sequence[str]) -> Row
         task_id=", ".join(sorted({fact.task_id for fact in facts})),
         data=frozenset(str(fact.data["fingerprint"]) for fact in facts if "fingerprint" in fact.data),
         episodes=sum(len(result.final) for result in results),
-        gain=_gain(results, tasks),
+        gain=_gain(results, scored),
         curves=tuple(fact.curve for fact in facts),
         conflict=_mean_conflict([fact.conflict for fact in facts if fact.conflict]),
     )
@@ -154,7 +159,7 @@ def _task_score(scores: Scores, name: str, results: Sequence[CellResult]) -> Tas
     own = scores.of([name])
     found = statistics.estimate(own)
     success = _success([row.success for result in results for row in result.final if row.task == name])
-    if task_table.get(name).has_success and success is not None and own.conditional:
+    if task_table.get(name).score == "success" and success is not None and own.conditional:
         return TaskScore(found.value, 100 * success[1][0], 100 * success[1][1])
     return TaskScore(found.value, found.low, found.high)
 

@@ -25,6 +25,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "Ant+Cheetah": ("ant-dir", "cheetah-vel"),
 }
 """Part of the mean score → the domains it is the mean of."""
+OWN_PART = "own tasks"
+"""The part of the mean score that tasks outside the 160 have; a table has it only if there are any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Plan:
 class TaskScore:
     """One method's mean score on one task, with the ends of its 95% interval.
 
-    Under few seeds, the interval of a Meta-World success rate is Wilson's; every other one is resampled from episodes or
+    Under few seeds, the interval of a success rate is Wilson's; every other one is resampled from episodes or
     seeds, see `statistics.estimate`.
     """
 
@@ -52,6 +54,7 @@ class TaskScore:
 class Row:
     """One method of a table.
 
+    scores: those from 0 to 100; a task that is scored by its return is in `by_task` alone.
     parts: part of the mean score → estimate, see `PARTS`. success: rate over all episodes of these models, with Wilson's
     interval. parameters … action_flop: means over the cells. data: fingerprints of the training data. gain: points won in the
     last quarter of the training (None: not known, or no training). curves: (windows, loss) for each training seed. conflict:

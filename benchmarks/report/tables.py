@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from m3dt_agent import tasks as task_table
@@ -20,7 +21,7 @@ from m3dt_agent.system.text import visible
 
 from ..runs.gradient_conflict import MODULES
 from .paper_numbers import best_baselines, paper_number
-from .records import PARTS, Contents, Contrast, Overview, Report, Row, Table
+from .records import OWN_PART, PARTS, Contents, Contrast, Overview, Report, Row, Table
 from .statistics import Estimate
 
 DASH = "-"
@@ -35,9 +36,10 @@ _LATEX |= {"|": r"\textbar{}", "[": "{[}", "]": "{]}", "<": r"\textless{}", ">":
 
 def columns(table: Table) -> Columns:
     """The main table: methods, best first, with everything that is known of them."""
-    header = ["method", "mean score [95%]", "IQM [95%]", *PARTS, "success rate [Wilson 95%]", "paper", "parameters", "active"]
+    parts = [*PARTS, *([OWN_PART] if any(OWN_PART in row.parts for row in table.rows) else [])]
+    header = ["method", "mean score [95%]", "IQM [95%]", *parts, "success rate [Wilson 95%]", "paper", "parameters", "active"]
     header += ["windows", "training FLOP", "FLOP per action", "seeds", "episodes", "task ID", "last quarter"]
-    return header, [_cells(row, table.task_set) for row in ranked(table)]
+    return header, [_cells(row, table.task_set, parts) for row in ranked(table)]
 
 
 def ranked(table: Table) -> list[Row]:
@@ -76,7 +78,9 @@ def task_columns(table: Table) -> Columns:
     for name in table.tasks:
         found = [row.by_task[name] for row in rows]
         scores = [f"{score.mean:.1f} [{score.low:.1f}, {score.high:.1f}]" for score in found]
-        lines.append([name, f"{task_table.get(name).published_score:.1f}", *scores])
+        task = task_table.get(name)
+        label = f"{name} (return)" if task.score == "return" else name
+        lines.append([label, DASH if task.published_score is None else f"{task.published_score:.1f}", *scores])
     return header, lines
 
 
@@ -167,10 +171,10 @@ def document(report: Report) -> dict[str, Any]:
     return {"format": "m3dt-benchmark-report", "format_version": 1, "tables": tables, "overviews": overviews}
 
 
-def _cells(row: Row, task_set: str) -> list[str]:
+def _cells(row: Row, task_set: str, parts: Sequence[str]) -> list[str]:
     rate = DASH if row.success is None else "{:.2f} [{:.2f}, {:.2f}]".format(row.success[0], *row.success[1])
     cells = [row.label, _interval(row.mean), _interval(row.iqm)]
-    cells += [f"{row.parts[part].value:.1f}" if part in row.parts else DASH for part in PARTS]
+    cells += [f"{row.parts[part].value:.1f}" if part in row.parts else DASH for part in parts]
     cells += [rate, str(paper_number(row.method, task_set) or DASH), _amount(row.parameters), _amount(row.active_parameters)]
     cells += [_amount(row.windows), _amount(row.training_flop), _amount(row.action_flop)]
     gain = DASH if row.gain is None else f"{row.gain:+.1f}"

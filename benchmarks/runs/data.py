@@ -44,8 +44,10 @@ def level_shares(task: TaskSpec, condition: str) -> dict[str, float]:
     """Behavior level → share of a task's episodes under a data condition.
 
     Raises:
-        UnknownTaskError: no condition has this name.
+        UnknownTaskError: no condition has this name. ConfigError: a task that is not among the 160, which has no such levels.
     """
+    if task.domain not in NOISE:
+        raise ConfigError(f"the benchmark demonstrates the 160 tasks by their behavior policies; {task.name!r} has none")
     noisy = f"expert+{NOISE[task.domain]}"
     found = lookup({name: name for name in CONDITIONS}, condition, "data condition")
     if found == "best" and PLANNER_LEVEL in levels(task):

@@ -12,7 +12,8 @@ from huggingface_hub import DatasetCardData
 
 from m3dt_agent import tasks as task_table
 from m3dt_agent.errors import ConfigError
-from m3dt_agent.hub.cards.markdown import PAPER, card, check_names, count, escape, figure_lines, table
+from m3dt_agent.hub.cards.markdown import PAPER, card, check_names, count, escape, figure_lines, own_task_sections, table
+from m3dt_agent.tasks import TaskSpec
 
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # the Hub's size_categories
 
@@ -55,7 +56,8 @@ def dataset_card(
     check_names(repo_id, figure, license)
     if not datasets:
         raise ConfigError("a dataset card needs at least one dataset")
-    groups = task_table.by_group(task_table.get(row.task) for row in datasets)
+    specs = {row.task: task_table.get(row.task) for row in datasets}
+    groups = task_table.by_group(specs.values())
     of_domain = {domain: [row for row in datasets if row.task in names] for domain, names in groups.items()}
     metadata = DatasetCardData(
         license=license,
@@ -80,7 +82,11 @@ def dataset_card(
         _LAYOUT,
         "## Datasets",
         "Scores are normalized from 0 to 100. sha256 is the beginning of the HDF5 file's.",
-        table(_COLUMNS, [_cells(row) for row in datasets], left=2),
+        table(_COLUMNS, [_cells(row, specs[row.task]) for row in datasets], left=2),
+        *own_task_sections(
+            specs.values(),
+            "These tasks are not among the 160 that come with the package. To pull their datasets and to train on them",
+        ),
         *figure_lines(figure, "The datasets"),
     ]
     return card(metadata, sections)
@@ -122,8 +128,8 @@ data = TaskDatasets.open("datasets", tasks=[{row.task!a}], source={row.source!a}
 ```"""
     warning = (
         "**Do not call `recover_environment()` on datasets you did not make**: it executes what a dataset's `env_spec` names. "
-        "Those here name `m3dt-agent`'s own ids, `M3DT/<task>-v0`; `m3dt-agent` never reads the field, but makes the "
-        "environment of the task's name."
+        "Those here name `m3dt-agent`'s own ids, `M3DT/<task>-v0`, or nothing; `m3dt-agent` never reads the field, but makes "
+        "the environment of the task's name."
     )
     return [
         "## How to load it",
@@ -144,14 +150,15 @@ def _total(name: str, rows: Sequence[DatasetRow]) -> list[str]:
 _COLUMNS = ("task", "source", "episodes", "steps", "mean return", "mean score", "size", "sha256")
 
 
-def _cells(row: DatasetRow) -> list[str]:
+def _cells(row: DatasetRow, task: TaskSpec) -> list[str]:
+    score = "= return" if task.score == "return" else "-" if row.mean_score is None else f"{row.mean_score:.1f}"
     return [
         escape(row.task),
         escape(row.source),
         f"{row.episodes:,}",
         f"{row.steps:,}",
         f"{row.mean_return:,.1f}",
-        "-" if row.mean_score is None else f"{row.mean_score:.1f}",
+        score,
         _size(row.bytes),
         escape(row.sha256[:12]),
     ]

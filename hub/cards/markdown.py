@@ -19,8 +19,10 @@ from huggingface_hub import CardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from m3dt_agent import tasks as task_table
 from m3dt_agent.bank.builtin import PREFIX, is_builtin
 from m3dt_agent.errors import ConfigError
+from m3dt_agent.tasks import TaskSpec
 
 PAPER = "[arXiv 2505.24378](https://arxiv.org/abs/2505.24378)"
 
@@ -75,6 +77,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1
     """A Markdown table of cells that are valid Markdown; the first `left` columns are aligned left, the others right."""
     rule = ["---" if i < left else "---:" for i in range(len(header))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+
+def own_task_sections(specs: Iterable[TaskSpec], text: str) -> list[str]:
+    """The section with the specs of tasks that are not among the 160, as TOML; empty if there are none. text: comes first."""
+    own = [spec for spec in specs if not task_table.is_builtin(spec)]
+    if not own:
+        return []
+    advice = "read these tables, put them into a file, and name it with `m3dt --tasks FILE`."
+    return ["## Tasks of one's own", f"{text}, {advice}", f"```toml\n{task_table.to_toml(own)}```"]
 
 
 def figure_lines(figure: str | None, what: str) -> list[str]:

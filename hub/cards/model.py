@@ -26,7 +26,7 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import STAGES, Stage
 from m3dt_agent.errors import BankError, StageError
 from m3dt_agent.hub.cards.datasets import DatasetRow, dataset_card
-from m3dt_agent.hub.cards.markdown import MARK, PAPER, card, check_names, count, escape, shown, table
+from m3dt_agent.hub.cards.markdown import MARK, PAPER, card, check_names, count, escape, own_task_sections, shown, table
 from m3dt_agent.hub.cards.scores import BankScores, bank_scores, eval_results, evaluation_sections
 from m3dt_agent.model import M3DT
 from m3dt_agent.scores import EpisodeResult
@@ -202,16 +202,8 @@ def _model(bank: ExpertBank) -> list[str]:
 
 
 def _tasks(bank: ExpertBank) -> list[str]:
-    return [*_task_table(bank), *_own_tasks(bank)]
-
-
-def _own_tasks(bank: ExpertBank) -> list[str]:
-    """The specs of tasks that are not among the 160."""
-    if not (own := bank.manifest.specs):
-        return []
-    text = "These tasks are not among the 160 that come with the package. The agent acts in them; to make their environments, "
-    advice = "read these tables, put them into a file, and name it with `m3dt --tasks FILE`."
-    return ["## Tasks of one's own", text + advice, f"```toml\n{task_table.to_toml(own.values())}```"]
+    text = "These tasks are not among the 160 that come with the package. The agent acts in them; to make their environments"
+    return [*_task_table(bank), *own_task_sections(bank.manifest.specs.values(), text)]
 
 
 def _task_table(bank: ExpertBank) -> list[str]:

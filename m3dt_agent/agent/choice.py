@@ -22,8 +22,7 @@ def default_experts(bank: ExpertBank) -> Experts:
 
     Where stage 3 concentrated the router, the experts that carry ROUTED_MASS: in the routing study they score as all do.
     """
-    concentrated = bank.manifest.stages.get("router", {}).get("config", {}).get("concentrate", 0.0) > 0
-    return Routing(mass=ROUTED_MASS) if concentrated and bank.default_experts == "mixture" else bank.default_experts
+    return Routing(mass=ROUTED_MASS) if bank.acts_with == "routed" else bank.default_experts
 
 
 def checked_experts(experts: Experts, model: M3DT, bank: ExpertBank | None) -> Experts:

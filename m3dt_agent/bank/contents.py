@@ -137,6 +137,15 @@ class BankContents:
         """The model with everything trained so far, float32 on the CPU, in eval mode.
 
         Before any expert is trained, it has `n_experts=0`. If only some are, it has all E, and the others' output layers are
+    @property
+    def acts_with(self) -> Literal["none", "mixture", "routed"]:
+        """What its agent does unless told otherwise: as `default_experts`, but "routed" where stage 3 concentrated the router.
+
+        Then the heaviest experts alone act, those that `agent.choice.default_experts` names.
+        """
+        concentrated = self.manifest.stages.get("router", {}).get("config", {}).get("concentrate", 0.0) > 0
+        return "routed" if concentrated and self.default_experts == "mixture" else self.default_experts
+
         zero, so that they have no effect. If the router is not trained, its weights are new (see `default_experts`).
 
         Raises:

@@ -42,6 +42,7 @@ from .output import leave_out_ignored_errors
 from .play import play_command
 from .quickstart import quickstart_command
 from .tasks import tasks_command
+from .own_code import own_module
 from .train import train_command
 
 QUIET_OPTION = "--quiet"
@@ -107,3 +108,13 @@ def _all_commands(
     """Options of every command. `program.main` takes --quiet out, wherever it stands."""
     for path in tasks or ():
         register_file(path)
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            help="A module of yours that registers environments with Gymnasium, imported first; may be given several times.",
+        ),
+    ] = None,
+    for name in modules or ():
+        own_module(name, "--import")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -188,16 +189,20 @@ def _score_table(summary: Summary) -> TextTable:
             task.task,
             str(task.episodes),
             f"{task.mean_return:.1f}",
-            f"{task.mean_score:.1f}",
+            f"{task.mean_score:.1f}" if task.on_scale else "= return",
             _interval(task.score_interval),
             success,
         )
     success = "-" if summary.success_rate is None else f"{100 * summary.success_rate:.0f}"
     table.add_section()
-    table.add_row("mean", str(summary.episodes), "", f"{summary.mean_score:.1f}", _interval(summary.mean_interval), success)
-    table.add_row("IQM", "", "", f"{summary.iqm_score:.1f}", _interval(summary.iqm_interval), "")
+    table.add_row("mean", str(summary.episodes), "", _score(summary.mean_score), _interval(summary.mean_interval), success)
+    table.add_row("IQM", "", "", _score(summary.iqm_score), _interval(summary.iqm_interval), "")
     return table
 
 
 def _interval(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:.1f} … {interval[1]:.1f}"
+    return "-" if math.isnan(interval[0]) else f"{interval[0]:.1f} … {interval[1]:.1f}"
+def _score(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+

@@ -77,7 +77,7 @@ def push_command(
             repo,
             rows=evaluated,
             policy=policy,
-            figure=draw_scores(evaluated, Path(folder, "scores.png")),
+            figure=draw_scores(evaluated, Path(folder, "scores.png"), bank),
             private=private,
             overwrite=overwrite,
             token=read_token(token_file),
@@ -89,15 +89,20 @@ def push_command(
     emit(document, as_json=as_json, table=make_table("Pushed", ("", ""), cells, left=2))
 
 
-def draw_scores(rows: Sequence[EpisodeResult], path: Path) -> Path | None:
-    """Draws the scores of the first four policies in the rows; None without rows or matplotlib."""
+def draw_scores(rows: Sequence[EpisodeResult], path: Path, bank: str) -> Path | None:
+    """Draws the scores of the first four policies in the rows; None without rows or matplotlib.
+
+    bank: says which domain a task is of.
+    """
+    from ..bank.builtin import open_bank
     from ..plots import save_score_figure
     from ..scores import summarize
 
     if not rows or importlib.util.find_spec("matplotlib") is None:
         return None
     names = list(dict.fromkeys(row.policy for row in rows))[:4]
-    return save_score_figure([summarize([row for row in rows if row.policy == name]) for name in names], path)
+    summaries = [summarize([row for row in rows if row.policy == name]) for name in names]
+    return save_score_figure(summaries, path, open_bank(bank, check="sizes").tasks)
 
 
 def pull_command(

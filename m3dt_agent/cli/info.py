@@ -25,12 +25,16 @@ def info_command(
 
 
 def describe_bank(bank: ExpertBank) -> dict[str, Any]:
-    """A bank as plain values: path, hash, model, tasks, groups, status of each stage, finished experts, storage, file sizes."""
+    """A bank as plain values: path, hash, model, tasks, groups, status of each stage, finished experts, storage, file sizes.
+
+    specs: of the tasks that are not among the 160.
+    """
     return {
         "path": str(bank.path),
         "content_hash": bank.content_hash,
         "model": dataclasses.asdict(bank.config),
         "tasks": [task.name for task in bank.tasks],
+        "specs": {name: spec.to_dict() for name, spec in bank.manifest.specs.items()},
         "groups": bank.groups,
         "stages": {stage: bank.status(stage) for stage in STAGES},
         "finished_experts": list(bank.finished_experts),
@@ -52,6 +56,8 @@ def bank_table(document: dict[str, Any]) -> TextTable:
         table.add_row("tasks", ", ".join(document["tasks"]))
     for expert in sorted(set(groups.values())):
         table.add_row(f"group of expert {expert}", ", ".join(task for task, group in groups.items() if group == expert))
+    if document["specs"]:
+        table.add_row("tasks of one's own", ", ".join(document["specs"]))
     table.add_row("weights", f"stored as {document['storage']}")
     table.add_row("files", f"{len(document['files'])}, {size(sum(document['files'].values()))}, all verified")
     table.add_row("content hash", document["content_hash"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,11 +39,19 @@ def complain(message: str) -> None:
 
 
 def emit(document: Any, *, as_json: bool, table: RenderableType) -> None:
-    """Prints the command's result on stdout: `document` as JSON, or `table`."""
+    """Prints the command's result on stdout: `document` as JSON, where numbers that are none (NaN) are null, or `table`."""
     if as_json:
-        print(json.dumps(document, indent=2, allow_nan=False))
+        print(json.dumps(_without_nan(document), indent=2, allow_nan=False))
     else:
         _console(stderr=False).print(table)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 class TextTable(Table):

@@ -53,15 +53,19 @@ def make_env(task: TaskSpec, render_mode: str | None = None) -> Env:
     except gym.error.DependencyNotInstalled as error:
         raise MissingDependencyError(f"{task.name}: {task.env_id} needs a package that is not installed: {error}") from error
     except (gym.error.Error, TypeError) as error:  # TypeError: env_kwargs that the environment does not take
-        raise ConfigError(
-            f"{task.name}: Gymnasium cannot make {task.env_id!r}: {error}; import the package that registers it, or register "
-            "it with gymnasium.register in a module of yours"
-        ) from error
+        raise _cannot_be_made(task, error) from error
     try:
         return OwnTask(env, task)
     except ConfigError:
         env.close()
         raise
+
+
+def _cannot_be_made(task: TaskSpec, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{task.name}: Gymnasium cannot make {task.env_id!r}: {error}; import the module that registers it with "
+        "gymnasium.register (m3dt --import MODULE), or install the package that does"
+    )
 
 
 def _require_registered(task: TaskSpec) -> None:
@@ -153,11 +157,15 @@ def registrations(tasks: Iterable[TaskSpec]) -> Registrations:
     """What worker processes need to make the environments of these tasks.
 
     Raises:
-        ConfigError: a task is not registered here.
+        ConfigError: a task, or its environment, is not registered here.
     """
     own = tuple(dict.fromkeys(task for task in tasks if not is_builtin(task)))
     for task in own:
         _require_registered(task)
+        try:
+            gym.spec(task.env_id)
+        except gym.error.Error as error:
+            raise _cannot_be_made(task, error) from error
     names = dict.fromkeys(task.env_id for task in own)
     specs = tuple(gym.registry[name] for name in names if name in gym.registry)
     return Registrations(own, specs)

@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Sequence
 from typing import IO, Any
 
+from .. import errors
 from ..errors import M3DTError
 from ..tasks import TaskSpec
 from .make import registrations
@@ -79,7 +80,8 @@ class Worker:
         """Waits for the reply to the oldest unanswered command.
 
         Raises:
-            M3DTError: the worker is dead, or one of its environments raised an error; the message names worker and tasks.
+            M3DTError: the worker is dead, or one of its environments raised an error; the message names worker and tasks. What
+                the package itself refuses keeps its class.
         """
         assert self._process.stdout is not None
         try:
@@ -88,6 +90,9 @@ class Worker:
             raise self._death() from error
         if kind == "error":
             raise M3DTError(f"{self._name()} failed:\n{content}")
+        if kind == "refused":
+            name, message = content
+            raise getattr(errors, name, M3DTError)(f"{self._name()}: {message}")
         assert isinstance(content, SlotStates)
         self._started = True
         return content
@@ -140,6 +145,8 @@ def serve(commands: IO[bytes], replies: IO[bytes]) -> None:
                 reply: tuple[str, Any] = ("ok", SlotStates.empty(0))
             else:
                 reply = ("ok", getattr(slots, name)(*arguments))
+        except M3DTError as error:
+            reply = ("refused", (type(error).__name__, str(error)))
         except Exception:
             reply = ("error", traceback.format_exc())
         pickle.dump(reply, replies, protocol=pickle.HIGHEST_PROTOCOL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -89,3 +90,8 @@ def test_no_command_makes_tables_of_its_own() -> None:
         if file.name != "output.py":
             assert "import Table" not in file.read_text(), f"{file.name} must use output.make_table, whose cells are text"
             assert "Console(" not in file.read_text(), file.name
+
+
+def test_numbers_that_are_none_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({"a": [1.0, (float("nan"),)], "b": {"c": float("nan")}}, as_json=True, table="")
+    assert json.loads(capsys.readouterr().out) == {"a": [1.0, [None]], "b": {"c": None}}

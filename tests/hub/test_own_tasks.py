@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub_server import Hub
+from huggingface_hub import ModelCard
 from own_tasks import POINT, SWING, WIDE
 
 from m3dt_agent import BackboneConfig, DataConfig, EvalConfig, M3DTAgent, ModelConfig, TaskDatasets, tasks
+from m3dt_agent.cli.info import describe_bank
 from m3dt_agent.data.collect import CollectConfig, collect
 from m3dt_agent.data.episodes import read_episodes
 from m3dt_agent.errors import M3DTError
@@ -53,9 +55,23 @@ def test_a_bank_goes_over_the_hub_into_a_process_that_knows_none_of_its_tasks(lf
         expected[task.name] = agent.act(np.full(task.obs_dim, 0.25)).tolist()
     answer = subprocess.check_output([sys.executable, "-c", ACTS], text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert json.loads(answer) == [expected, []]
+    tasks.registry._own.clear()
     card = model_card(agent.bank, "alice/own", rows=rows)  # type: ignore[arg-type]
-    assert all(f"[{task.name}]\n" in card and f"| {task.name} |" in card for task in OWN)
+    assert all(f"[{task.name}]\n" in card and f"| {task.name} | {task.domain} | 1 |" in card for task in OWN)
     assert "make_env(agent.tasks[0])  # once you have registered" in card
+    returns = next(row.episode_return for row in rows if row.task == WIDE.name)
+    assert f"| {WIDE.name} | lines | 1 | {returns:,.1f} | = return |" in card
+    assert "no mean counts them" in card
+    assert "Episodes of other tasks that have success run their full length." in card
+    assert "Meta-World episodes" not in card
+    assert f"{WIDE.name} (" not in card.partition("### Where it is weak")[2]  # a return is not below 50
+    results = ModelCard(card).data.eval_results
+    assert {(one.dataset_type, one.metric_type) for one in results} >= {
+        ("Pendulum-v1", "normalized_score"),
+        ("m3dt-tests/Wide-v0", "mean_return"),
+    }
+    document = describe_bank(agent.bank)  # type: ignore[arg-type]
+    assert list(document["specs"]) == [task.name for task in OWN]
 
 
 def test_rows_of_tasks_that_nobody_knows_are_shown_all_the_same(tmp_path: Path) -> None:
@@ -75,6 +91,8 @@ def test_datasets_of_own_tasks_are_pushed_and_pulled(lfs_hub: Hub, tmp_path: Pat
     tasks.register(POINT)
     collect([POINT], tmp_path / "data", CollectConfig(levels={"random": 1.0}, episodes=3), workers=0)
     push_datasets(tmp_path / "data", "alice/points", token="hf_alice")
+    card = lfs_hub.read("datasets", "alice/points", "README.md").decode()
+    assert all(text in card for text in ("[own-point]\n", "| lines | 1 | 1 | 3 | 60 |", "To pull their datasets and to train"))
     pull_datasets("alice/points", tmp_path / "pulled", token="hf_alice")
     one, other = (read_episodes(tmp_path / root / "m3dt/own-point/random-v0") for root in ("data", "pulled"))
     for a, b in zip(one, other, strict=True):

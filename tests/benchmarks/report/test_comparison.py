@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_runs import NAMED, cell, facts, only_table, row_of, run_of, score, write
+from benchmark_runs import NAMED, cell, episode, facts, only_table, row_of, run_of, score, write
+from own_tasks import SWING, WIDE
 
 from benchmarks.experiments import EXPERIMENTS, cells
+from benchmarks.experiments.task_sets import named
 from benchmarks.records import write_cell
 from benchmarks.report import compare
 from benchmarks.report.comparison import build_report
 from benchmarks.report.records import Plan
+from benchmarks.report.tables import columns, task_columns
+from benchmarks.runs.data import level_shares
+from m3dt_agent import tasks
+from m3dt_agent.errors import ConfigError, UnknownTaskError
+from m3dt_agent.rows import write_rows
 from m3dt_agent.scores import wilson_interval
 
 
@@ -51,6 +59,16 @@ def test_other_contrasts_are_corrected_by_holm(tmp_path: Path) -> None:
     smallest = min(contrast.difference.p_value for contrast in others)
     assert min(contrast.p_value for contrast in others) == pytest.approx(5 * smallest)
     assert {contrast.verdict for contrast in others} == {"undecided"}
+
+
+def test_without_the_first_of_the_named_contrast_all_others_stand_against_the_second(tmp_path: Path) -> None:
+    for method in ("prompt-dt", "theirs", "mtdt"):
+        write(tmp_path, cell(method), facts(), score(50))
+    contrasts = only_table(tmp_path, NAMED).contrasts
+    assert {(contrast.a, contrast.b, contrast.named) for contrast in contrasts} == {
+        ("theirs", "prompt-dt", False),
+        ("mtdt", "prompt-dt", False),
+    }
 
 
 def test_contrasts_and_plans_are_those_of_the_experiments(tmp_path: Path) -> None:
@@ -107,3 +125,30 @@ def test_scores_per_task_have_wilsons_interval_where_they_are_success_rates(tmp_
     assert (drawer.mean, drawer.low, drawer.high) == (50.0, *(100 * end for end in wilson_interval(1, 2)))
     walker = row_of(table, "prompt-dt").by_task["walker-run"]
     assert (walker.mean, walker.low, walker.high) == (50.0, 50.0, 50.0)
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_tasks_of_ones_own_are_in_every_table_and_returns_in_no_mean(tmp_path: Path) -> None:
+    for spec in (SWING, WIDE):
+        tasks.register(spec)
+    names = ("walker-run", SWING.name, WIDE.name)
+    made = cell("m3dt-gradient", tasks=names)
+    folder = write_cell(tmp_path, made, facts())
+    rows = [episode("walker-run", seed, 50.0) for seed in (1, 2)]
+    for spec, value in ((SWING, -300.0), (WIDE, 12_345.0)):
+        given = {"task": spec.name, "episode_return": value, "length": 10, "score": spec.score}
+        rows += [dataclasses.replace(row, **given) for row in rows[:2]]
+    write_rows(folder / "rows-1.00.jsonl", rows)
+    table = only_table(tmp_path)
+    assert (table.tasks, table.rows[0].mean.value) == (names, 65.0)
+    header, [cells] = columns(table)
+    assert dict(zip(header, cells, strict=True))["own tasks"] == "80.0"
+    assert [line[:3] for line in task_columns(table)[1][1:]] == [
+        [SWING.name, "-", "80.0 [80.0, 80.0]"],
+        [f"{WIDE.name} (return)", "-", "12345.0 [12345.0, 12345.0]"],
+    ]
+    assert f"Scored by the return itself, and therefore in no mean: {WIDE.name}." in table.notes
+    with pytest.raises(ConfigError, match="'own-swing' has none"):
+        level_shares(SWING, "mixture")
+    with pytest.raises(UnknownTaskError):
+        named("only-own-swing", 0)

@@ -342,6 +342,13 @@ def test_of_several_policies_with_the_bank_one_is_its_own(bank: ExpertBank) -> N
         model_card(bank, REPO, rows=[*rows_of(ours), *rows_of("", "zero")], policy="zero")
 
 
+def test_the_policy_of_a_concentrated_router_is_the_banks_own(bank: ExpertBank) -> None:
+    stages = {**bank.manifest.stages, "router": {"config": {"concentrate": 0.1}}}
+    bank = ExpertBank(bank.path, dataclasses.replace(bank.manifest, stages=stages))
+    rows = [*rows_of(bank.content_hash), *rows_of(bank.content_hash, "m3dt-routed", TASKS[:1])]
+    assert Page(model_card(bank, REPO, rows=rows)).table("policy", "acts with")[0][0] == "m3dt-routed"
+
+
 @pytest.mark.parametrize("state", ["backbone", "one of three experts"])
 def test_tasks_are_listed_by_expert_once_they_are_grouped(state: str, tmp_path: Path, data: TaskDatasets) -> None:
     page = Page(model_card(bank_in(state, tmp_path / "bank", data), REPO))
