@@ -19,6 +19,7 @@ from m3dt_agent.data.metadata import (
     METADATA_FILE,
     STEPS_FILE,
     count_problems,
+    is_labelled,
     origin_problems,
     read_metadata,
     read_prompt_episodes,
@@ -89,7 +90,7 @@ def _read_minari(task: TaskSpec, path: Path) -> Iterator[PublishedEpisode]:
     metadata = read_metadata(path)
     prompts = read_prompt_episodes(metadata) or ()
     episodes = steps = 0
-    for scanned in scan_episodes(path, task):
+    for scanned in scan_episodes(path, task, labelled=is_labelled(metadata)):
         where = f"{path}, episode {scanned.index}"
         if not scanned.arrays:  # other problems, such as float64, may disappear in the conversion
             raise DatasetError(f"{path}, {scanned.problems[0]}")
@@ -106,4 +107,6 @@ def _minari_arrays(scanned: ScannedEpisode) -> dict[str, Numbers]:
     arrays: dict[str, Numbers] = {name: getattr(episode, name) for name in names}
     if episode.success is not None:  # in our datasets success stays True once it is; in others it may not
         arrays["success"] = np.logical_or.accumulate(episode.success)
+    if episode.demonstrator_actions is not None:
+        arrays["demonstrator_actions"] = episode.demonstrator_actions
     return arrays

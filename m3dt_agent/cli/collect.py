@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +12,7 @@ import typer
 from ..errors import ConfigError
 from ..jobs import RETRIES, LocalProcesses, shard_of
 from ..system.machine import duration, usable_cores
-from ..tasks import TaskSpec
+from ..tasks import TaskSpec, lookup
 from .options import (
     DEFAULT_ROOT,
     AllTasks,
@@ -38,9 +35,12 @@ from .options import (
     ray_cluster,
 )
 from .output import emit, make_table, quiet_stdout, say, size
+from .own_code import own_function
 
 if TYPE_CHECKING:
+    from ..agent.collecting import BankActor
     from ..data.collect import CollectSummary
+    from ..data.shards import PolicyFactory
 
 STEP_SECONDS = {"metaworld": 1.0e-3, "dmcontrol": 0.6e-3, "ant-dir": 0.5e-3, "cheetah-vel": 0.2e-3}
 """Seconds per step of simulator and behavior policy on one core. Measured: 0.5, 0.2-0.5, 0.3 and 0.1 ms on an AMD EPYC of 2024.
@@ -70,6 +70,13 @@ def collect_command(
             help="A policy of yours: called with a task, it returns a function observation → action in [-1, 1].",
         ),
     ] = None,
+    actor: Annotated[
+        str | None, typer.Option(metavar="BANK", help="A bank (a folder, or builtin:NAME) whose agent acts.")
+    ] = None,
+    label_with: Annotated[
+        str | None,
+        typer.Option(metavar="LEVEL", help="Keep beside every action what this level would have done; training learns that."),
+    ] = None,
     source: Source = None,
     stop_after_success: Annotated[
         int | None, typer.Option(min=1, help="End Meta-World episodes on their N-th successful step; default: full length.")
@@ -92,10 +99,15 @@ def collect_command(
 
     tasks = shard_of(choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed), parse_shard(shard))
     engine = ray_cluster(ray, cpus_per_job, 0.0, retries) or LocalProcesses(workers, retries)
-    if own is not None and weights is not None:
-        raise ConfigError("--policy and --weights both say who acts; give one of them")
-    policy = None if weights is None else functools.partial(behavior_policy, level=level, weights=weights)
-    policy = policy if own is None else imported(own)
+    if len(given := [name for name, value in (("--policy", own), ("--weights", weights), ("--actor", actor)) if value]) > 1:
+        raise ConfigError(f"{' and '.join(given)} each say who acts; give one of them")
+    policy: PolicyFactory | None = None
+    if own is not None:
+        policy = own_function(own, "--policy")
+    elif actor is not None:
+        policy = bank_actor(actor, tasks)
+    elif weights is not None:
+        policy = functools.partial(behavior_policy, level=level, weights=weights)
     config = CollectConfig(
         levels={"custom" if policy else level: 1.0} if mixture is None else parse_mixture(mixture),
         noise=noise,
@@ -103,6 +115,7 @@ def collect_command(
         seed=seed,
         source=source,
         stop_after_success=stop_after_success,
+        label_with=label_with,
     )
     if ray is None:
         say(collection_estimate(tasks, episodes, workers))
@@ -111,22 +124,20 @@ def collect_command(
     emit_summaries(summaries, f"m3dt/<task>/{config.source_name}-v0 under {root}", as_json=as_json)
 
 
-def imported(name: str) -> Any:
-    """The function that `MODULE:FUNCTION` names; modules of the folder one is in are found too.
+def bank_actor(path: str, tasks: Sequence[TaskSpec]) -> BankActor:
+    """Who acts for `--actor`.
 
     Raises:
-        ConfigError: there is no such module or function, or the module cannot be imported.
+        BankError: there is no bank at `path`, or it is damaged.
+        UnknownTaskError: the bank does not have one of the tasks.
     """
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does; workers inherit it
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the code of that module raises
-        raise ConfigError(f"--policy takes MODULE:FUNCTION, such as my_policies:make; {name!r} fails: {error!r}") from error
-    if not callable(found):
-        raise ConfigError(f"--policy {name!r} is no function: {found!r:.80}")
-    return found
+    from ..agent.collecting import BankActor
+    from ..bank.builtin import open_bank
+
+    known = {task.name: task for task in open_bank(path, check="sizes").tasks}
+    for task in tasks:
+        lookup(known, task.name, "task of this bank")
+    return BankActor.of(path)
 
 
 def parse_mixture(text: str) -> dict[str, float]:

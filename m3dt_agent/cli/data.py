@@ -59,17 +59,22 @@ def behavior_train(
     checkpoint_every: Annotated[
         int, typer.Option(min=1, help="Steps between checkpoints; the policy is measured at each one.")
     ] = 10_000,
+    algorithm: Annotated[str, typer.Option(help="sac, sac-ln (with layer norms), tqc or crossq.")] = "sac",
+    start: Annotated[
+        str | None,
+        typer.Option(help="Level to begin with: its episodes and, if it is trained, its weights. expert+0.2, planner, …"),
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a behavior policy with soft actor-critic and export it.
+    """Train a behavior policy and export it.
 
     If it is interrupted, run the same command again to continue.
     """
     from ..data.train_behavior import BehaviorTrainingConfig, train_behavior
 
     task, folder = get(name), out or Path("runs", "behavior", name)
-    config = BehaviorTrainingConfig(steps=steps, seed=seed, checkpoint_every=checkpoint_every)
+    config = BehaviorTrainingConfig(steps=steps, seed=seed, checkpoint_every=checkpoint_every, algorithm=algorithm, start=start)
     seconds = steps / SAC_STEPS_PER_SECOND
     say(f"{steps:,} steps at about {SAC_STEPS_PER_SECOND} a second: {duration(seconds)}; checkpoints in {folder}")
     with quiet_stdout():

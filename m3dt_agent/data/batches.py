@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import ModelConfig, Stage
+from ..config.training import Labels
 from ..errors import ConfigError
 from ..tasks import lookup
 from .prompts import Prompt, prompt_window
@@ -60,6 +61,8 @@ class BatchSampler:
         tasks_per_batch: how many tasks are drawn for a batch; None: one per window.
         seed, stage, expert: whose batches these are.
         domain_weights: domain → n: a task of that domain is drawn n times as often as one of a domain that is not named.
+        labels: "demonstrator" makes labels, where packs have them, what the model is to predict; "executed" ignores them.
+        truncate_history: probability that the steps of a window before a random one of it become padding.
 
     Raises:
         UnknownTaskError: a task has no statistics or no prompts.
@@ -80,14 +83,20 @@ class BatchSampler:
         stage: Stage,
         expert: int = 0,
         domain_weights: Mapping[str, int] | None = None,
+        truncate_history: float = 0.0,
+        labels: Labels = "demonstrator",
     ) -> None:
         _check(data, config, batch_size, tasks_per_batch)
         self.data, self.config, self.batch_size = data, config, batch_size
         self.tasks_per_batch = batch_size if tasks_per_batch is None else tasks_per_batch
         self._run = (seed, stage, expert)
+        self._truncate_history = truncate_history
+        self._labelled = labels == "demonstrator" and any(packed.labelled for packed in data.packed)
         self._urn = np.repeat(np.arange(len(data.tasks)), [(domain_weights or {}).get(task.domain, 1) for task in data.tasks])
         self._turns = np.arange(batch_size) * self.tasks_per_batch // batch_size  # window → number of its task among the drawn
-        self._widths = [(task.obs_dim, task.act_dim) for task in data.tasks]
+        self._widths = [
+            (task.obs_dim, task.act_dim, packed.labelled) for task, packed in zip(data.tasks, data.packed, strict=True)
+        ]
         self._positions = np.arange(config.context_length)
         real_actions = np.arange(config.act_dim) < np.array([[task.act_dim] for task in data.tasks])
         self._real_actions = real_actions[:, None].repeat(config.context_length, axis=1)  # (n_tasks, T, act_dim)
@@ -126,40 +135,58 @@ class BatchSampler:
         first, start, real = self._index.draw(tasks, T, rng)
         prompts = self._first_prompt.take(tasks) + rng.integers(self._prompt_counts.take(tasks))
         arrays = empty_window(len(tasks), T, self.config)
-        self._copy_steps(arrays, tasks.tolist(), first.tolist(), real.tolist())
+        labels = np.zeros_like(arrays.actions) if self._labelled else None
+        self._copy_steps(arrays, labels, tasks.tolist(), first.tolist(), real.tolist())
         self._scaling.apply(arrays, tasks)
         np.add((start + real - T)[:, None], self._positions, out=arrays.timesteps)
         action_mask = self._real_actions.take(tasks, axis=0)
-        _clear_padding(arrays, action_mask, (T - real).tolist())
+        _clear_padding(arrays, action_mask, (T - real + self._hidden(real, rng)).tolist())
         return Batch(
             tasks=torch.from_numpy(tasks),
             window=arrays.to_window(),
             prompt=self._prompts.take(prompts).to_window(),
             action_mask=torch.from_numpy(action_mask),
+            labels=None if labels is None else torch.from_numpy(labels),
         )
 
-    def _copy_steps(self, arrays: WindowArrays, tasks: list[int], first: list[int], real: list[int]) -> None:
-        """Copies steps first[b] … first[b] + real[b] - 1 of the task's pack, raw, to the right end of window b."""
+    def _hidden(self, real: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """How many of the first real steps of each window are hidden, (B,); the last one never is."""
+        if self._truncate_history == 0.0:
+            return np.zeros_like(real)
+        chosen = rng.random(len(real)) < self._truncate_history
+        return np.where(chosen, rng.integers(real), 0)
+
+    def _copy_steps(
+        self, arrays: WindowArrays, labels: NDArray[np.float32] | None, tasks: list[int], first: list[int], real: list[int]
+    ) -> None:
+        """Copies steps first[b] … first[b] + real[b] - 1 of the task's pack, raw, to the right end of window b.
+
+        labels: (B, T, act_dim), gets those of the steps; their actions where a pack has none. None: they are left out.
+        """
         T = self.config.context_length
-        groups: defaultdict[tuple[int, int], tuple[list[int], list[bytes]]] = defaultdict(lambda: ([], []))
+        groups: defaultdict[tuple[int, int, bool], tuple[list[int], list[bytes]]] = defaultdict(lambda: ([], []))
         for b, (task, begin, count) in enumerate(zip(tasks, first, real, strict=True)):
             windows, runs = groups[self._widths[task]]  # tasks of the same widths are copied together
             windows.append(b)
             runs.append(self.data.packed[task].read(begin, count, T))
-        for (obs_dim, act_dim), (windows, runs) in groups.items():
+        for (obs_dim, act_dim, _), (windows, runs) in groups.items():
             raw = np.frombuffer(b"".join(runs), np.float32).reshape(len(windows), T, -1)
             to = np.array(windows) if len(groups) > 1 else slice(None)
             arrays.states[to, :, :obs_dim] = raw[:, :, :obs_dim]
-            arrays.actions[to, :, :act_dim] = raw[:, :, obs_dim:-1]
+            arrays.actions[to, :, :act_dim] = raw[:, :, obs_dim : obs_dim + act_dim]
+            if labels is not None:
+                labels[to, :, :act_dim] = raw[:, :, -1 - act_dim : -1]
             arrays.returns_to_go[to] = raw[:, :, -1:]
 
 
 def _clear_padding(arrays: WindowArrays, action_mask: NDArray[np.bool_], padding: list[int]) -> None:
-    """Sets the masks, and zeros in the first padding[b] steps of window b; actions and returns-to-go are zero there already."""
+    """Sets the masks, and zeros in the first padding[b] steps of window b."""
     arrays.mask[:] = True
     for b, padded in enumerate(padding):  # few windows are padded unless episodes are short
         if padded:
             arrays.states[b, :padded] = 0.0
+            arrays.actions[b, :padded] = 0.0
+            arrays.returns_to_go[b, :padded] = 0.0
             arrays.timesteps[b, :padded] = 0
             arrays.mask[b, :padded] = False
             action_mask[b, :padded] = False

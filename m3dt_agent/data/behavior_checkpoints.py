@@ -1,14 +1,15 @@
 """What a run of `train_behavior` leaves on disk: checkpoints to continue from, and the policies it exports.
 
     folder/checkpoint-000010000/     the newest checkpoint, renamed into place whole; older ones are removed after it
-        state.safetensors            SAC's networks, optimizers and keys leaf by leaf, and the filled part of the replay buffer
+        state.safetensors            networks, optimizers and keys leaf by leaf, and the filled part of the replay buffer
         snapshots.safetensors        <steps>/{w0,b0,w1,b1,w2,b2}: the actor at every checkpoint so far
-        progress.json                task, seed, steps, and every snapshot's measured return
+        progress.json                task, seed, algorithm, start, and every snapshot's steps and measured return
     folder/policies.safetensors      <task>/<level>/{w0,…} in float16, as in `assets/behavior_policies.safetensors`
     folder/returns.json              their measured returns, as in `assets/behavior_returns.json`
 
 Snapshots become levels by where their mean return lies between the untrained policy's (0) and the best one's (1): expert is the
 best snapshot, medium the one nearest to 0.6, novice the one nearest to 0.25. A level is left out if no snapshot is near enough.
+A run that began with another policy exports its expert alone, because its first snapshot is no untrained policy.
 
 Nothing is pickled: a checkpoint holds arrays and JSON only. A resumed run begins a new episode and draws other exploration
 noise, so it continues the training but does not repeat an uninterrupted run bit by bit.
@@ -22,7 +23,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -34,10 +35,8 @@ from ..system.disk import disk_space_errors, open_regular, publish, scratch_fold
 from ..system.documents import read_document
 from ..tasks import TaskSpec
 from .behavior import MeasuredReturn
-from .behavior_policies import LAYER_NAMES, Float32Array
-
-Layers: TypeAlias = tuple[Float32Array, ...]
-"""The actor's weights and biases, in the order of `LAYER_NAMES`."""
+from .behavior_learners import Layers, learned, set_learned
+from .behavior_policies import LAYER_NAMES
 
 _BUFFER_FIELDS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 _LEVEL_TARGETS = {"novice": (0.25, 0.1), "medium": (0.6, 0.15)}  # level → (share of the way to the best, how far off at most)
@@ -53,21 +52,41 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """Which run a folder holds; the fields are as in `BehaviorTrainingConfig`. One with another cannot continue it."""
+
+    task: str
+    seed: int
+    algorithm: str = "sac"
+    start: str | None = None
+
+    def __str__(self) -> str:
+        start = "" if self.start is None else f" from {self.start!r}"
+        return f"{self.task!r} with {self.algorithm}{start} and seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
 class _Progress:
     """The content of `progress.json`. returns: steps, as text → what the snapshot was measured to reach."""
 
     task: str
     seed: int
     returns: dict[str, MeasuredReturn]
+    algorithm: str = "sac"
+    start: str | None = None
 
 
-def export(task: TaskSpec, snapshots: Sequence[Snapshot], folder: Path) -> dict[str, MeasuredReturn]:
+def export(
+    task: TaskSpec, snapshots: Sequence[Snapshot], folder: Path, *, only_expert: bool = False
+) -> dict[str, MeasuredReturn]:
     """Writes `policies.safetensors` and `returns.json` for the snapshots chosen as levels; returns level → measured return.
 
     Raises:
         DiskSpaceError: the disk is full.
     """
     chosen = choose_levels(snapshots)
+    if only_expert:
+        chosen = {"expert": chosen["expert"]}
     tensors = {
         f"{task.name}/{level}/{name}": layer.astype(np.float16)
         for level, snapshot in chosen.items()
@@ -98,13 +117,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("checkpoint-*"), default=None)
 
 
-def save_checkpoint(folder: Path, task: TaskSpec, seed: int, model: Any, snapshots: Sequence[Snapshot]) -> None:
+def save_checkpoint(folder: Path, run: Run, model: Any, snapshots: Sequence[Snapshot]) -> None:
     """Writes the checkpoint of the sbx `model` and all `snapshots` so far, then removes older checkpoints.
 
     Raises:
         DiskSpaceError: the disk is full; older checkpoints stay.
     """
-    progress = _Progress(task.name, seed, {str(snapshot.steps): snapshot.measured for snapshot in snapshots})
+    returns = {str(snapshot.steps): snapshot.measured for snapshot in snapshots}
+    progress = _Progress(run.task, run.seed, returns, run.algorithm, run.start)
     layers = {
         f"{snapshot.steps}/{name}": layer
         for snapshot in snapshots
@@ -121,18 +141,16 @@ def save_checkpoint(folder: Path, task: TaskSpec, seed: int, model: Any, snapsho
             shutil.rmtree(older)
 
 
-def read_snapshots(checkpoint: Path, task: TaskSpec, seed: int) -> list[Snapshot]:
+def read_snapshots(checkpoint: Path, run: Run) -> list[Snapshot]:
     """The snapshots of a checkpoint, oldest first.
 
     Raises:
-        ConfigError: the checkpoint is of another task or seed, or damaged.
+        ConfigError: the checkpoint is of another run, or damaged.
     """
     progress = read_document(checkpoint / "progress.json", _Progress, ConfigError)
-    if (progress.task, progress.seed) != (task.name, seed):
-        raise ConfigError(
-            f"{checkpoint.parent} holds a run of {progress.task!r} with seed {progress.seed}; "
-            f"asked for was {task.name!r} with seed {seed}"
-        )
+    held = Run(progress.task, progress.seed, progress.algorithm, progress.start)
+    if held != run:
+        raise ConfigError(f"{checkpoint.parent} holds a run of {held}; asked for was {run}")
     with _damage_named(checkpoint):
         tensors = _load(checkpoint / "snapshots.safetensors")
         return [
@@ -161,10 +179,9 @@ def load_state(model: Any, checkpoint: Path, steps: int) -> None:
 
     with _damage_named(checkpoint):
         tensors = _load(checkpoint / "state.safetensors")
-    structure = jax.tree_util.tree_structure(_learned(model))
+    structure = jax.tree_util.tree_structure(learned(model))
     leaves = [jax.numpy.asarray(tensors[name]) for name in sorted(tensors) if name.startswith("learned/")]
-    learned = jax.tree_util.tree_unflatten(structure, leaves)
-    model.policy.actor_state, model.policy.qf_state, model.ent_coef_state, model.key, model.policy.key = learned
+    set_learned(model, jax.tree_util.tree_unflatten(structure, leaves))
     buffer = model.replay_buffer
     buffer.pos = len(tensors["buffer/rewards"])
     for name in _BUFFER_FIELDS:
@@ -175,12 +192,6 @@ def load_state(model: Any, checkpoint: Path, steps: int) -> None:
 def _state(model: Any) -> Mapping[str, NDArray[Any]]:
     import jax
 
-    tensors = {f"learned/{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree_util.tree_leaves(_learned(model)))}
+    tensors = {f"learned/{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree_util.tree_leaves(learned(model)))}
     buffer = model.replay_buffer
     return tensors | {f"buffer/{name}": np.ascontiguousarray(getattr(buffer, name)[: buffer.pos]) for name in _BUFFER_FIELDS}
-
-
-def _learned(model: Any) -> Any:
-    """Everything that SAC learns, as one JAX tree."""
-    policy = model.policy
-    return policy.actor_state, policy.qf_state, model.ent_coef_state, model.key, policy.key

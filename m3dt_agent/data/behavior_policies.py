@@ -23,7 +23,11 @@ LAYER_NAMES = ("w0", "b0", "w1", "b1", "w2", "b2")
 
 
 class BehaviorPolicy(Protocol):
-    """Who acts in an episode: it is reset with the episode's seed, then maps each observation to an action."""
+    """Who acts in an episode: it is reset with the episode's seed, then maps each observation to an action.
+
+    It may also have `rewarded(reward)`, which is told what every action earned; and `label`, which holds after each action what
+    the demonstrator itself would have done instead, (act_dim,). Labels are kept with the episode.
+    """
 
     def reset(self, seed: int) -> None:
         """Begins an episode. Everything that the policy draws at random in it derives from `seed`."""
@@ -83,13 +87,13 @@ class MLPPolicy:
 
     def __init__(self, task: TaskSpec, layers: tuple[Float32Array, ...]) -> None:
         self._task = task
-        self._layers = layers
+        self.layers = layers
 
     def reset(self, seed: int) -> None:
         """Does nothing: the policy is deterministic and has no state."""
 
     def __call__(self, observation: Float32Array) -> Float32Array:
-        w0, b0, w1, b1, w2, b2 = self._layers
+        w0, b0, w1, b1, w2, b2 = self.layers
         x = goal_features(self._task, observation)  # (n,)
         x = np.maximum(x @ w0 + b0, 0.0)  # (128,)
         x = np.maximum(x @ w1 + b1, 0.0)  # (128,)
@@ -98,21 +102,43 @@ class MLPPolicy:
 
 
 class NoisyPolicy:
-    """Adds Gaussian noise of standard deviation `noise` to another policy's actions and clips them to [-1, 1]."""
+    """Adds Gaussian noise of standard deviation `noise` to another policy's actions and clips them to [-1, 1].
+
+    Its `label` is the action without the noise.
+    """
 
     def __init__(self, policy: BehaviorPolicy, noise: float) -> None:
-        self._policy = policy
+        self.label: Float32Array | None = None
+        self.rewarded = getattr(policy, "rewarded", None)
+        self.policy = policy
         self._noise = noise
         self._generator = np.random.default_rng(0)
 
     def reset(self, seed: int) -> None:
-        self._policy.reset(seed)
+        self.policy.reset(seed)
         self._generator = np.random.default_rng([seed, 1])
 
     def __call__(self, observation: Float32Array) -> Float32Array:
-        action = self._policy(observation)
-        noise = self._generator.normal(0.0, self._noise, action.shape)
-        return np.clip(action + noise, -1.0, 1.0).astype(np.float32)
+        self.label = self.policy(observation)
+        noise = self._generator.normal(0.0, self._noise, self.label.shape)
+        return np.clip(self.label + noise, -1.0, 1.0).astype(np.float32)
+
+
+class LabelledPolicy:
+    """`actor` acts; its `label` is what `demonstrator` would have done, as for dataset aggregation (Ross et al. 2011)."""
+
+    def __init__(self, actor: BehaviorPolicy, demonstrator: BehaviorPolicy) -> None:
+        self.label: Float32Array | None = None
+        self.rewarded = getattr(actor, "rewarded", None)
+        self._actor, self._demonstrator = actor, demonstrator
+
+    def reset(self, seed: int) -> None:
+        self._actor.reset(seed)
+        self._demonstrator.reset(seed)
+
+    def __call__(self, observation: Float32Array) -> Float32Array:
+        self.label = self._demonstrator(observation.copy())
+        return self._actor(observation)
 
 
 class CallablePolicy:
@@ -122,6 +148,7 @@ class CallablePolicy:
         self._task = task
         self._act = act
         self._reset = reset
+        self.rewarded = getattr(act, "rewarded", None)
 
     def reset(self, seed: int) -> None:
         if self._reset is not None:

@@ -13,6 +13,7 @@ however often a run was killed and called again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import shutil
@@ -177,6 +178,8 @@ def _build(plan: CollectPlan, root: Path, *, overwrite: bool) -> CollectSummary:
         "stop_after_success": plan.config.stop_after_success or 0,
         **_statistics(plan),
     }
+    if plan.config.label_with is not None:
+        metadata["m3dt_label_with"] = plan.config.label_with
     write_dataset(root, plan.task, plan.config.source_name, _read_shards(plan), metadata=metadata, replace=overwrite)
     shutil.rmtree(plan.staging)
     return _summary(plan, metadata, plan.seconds + time.monotonic() - began, kept=False)
@@ -193,7 +196,10 @@ def _read_shards(plan: CollectPlan) -> Iterator[Episode]:
         file = plan.shard(job)
         for index, episode in enumerate(read_shard(file), job.first):
             check_episode(episode, plan.task, f"{file}: episode {index}", "; remove this file and collect again")
-            yield episode
+            if plan.labelled and episode.demonstrator_actions is None:
+                yield dataclasses.replace(episode, demonstrator_actions=episode.actions)
+            else:
+                yield episode
 
 
 def _statistics(plan: CollectPlan) -> dict[str, int | float]:

@@ -44,6 +44,8 @@ class CollectConfig:
     source: last part of the dataset's name; None: the name of the only level, or "mixed".
     stop_after_success: N ends a Meta-World episode on its N-th successful step (1: at the first success); None: episodes run
         their full length, as in the published data.
+    label_with: a level whose action in every state is kept beside the one that was done, as `demonstrator_actions`; None: the
+        acting policy's own, where noise was added.
 
     Raises:
         ConfigError: a value out of range, or a level whose noise is not a number.
@@ -55,6 +57,7 @@ class CollectConfig:
     seed: int = 0
     source: str | None = None
     stop_after_success: int | None = None
+    label_with: str | None = None
 
     def __post_init__(self) -> None:
         if not self.levels or not all(math.isfinite(share) and share > 0 for share in self.levels.values()):
@@ -67,6 +70,8 @@ class CollectConfig:
             raise ConfigError(f"CollectConfig.seed must be an integer >= 0; got {self.seed!r}")
         if self.stop_after_success is not None and self.stop_after_success < 1:
             raise ConfigError(f"CollectConfig.stop_after_success must be None or >= 1; got {self.stop_after_success!r}")
+        if self.label_with is not None and "+" in self.label_with:
+            raise ConfigError(f"CollectConfig.label_with must be a level without noise; got {self.label_with!r}")
         if self.source is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.source):
             raise ConfigError(f"CollectConfig.source must be letters, digits, _ and - only; got {self.source!r}")
 
@@ -90,6 +95,12 @@ class CollectPlan:
     jobs: tuple[ShardJob, ...]
     seconds: float = 0.0
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the episodes have `demonstrator_actions`."""
+        config = self.config
+        return config.label_with is not None or any(parse_level(level, config.noise)[1] > 0 for level in config.levels)
+
     def shard(self, job: ShardJob) -> Path:
         """Where the shard that `job` makes is stored."""
         return self.staging / job.file_name
@@ -108,6 +119,10 @@ class CollectPlan:
         for level in self.config.levels:
             if parse_level(level)[0] not in valid:
                 raise ConfigError(f"task {self.task.name!r} has no behavior level {level!r}; it has {', '.join(valid)}")
+        demonstrators = [level for level in valid if level not in ("custom", "random")]
+        if self.config.label_with not in (None, *demonstrators):
+            names = ", ".join(demonstrators)
+            raise ConfigError(f"task {self.task.name!r} cannot be labelled with {self.config.label_with!r}; it has {names}")
 
 
 def make_plan(task: TaskSpec, root: Path, config: CollectConfig, policy: PolicyFactory | None) -> CollectPlan:
@@ -139,6 +154,7 @@ def _shard_jobs(task: TaskSpec, config: CollectConfig, policy: PolicyFactory | N
             seed=config.seed,
             stop_after_success=config.stop_after_success,
             policy=policy,
+            label_with=config.label_with,
             own=own,
         )
         for first in range(0, config.episodes, EPISODES_PER_SHARD)
@@ -173,6 +189,8 @@ def _fingerprint(task: TaskSpec, config: CollectConfig, policy: PolicyFactory | 
         "stop_after_success": config.stop_after_success,
         "policy": _identity(policy),
     }
+    if config.label_with is not None:
+        values["label_with"] = config.label_with
     if not is_builtin(task):  # a name of the 160 says which task it is
         values["task"] = task.to_dict()
     return json.dumps(values, sort_keys=True)

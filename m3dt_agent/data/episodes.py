@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from ..errors import DatasetError
 from ..system.disk import path_errors, replace_folder, require_space, restore_replaced, scratch_folder, user_path, write_file
 from ..tasks import TaskSpec, is_builtin
-from .validation import ScannedEpisode, episode_problems, read_metadata, scan_episodes, validate_dataset
+from .metadata import LABELLED
+from .validation import ScannedEpisode, episode_problems, is_labelled, read_metadata, scan_episodes, validate_dataset
 
 __all__ = [
     "Episode",
@@ -47,6 +48,8 @@ _ROOT_LOCK = threading.Lock()  # the variable belongs to the whole process
 _SOURCE = re.compile(r"\w[-\w]*")  # what Minari accepts in an id, without "/"
 _VERSION = "-v0"
 _ARRAYS = ("observations", "actions", "rewards", "terminations", "truncations")
+_INFOS = {"success": "success", "demonstrator_actions": "demonstrator_action"}
+"""Fields that an episode may lack → their names in Minari's infos."""
 # If the disk fills up while HDF5 writes, the process crashes (measured with HDF5 2.0 and h5py 3.16). So we stop while there is
 # still room to close the file.
 _HDF5_MARGIN = 32_000_000
@@ -59,6 +62,8 @@ class Episode:
 
     actions[t] was taken after observations[t]; observations[L] is the final one. rewards[t], terminations[t], truncations[t]
     and success[t] belong to the transition from observations[t] to observations[t + 1]. success: None where a task has none.
+    demonstrator_actions[t] is what the demonstrator itself would have done after observations[t], where noise or another policy
+    decided actions[t]; None: what was done. In Minari's layout it is `infos/demonstrator_action`.
     """
 
     observations: NDArray[np.float32]  # (L+1, obs_dim)
@@ -68,13 +73,14 @@ class Episode:
     truncations: NDArray[np.bool_]  # (L,)
     success: NDArray[np.bool_] | None = None  # (L,), latched
     seed: int | None = None
+    demonstrator_actions: NDArray[np.float32] | None = None  # (L, act_dim)
 
     def __post_init__(self) -> None:
-        for name in ("observations", "actions", "rewards"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), np.float32))
-        for name in ("terminations", "truncations", "success"):
+        floats = dict.fromkeys(("observations", "actions", "rewards", "demonstrator_actions"), np.float32)
+        flags = dict.fromkeys(("terminations", "truncations", "success"), np.bool_)
+        for name, kind in (floats | flags).items():
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, np.asarray(getattr(self, name), np.bool_))
+                object.__setattr__(self, name, np.asarray(getattr(self, name), kind))
 
     @property
     def length(self) -> int:
@@ -125,18 +131,17 @@ def read_episodes(path: Path | str) -> Iterator[Episode]:
         DatasetError: there is no whole dataset, its file is damaged, or an episode's arrays are missing or unreadable.
     """
     path = user_path(path)
-    read_metadata(path)
-    for scanned in scan_episodes(path, None):
+    for scanned in scan_episodes(path, None, labelled=is_labelled(read_metadata(path))):
         if scanned.problems:
             raise DatasetError(f"{path}: {scanned.problems[0]}")
         yield to_episode(scanned)
 
 
 def to_episode(scanned: ScannedEpisode) -> Episode:
-    """Makes an episode of what was read. Minari stores the info of the reset first; it is dropped from `success`."""
-    arrays = dict(scanned.arrays)
-    success = arrays.pop("success", None)
-    return Episode(**arrays, success=None if success is None else success[-len(arrays["actions"]) :], seed=scanned.seed)
+    """Makes an episode of what was read. Minari stores the info of the reset first; it is dropped from what infos hold."""
+    length = len(scanned.arrays["actions"])
+    infos = {name: scanned.arrays[name][-length:] for name in _INFOS if name in scanned.arrays}
+    return Episode(**{**scanned.arrays, **infos}, seed=scanned.seed)
 
 
 def check_episode(episode: Episode, task: TaskSpec, where: str, advice: str = "") -> None:
@@ -145,9 +150,7 @@ def check_episode(episode: Episode, task: TaskSpec, where: str, advice: str = ""
     Raises:
         DatasetError: it does not. The message begins with `where`, names the step, and ends with `advice`.
     """
-    arrays = {name: getattr(episode, name) for name in _ARRAYS}
-    if episode.success is not None:
-        arrays["success"] = episode.success
+    arrays = {name: getattr(episode, name) for name in (*_ARRAYS, *_INFOS) if getattr(episode, name) is not None}
     if problems := episode_problems(arrays, task):
         raise DatasetError(f"{where}{problems[0]}{advice}")
 
@@ -187,7 +190,9 @@ def write_dataset(
     if target.exists() and not replace:
         raise DatasetError(f"{target} exists already; delete it or choose another source name")
     with path_errors(target), scratch_folder(root) as scratch:
-        _write_with_minari(scratch, name, task, source, _to_buffers(episodes, task, scratch), metadata)
+        marks: dict[str, bool] = {}
+        buffers = _to_buffers(episodes, task, scratch, marks)
+        _write_with_minari(scratch, name, task, source, buffers, metadata, marks)
         built = dataset_path(scratch, name)
         if problems := validate_dataset(built, task):  # h5py ignores errors while it closes a file
             raise DatasetError(f"{target} could not be written whole: {problems[0]}")
@@ -196,23 +201,35 @@ def write_dataset(
     return target
 
 
-def _to_buffers(episodes: Iterable[Episode], task: TaskSpec, scratch: Path) -> Iterator[Any]:
+def _to_buffers(episodes: Iterable[Episode], task: TaskSpec, scratch: Path, marks: dict[str, bool]) -> Iterator[Any]:
+    """The episodes as Minari takes them. marks: gets what the metadata must say of them."""
     from minari.data_collector import EpisodeBuffer
 
     index = -1
     for index, episode in enumerate(episodes):
         check_episode(episode, task, f"task {task.name!r}, episode {index}")
+        labelled = episode.demonstrator_actions is not None
+        if marks.setdefault(LABELLED, labelled) != labelled:
+            raise DatasetError(f"task {task.name!r}, episode {index}: all episodes have demonstrator_actions, or none has")
         arrays = {name: getattr(episode, name) for name in _ARRAYS}
-        require_space(scratch, _HDF5_MARGIN + _HDF5_OVERHEAD * sum(array.nbytes for array in arrays.values()))
+        found = {stored: getattr(episode, name) for name, stored in _INFOS.items() if getattr(episode, name) is not None}
+        n_bytes = sum(array.nbytes for array in (*arrays.values(), *found.values()))
+        require_space(scratch, _HDF5_MARGIN + _HDF5_OVERHEAD * n_bytes)
         # Minari stores the info of the reset first
-        infos = {"success": np.concatenate([[False], episode.success])} if episode.success is not None else None
-        yield EpisodeBuffer(seed=episode.seed, **arrays, infos=infos)
+        infos = {stored: np.concatenate([np.zeros_like(array[:1]), array]) for stored, array in found.items()}
+        yield EpisodeBuffer(seed=episode.seed, **arrays, infos=infos or None)
     if index < 0:
         raise DatasetError(f"task {task.name!r}: no episodes to write")
 
 
 def _write_with_minari(
-    scratch: Path, name: str, task: TaskSpec, source: str, buffers: Iterator[Any], metadata: Mapping[str, Any]
+    scratch: Path,
+    name: str,
+    task: TaskSpec,
+    source: str,
+    buffers: Iterator[Any],
+    metadata: Mapping[str, Any],
+    marks: Mapping[str, bool],
 ) -> None:
     import minari
 
@@ -227,7 +244,7 @@ def _write_with_minari(
             algorithm_name=str(metadata.get("m3dt_policy", source)),
             description=f"Episodes of {task.env_id} ({task.domain}), recorded by m3dt-agent.",
         )
-    ours = {"m3dt_task": task.name, "m3dt_source": source}
+    ours = {"m3dt_task": task.name, "m3dt_source": source, **{mark: True for mark, holds in marks.items() if holds}}
     if is_builtin(task):  # the environment of any other task takes other actions than the dataset holds
         ours["env_spec"] = gym.spec(task.env_id).to_json()
     dataset.storage.update_metadata({**metadata, **ours})

@@ -1,7 +1,8 @@
 """Opens the HDF5 file of a dataset, and says which of its arrays may be read: nothing in a file is followed or believed.
 
     <dataset>/data/main_data.hdf5       episode_<i>/observations (L+1, obs_dim), actions (L, act_dim), rewards, terminations,
-                                        truncations (L,), infos/success (L+1,) or (L,)
+                                        truncations (L,), infos/success (L+1,) or (L,),
+                                        infos/demonstrator_action (L+1, act_dim) or (L, act_dim)
 
 A stranger's file may name other files of this machine, by links, external storage and virtual datasets, and HDF5 would read
 them as if they were its own. It may promise arrays, chunks and compressed chunks of any size, and HDF5 would take the memory
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 FLOATS = ("observations", "actions", "rewards")
 FLAGS = ("terminations", "truncations")
 SUCCESS = "infos/success"
+LABELS = "infos/demonstrator_action"
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32"}
 _FREE_BYTES = 1_000_000  # what a file of any size may promise
 _LOCKED = ("unable to lock file", "already open for write")

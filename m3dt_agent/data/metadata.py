@@ -1,7 +1,7 @@
 """Reads the metadata of a Minari dataset, and lists what is wrong with it: another task's data, another format, other spaces.
 
     <dataset>/data/metadata.json        spaces, counts, env_spec, m3dt_task, m3dt_source, stop_after_success,
-                                        m3dt_prompt_episodes
+                                        m3dt_prompt_episodes, m3dt_labelled
 
 The file is read as JSON and nothing in it is executed. Minari is not used, because it creates the environment that a dataset
 names if a space is missing from the metadata, and so runs code from the dataset (docs/architecture.md#data).
@@ -27,6 +27,9 @@ METADATA_FILE = Path("data", "metadata.json")
 STEPS_FILE = Path("data", "main_data.hdf5")
 PROMPT_EPISODES = "m3dt_prompt_episodes"
 """Metadata key of datasets that name their prompt episodes. The value is a text: a JSON list of episode indices."""
+
+LABELLED = "m3dt_labelled"
+"""Metadata key of datasets whose episodes have the demonstrator's own actions, `infos/demonstrator_action`: true."""
 
 _OUR_ENVIRONMENT = re.compile(r"M3DT/(.+)-v[0-9]+")
 _NO_JSON = (TypeError, ValueError, KeyError, AttributeError, RecursionError)
@@ -87,8 +90,13 @@ def read_prompt_episodes(metadata: Mapping[str, Any]) -> tuple[int, ...] | None:
     return tuple(found)
 
 
+def is_labelled(metadata: Mapping[str, Any]) -> bool:
+    """Whether the episodes have the demonstrator's own actions beside those that were done."""
+    return metadata.get(LABELLED) is True
+
+
 def metadata_problems(metadata: Mapping[str, Any], task: TaskSpec) -> list[str]:
-    """Lists what is wrong with a dataset's metadata: its task, format, spaces, `stop_after_success` and prompt episodes."""
+    """Lists what is wrong with a dataset's metadata: its task, format, spaces, marks and prompt episodes."""
     problems = []
     if metadata.get("data_format", "hdf5") != "hdf5":
         problems.append(f"data_format is {_shown(metadata['data_format'])}; only 'hdf5' is read")
@@ -96,6 +104,8 @@ def metadata_problems(metadata: Mapping[str, Any], task: TaskSpec) -> list[str]:
     stop = metadata.get("stop_after_success", 0)
     if type(stop) is not int or not 0 <= stop <= task.max_episode_steps:
         problems.append(f"stop_after_success is {_shown(stop)}; it must be an integer from 0 to {task.max_episode_steps}")
+    if type(metadata.get(LABELLED, False)) is not bool:
+        problems.append(f"{LABELLED} is {_shown(metadata[LABELLED])}; it must be true or false")
     try:
         read_prompt_episodes(metadata)
     except DatasetError as error:

@@ -4,13 +4,15 @@
     <cache>/<task>/<source>-v0.source.json         the source's hash, with the time and the files it was computed from
     <cache>/<task>/<source>-v0-<sha256[:16]>/
         steps.f32              N steps, all episodes end to end:  [ observation (obs_dim) | action (act_dim) | return-to-go ]
+                               and in labelled packs              [ observation | action | label (act_dim) | return-to-go ]
         episodes.safetensors   offsets, returns, success, statistics of the observations (see `pack_index`)
         pack.json              the source, and the expected size and hash of the two files
 
 <cache> is `.packed` in the Minari root, or a folder of the user's cache if that cannot be written. A return-to-go is the
-undiscounted sum of the rewards from its step on, added up in float64. The folder's name has the SHA-256 of the source's two
-files, and the folder appears whole or not at all. The source is hashed again if its size, times or inode have changed, or if it
-was modified so shortly before the last hash that the clock could not tell.
+undiscounted sum of the rewards from its step on, added up in float64. A label is the demonstrator's own action, in datasets
+that are marked as labelled; such a pack has another format number, by which older programs pass it over. The folder's name has
+the SHA-256 of the source's two files, and the folder appears whole or not at all. The source is hashed again if its size, times
+or inode have changed, or if it was modified so shortly before the last hash that the clock could not tell.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from .validation import (
     METADATA_FILE,
     STEPS_FILE,
     count_problems,
+    is_labelled,
     metadata_problems,
     read_metadata,
     read_prompt_episodes,
@@ -53,7 +56,7 @@ __all__ = ["PackedTask", "StepsFile", "pack_dataset"]
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT, _LABELLED_FORMAT = 2, 3
 _STEPS, _EPISODES, _PACK = "steps.f32", "episodes.safetensors", "pack.json"
 _SHOWN_PROBLEMS = 10
 _CLOCK_SLACK_NS = 3_000_000_000  # a file modified so shortly before it was hashed is hashed again
@@ -67,7 +70,7 @@ class PackedTask:
     """The packed data of one task: N steps of M episodes. Episode m is steps offsets[m] … offsets[m+1] - 1."""
 
     task: TaskSpec
-    stored: StepsFile | NDArray[np.float32]  # the steps, in a file or in memory: (N, obs_dim + act_dim + 1)
+    stored: StepsFile | NDArray[np.float32]  # in a file or in memory: (N, obs_dim + act_dim + 1), or + act_dim (labelled)
     offsets: NDArray[np.int64]  # (M+1,)
     returns: NDArray[np.float64]  # (M,) undiscounted
     success: NDArray[np.bool_] | None  # (M,) whether an episode succeeded; None where the task has no success
@@ -75,10 +78,11 @@ class PackedTask:
     obs_mean: NDArray[np.float64]  # (obs_dim,) over all steps
     obs_std: NDArray[np.float64]  # (obs_dim,) over all steps, population standard deviation
     prompt_episodes: tuple[int, ...] | None = None  # those that the dataset names; None: it names none
+    labelled: bool = False  # whether the steps have the demonstrator's own actions, before the return-to-go
 
     @property
     def steps(self) -> NDArray[np.float32]:
-        """All steps, (N, obs_dim + act_dim + 1); the last column is the return-to-go. A file is mapped anew, read-only."""
+        """All steps, as wide as `stored`; the last column is the return-to-go. A file is mapped anew, read-only."""
         return self.stored.map() if isinstance(self.stored, StepsFile) else self.stored
 
     def read(self, first: int, count: int, length: int) -> bytes:
@@ -109,18 +113,18 @@ def pack_dataset(path: Path | str, task: TaskSpec, cache: Path | str | None = No
         DiskSpaceError: the disk is full.
     """
     path = user_path(path).absolute()
-    read_metadata(path)
+    labelled = is_labelled(read_metadata(path))
     folders = _folders(path, task, cache)
     folder = folders[0] / task.name
     with path_errors(folder / path.name), file_lock(folder / f"{path.name}.lock"):
         source = _source_key(path, folder)
         name = f"{path.name}-{source[:16]}"
         for one in folders:
-            if (packed := _open(one / task.name / name, source, task)) is not None:
+            if (packed := _open(one / task.name / name, source, task, labelled=labelled)) is not None:
                 return packed
         _build(path, task, source, folder / name)
         _remove_older(folder / name, path.name)
-        if (packed := _open(folder / name, source, task)) is None:
+        if (packed := _open(folder / name, source, task, labelled=labelled)) is None:
             raise DatasetError(f"{folder / name} was damaged while it was written; pack {path} again")
         return packed
 
@@ -170,11 +174,11 @@ def _source_key(path: Path, folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _open(target: Path, source: str, task: TaskSpec) -> PackedTask | None:
-    """The pack in the folder `target`; None if there is none, or a damaged one, or one of another source."""
+def _open(target: Path, source: str, task: TaskSpec, *, labelled: bool) -> PackedTask | None:
+    """The pack in the folder `target`; None if there is none, or a damaged one, or one of another source or format."""
     try:
         content = index_bytes(target / _EPISODES)
-        description = _description(target, source, task, content)
+        description = _description(target, source, task, content, labelled=labelled)
         if read_document(target / _PACK, dict[str, Any], DatasetError) != description:
             return None
         width = sum(description["columns"])
@@ -188,16 +192,17 @@ def _open(target: Path, source: str, task: TaskSpec) -> PackedTask | None:
     return PackedTask(
         task=task,
         stored=StepsFile(target / _STEPS, width),
+        labelled=labelled,
         **{one.name: getattr(index, one.name) for one in dataclasses.fields(index)},
     )
 
 
-def _description(folder: Path, source: str, task: TaskSpec, index: bytes) -> dict[str, Any]:
+def _description(folder: Path, source: str, task: TaskSpec, index: bytes, *, labelled: bool) -> dict[str, Any]:
     """What `pack.json` must hold if the pack in `folder` is whole and was made from this source."""
     return {
-        "format": _FORMAT,
+        "format": _LABELLED_FORMAT if labelled else _FORMAT,
         "task": task.name,
-        "columns": [task.obs_dim, task.act_dim, 1],
+        "columns": [task.obs_dim, *[task.act_dim] * (2 if labelled else 1), 1],
         "source_sha256": source,
         "steps_bytes": (folder / _STEPS).stat().st_size,
         "episodes_sha256": hashlib.sha256(index).hexdigest(),
@@ -208,13 +213,13 @@ def _build(path: Path, task: TaskSpec, source: str, target: Path) -> None:
     metadata, stamp = read_metadata(path), _stamp(path)
     with scratch_folder(target.parent) as scratch:
         require_space(scratch, (path / STEPS_FILE).stat().st_size)  # a pack is smaller than its HDF5 file
-        index = IndexBuilder(task.obs_dim)
+        index, labelled = IndexBuilder(task.obs_dim), is_labelled(metadata)
         with (scratch / _STEPS).open("wb") as steps:
             for episode in _valid_episodes(path, task, metadata):
-                steps.write(packed_steps(episode).tobytes())
+                steps.write(packed_steps(episode, labelled=labelled).tobytes())
                 index.add(episode)
         index.save(scratch / _EPISODES, metadata.get("stop_after_success", 0), read_prompt_episodes(metadata))
-        described = _description(scratch, source, task, index_bytes(scratch / _EPISODES))
+        described = _description(scratch, source, task, index_bytes(scratch / _EPISODES), labelled=labelled)
         (scratch / _PACK).write_text(json.dumps(described))
         if _stamp(path) != stamp:
             raise DatasetError(f"{path} changed while it was being packed; pack it again")
@@ -226,7 +231,7 @@ def _valid_episodes(path: Path, task: TaskSpec, metadata: dict[str, Any]) -> Ite
     """Reads the episodes and yields them until one has a problem; raises all problems together at the end."""
     problems = metadata_problems(metadata, task)
     episodes = steps = 0
-    for scanned in scan_episodes(path, task):
+    for scanned in scan_episodes(path, task, labelled=is_labelled(metadata)):
         problems += scanned.problems
         episodes, steps = episodes + 1, steps + scanned.steps
         if not problems:
@@ -239,10 +244,11 @@ def _valid_episodes(path: Path, task: TaskSpec, metadata: dict[str, Any]) -> Ite
         )
 
 
-def packed_steps(episode: Episode) -> NDArray[np.float32]:
-    """The steps of an episode as they are stored, (L, obs_dim + act_dim + 1)."""
+def packed_steps(episode: Episode, *, labelled: bool = False) -> NDArray[np.float32]:
+    """The steps of an episode as they are stored, (L, obs_dim + act_dim + 1); labelled: with its labels, act_dim wider."""
     to_go = np.cumsum(episode.rewards[::-1], dtype=np.float64)[::-1]
-    return np.concatenate([episode.observations[:-1], episode.actions, to_go[:, None].astype(np.float32)], axis=1)
+    labels = [] if not labelled or episode.demonstrator_actions is None else [episode.demonstrator_actions]
+    return np.concatenate([episode.observations[:-1], episode.actions, *labels, to_go[:, None].astype(np.float32)], axis=1)
 
 
 def _remove_older(target: Path, name: str) -> None:

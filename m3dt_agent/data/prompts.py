@@ -70,10 +70,10 @@ def _cut(data: TaskDatasets, i: int, episode: int, prompt_length: int) -> Prompt
     begin, end = (int(offset) for offset in packed.offsets[episode : episode + 2])
     first = max(begin, end - prompt_length)
     steps = np.frombuffer(packed.read(first, end - first, end - first), np.float32).reshape(end - first, -1)
-    obs_dim = packed.task.obs_dim
+    obs_dim, act_dim = packed.task.obs_dim, packed.task.act_dim
     return Prompt(
         states=steps[:, :obs_dim].copy(),
-        actions=steps[:, obs_dim:-1].copy(),
+        actions=steps[:, obs_dim : obs_dim + act_dim].copy(),
         returns_to_go=steps[:, -1].copy(),
         timesteps=np.arange(first - begin, end - begin, dtype=np.int64),
     )

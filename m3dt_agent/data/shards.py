@@ -2,6 +2,8 @@
 
     lengths 200 137 …   seeds …   observations │ actions │ rewards │ …   the arrays of a few episodes, one episode after another
 
+If one of the episodes has labels (`demonstrator_actions`), all have; they are the actions in those without.
+
 A shard is the content of a safetensors file. A job runs a few episodes, in whatever process, and returns a shard; the caller
 writes it to disk.
 """
@@ -26,7 +28,7 @@ from ..errors import DatasetError, PathError
 from ..system.disk import open_regular
 from ..tasks import TaskSpec
 from .behavior import behavior_policy, parse_level
-from .behavior_policies import BehaviorPolicy, Float32Array, NoisyPolicy, from_callable
+from .behavior_policies import BehaviorPolicy, Float32Array, LabelledPolicy, NoisyPolicy, from_callable
 from .episodes import Episode, check_episode
 
 _AFTER_A_BAD_EPISODE = "; it would be the same the next time, so mend the policy, or choose another level, noise or seed"
@@ -51,6 +53,7 @@ class ShardJob:
     seed: int
     stop_after_success: int | None
     policy: PolicyFactory | None
+    label_with: str | None = None
     own: Registrations = field(default_factory=Registrations)
 
     @property
@@ -94,22 +97,28 @@ def rollout(
 ) -> Episode:
     """Runs one whole episode of `env` under `policy`; both are reset with `seed`.
 
-    They get copies of observations and actions, so that what they do with them does not change the recording.
+    They get copies of observations and actions, so that what they do with them does not change the recording. The episode has
+    `demonstrator_actions` if the policy has a `label` (see `BehaviorPolicy`).
 
     stop_after_success: N ends the episode early, as terminated, on its N-th successful step (1: at the first success).
     """
     length = task.max_episode_steps
     observations = np.empty((length + 1, task.obs_dim), np.float32)
-    actions = np.empty((length, task.act_dim), np.float32)
+    actions, labels = np.empty((2, length, task.act_dim), np.float32)
     rewards = np.empty(length)  # an infinity only where float32 has none
     ends = np.zeros((2, length), bool)  # terminated, truncated
     success = np.zeros(length, bool)
     observations[0], _ = env.reset(seed=seed)
     policy.reset(seed)
+    labelled, rewarded = hasattr(policy, "label"), getattr(policy, "rewarded", None)
     t, over = 0, False
     while not over:
         actions[t] = policy(observations[t].copy())
+        if labelled:
+            labels[t] = policy.label  # type: ignore[attr-defined]
         observations[t + 1], rewards[t], terminated, truncated, info = env.step(actions[t].copy())
+        if rewarded is not None:
+            rewarded(float(rewards[t]))
         success[t] = info.get("success", False)
         stop = stop_after_success is not None and int(success[: t + 1].sum()) >= stop_after_success
         ends[:, t] = (terminated or stop, truncated)
@@ -124,6 +133,7 @@ def rollout(
             truncations=ends[1, :t],
             success=success[:t] if task.has_success else None,
             seed=seed,
+            demonstrator_actions=labels[:t] if labelled else None,
         )
 
 
@@ -150,6 +160,12 @@ def close_environment() -> None:
 
 
 def _make_policy(job: ShardJob, level: str, env: gym.Env[Any, Any]) -> BehaviorPolicy:
+    if job.label_with is not None:
+        return LabelledPolicy(_make_actor(job, level, env), behavior_policy(job.task, job.label_with, env=env))
+    return _make_actor(job, level, env)
+
+
+def _make_actor(job: ShardJob, level: str, env: gym.Env[Any, Any]) -> BehaviorPolicy:
     name, noise = parse_level(level, job.noise)
     if name == "custom":
         assert job.policy is not None
@@ -164,6 +180,10 @@ def _encode(episodes: Sequence[Episode]) -> bytes:
     if episodes[0].success is not None:
         names.append("success")
     tensors = {name: np.concatenate([getattr(episode, name) for episode in episodes]) for name in names}
+    labels = [episode.demonstrator_actions for episode in episodes]
+    if any(label is not None for label in labels):
+        either = (episode.actions if label is None else label for episode, label in zip(episodes, labels, strict=True))
+        tensors["demonstrator_actions"] = np.concatenate(list(either))
     tensors["lengths"] = np.array([episode.length for episode in episodes], np.int64)
     tensors["seeds"] = np.array([episode.seed for episode in episodes], np.int64)
     content: bytes = safetensors.numpy.save(tensors)
@@ -191,6 +211,7 @@ def read_shard(path: Path) -> Iterator[Episode]:
                 truncations=tensors["truncations"][steps],
                 success=tensors["success"][steps] if "success" in tensors else None,
                 seed=int(seed),
+                demonstrator_actions=tensors["demonstrator_actions"][steps] if "demonstrator_actions" in tensors else None,
             )
     except (SafetensorError, PathError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, DatasetError):

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from ..errors import DatasetError
 from ..system.disk import user_path
 from ..tasks import TaskSpec
-from .hdf5_files import FLAGS, FLOATS, SUCCESS, EpisodeArrays, RefusedError, count_episodes, open_steps
+from .hdf5_files import FLAGS, FLOATS, LABELS, SUCCESS, EpisodeArrays, RefusedError, count_episodes, open_steps
 from .limits import LARGEST_VALUE
 from .metadata import (
     METADATA_FILE,
     PROMPT_EPISODES,
     STEPS_FILE,
     count_problems,
+    is_labelled,
     metadata_problems,
     read_metadata,
     read_prompt_episodes,
@@ -36,6 +37,7 @@ __all__ = [
     "ScannedEpisode",
     "count_problems",
     "episode_problems",
+    "is_labelled",
     "metadata_problems",
     "raw_episodes",
     "read_metadata",
@@ -46,6 +48,8 @@ __all__ = [
 
 _ACTION_LIMIT = 1.0 + 1e-6  # the action space is [-1, 1]; float32 rounding may add an ulp
 _UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, MemoryError)  # what h5py raises
+
+_NAMES = {SUCCESS: "success", LABELS: "demonstrator_actions"}  # of the fields of `Episode`
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -84,7 +88,7 @@ def validate_dataset(path: Path | str, task: TaskSpec) -> list[str]:
     problems = metadata_problems(metadata, task)
     episodes = steps = 0
     try:
-        for episode in scan_episodes(path, task):
+        for episode in scan_episodes(path, task, labelled=is_labelled(metadata)):
             problems += episode.problems
             episodes += 1
             steps += episode.steps
@@ -93,8 +97,10 @@ def validate_dataset(path: Path | str, task: TaskSpec) -> list[str]:
     return problems + count_problems(metadata, episodes, steps)
 
 
-def scan_episodes(path: Path, task: TaskSpec | None) -> Iterator[ScannedEpisode]:
+def scan_episodes(path: Path, task: TaskSpec | None, *, labelled: bool = False) -> Iterator[ScannedEpisode]:
     """Reads the episodes of the dataset at `path` in order, with one in memory at a time; checks them against `task` if given.
+
+    labelled: whether to read the labels too, of a dataset whose metadata say that it has them (`is_labelled`).
 
     Raises:
         DatasetError: the HDF5 file cannot be opened or is cut short, or its episodes are not numbered 0, 1, ….
@@ -102,8 +108,9 @@ def scan_episodes(path: Path, task: TaskSpec | None) -> Iterator[ScannedEpisode]
     file_path = path / STEPS_FILE
     with open_steps(file_path) as file:
         arrays = EpisodeArrays(file, file_path.stat().st_size)
+        needed = (*FLOATS, *FLAGS, *((LABELS,) if labelled else ()))
         for index in range(count_episodes(file, file_path)):
-            yield _scan(arrays, index, task)
+            yield _scan(arrays, index, task, needed)
 
 
 def raw_episodes(path: Path, needed: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[Arrays, int | None]]:
@@ -127,12 +134,12 @@ def raw_episodes(path: Path, needed: Sequence[str], optional: Sequence[str]) -> 
                 raise DatasetError(f"{path}, episode {index} cannot be read: {error}") from error
 
 
-def _scan(stored: EpisodeArrays, index: int, task: TaskSpec | None) -> ScannedEpisode:
+def _scan(stored: EpisodeArrays, index: int, task: TaskSpec | None, needed: Sequence[str]) -> ScannedEpisode:
     try:
-        found, seed = stored.of(index)
+        found, seed = stored.of(index, needed)
         if task is not None and (long := _too_long(found, task)):
             raise RefusedError(long)
-        named = {"success" if name == SUCCESS else name: array for name, array in found.items()}
+        named = {_NAMES.get(name, name): array for name, array in found.items()}
         steps = len(named["rewards"])
         if task is not None and (shapes := _layout_problems(named, task)):
             problems = [*shapes, *_dtype_problems(named)]
@@ -163,6 +170,8 @@ def episode_problems(arrays: Mapping[str, NDArray[Any]], task: TaskSpec) -> list
     problems = shapes + _dtype_problems(arrays)
     for name in FLOATS:
         problems += _value_problems(name, arrays[name])
+    if "demonstrator_actions" in arrays:
+        problems += _value_problems("demonstrator_actions", arrays["demonstrator_actions"][-len(arrays["actions"]) :])
     if not shapes:
         problems += _ending_problems(arrays, len(arrays["actions"]))
     return problems
@@ -186,11 +195,14 @@ def _layout_problems(arrays: Mapping[str, _Shaped], task: TaskSpec) -> list[str]
             problems.append(f": {name} is {found}; it must be {shape}")
     if "success" in arrays and arrays["success"].shape not in ((length,), (length + 1,)):
         problems.append(f": infos/success is {arrays['success'].shape}; it must be ({length + 1},) or ({length},)")
+    labels = arrays["demonstrator_actions"].shape if "demonstrator_actions" in arrays else (length, task.act_dim)
+    if labels not in ((length, task.act_dim), (length + 1, task.act_dim)):
+        problems.append(f": {LABELS} is {labels}; it must be {(length + 1, task.act_dim)} or {(length, task.act_dim)}")
     return problems
 
 
 def _dtype_problems(arrays: Mapping[str, _Shaped]) -> list[str]:
-    wanted = dict.fromkeys(FLOATS, "float32") | dict.fromkeys((*FLAGS, "success"), "bool")
+    wanted = dict.fromkeys((*FLOATS, "demonstrator_actions"), "float32") | dict.fromkeys((*FLAGS, "success"), "bool")
     return [
         f": {name} is {array.dtype}; it must be {wanted[name]}" for name, array in arrays.items() if array.dtype != wanted[name]
     ]
@@ -200,7 +212,8 @@ def _value_problems(name: str, values: NDArray[Any]) -> list[str]:
     if values.size == 0:
         return []  # its shape is wrong, which is reported already
     steps = values.reshape(len(values), -1)
-    limit = _ACTION_LIMIT if name == "actions" else LARGEST_VALUE
+    is_action = name in ("actions", "demonstrator_actions")
+    limit = _ACTION_LIMIT if is_action else LARGEST_VALUE
     largest = np.abs(steps).max(axis=1)  # of a step; NaN if one of its numbers is
     if (largest <= limit).all():
         return []
@@ -209,7 +222,7 @@ def _value_problems(name: str, values: NDArray[Any]) -> list[str]:
     where, count = f", step {bad[0]}: {name}", f"(such steps: {len(bad)} of {len(values)})"
     if not finite.all():
         return [f"{where} holds {'NaN' if np.isnan(largest[bad[0]]) else 'an infinity'} {count}"]
-    if name == "actions":
+    if is_action:
         return [f"{where} leave [-1, 1] {count}; clip them before storing"]
     return [f"{where} holds {largest[bad[0]]:.3g}; the largest that is taken is {LARGEST_VALUE:g} {count}"]
 

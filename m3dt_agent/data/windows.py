@@ -63,17 +63,28 @@ class Batch:
     window: Window
     prompt: Window
     action_mask: Tensor  # (B, T, act_dim) bool: what the loss is over, the task's own action entries in real steps
+    labels: Tensor | None = None  # (B, T, act_dim) the demonstrators' own actions; None: those of the windows
+
+    @property
+    def targets(self) -> Tensor:
+        """What the model is to predict, (B, T, act_dim)."""
+        return self.window.actions if self.labels is None else self.labels
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
         """The same batch on `device`, with the floating-point fields as `dtype`."""
         return Batch(
-            self.tasks.to(device), self.window.to(device, dtype), self.prompt.to(device, dtype), self.action_mask.to(device)
+            self.tasks.to(device),
+            self.window.to(device, dtype),
+            self.prompt.to(device, dtype),
+            self.action_mask.to(device),
+            None if self.labels is None else self.labels.to(device, dtype),
         )
 
     def part(self, windows: range) -> Batch:
         """Some consecutive windows and their prompts, as views of the same memory."""
         at = slice(windows.start, windows.stop)
-        return Batch(self.tasks[at], self.window.part(windows), self.prompt.part(windows), self.action_mask[at])
+        labels = None if self.labels is None else self.labels[at]
+        return Batch(self.tasks[at], self.window.part(windows), self.prompt.part(windows), self.action_mask[at], labels)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

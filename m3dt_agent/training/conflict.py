@@ -29,7 +29,7 @@ def masked_losses(actions: Tensor, batch: Batch, n_losses: int, counts: Tensor |
     counts: (K,) the number of errors by which each group's sum is divided. If `batch` is a worker's share of a batch, these are
         the counts of the whole batch. None: those of `batch`.
     """
-    errors = (actions.to(batch.window.actions.dtype) - batch.window.actions).square() * batch.action_mask
+    errors = (actions.to(batch.targets.dtype) - batch.targets).square() * batch.action_mask
     return errors.view(n_losses, -1).sum(1) / (real_actions(batch.action_mask, n_losses) if counts is None else counts)
 
 

@@ -60,6 +60,7 @@ def _stack(batches: Sequence[Batch]) -> Batch:
         _stack_windows([batch.window for batch in batches]),
         _stack_windows([batch.prompt for batch in batches]),
         torch.cat([batch.action_mask for batch in batches]),
+        None if all(batch.labels is None for batch in batches) else torch.cat([batch.targets for batch in batches]),
     )
 
 

@@ -25,6 +25,7 @@ from m3dt_agent import tasks
 from m3dt_agent.config import DataConfig, ModelConfig
 from m3dt_agent.data.batches import Batch, BatchSampler, Window, derive_seed
 from m3dt_agent.data.episodes import Episode, read_episodes
+from m3dt_agent.data.pack import PackedTask
 from m3dt_agent.data.prompts import make_prompts
 from m3dt_agent.data.stats import TaskStatistics, compute_statistics
 from m3dt_agent.data.task_datasets import TaskDatasets
@@ -289,6 +290,54 @@ def test_tasks_share_a_batch_equally(data: TaskDatasets, tasks_per_batch: int | 
         totals += counts
     assert set(totals) == {0, 1, 2, 3}
     assert max(totals.values()) < 1.4 * min(totals.values())
+
+
+def with_labels(packed: PackedTask) -> PackedTask:
+    """The same pack in memory; the labels are the actions doubled."""
+    actions = packed.steps[:, packed.task.obs_dim : -1]
+    steps = np.concatenate([packed.steps[:, :-1], 2 * actions, packed.steps[:, -1:]], axis=1)
+    return dataclasses.replace(packed, stored=steps, labelled=True)
+
+
+def test_labels_are_what_is_predicted_and_change_nothing_else(data: TaskDatasets) -> None:
+    packs = tuple(packed if i == 1 else with_labels(packed) for i, packed in enumerate(data.packed))  # one task has no labels
+    labelled = dataclasses.replace(data, packed=packs)
+    plain, executed = make_sampler(data, CONFIG), make_sampler(labelled, CONFIG, labels="executed")
+    sampler = make_sampler(labelled, CONFIG)
+    for step in range(6):
+        one, other, found = plain.sample(step), executed.sample(step), sampler.sample(step)
+        for batch in (other, found):
+            assert all(torch.equal(getattr(batch.window, field), getattr(one.window, field)) for field in FIELDS)
+            assert all(torch.equal(getattr(batch.prompt, field), getattr(one.prompt, field)) for field in FIELDS)
+        assert one.labels is None
+        assert other.labels is None
+        assert torch.equal(other.targets, one.window.actions)
+        factor = torch.where(one.tasks == 1, 1.0, 2.0)[:, None, None]
+        assert torch.equal(found.targets, factor * one.window.actions)
+        assert torch.equal(found.part(range(3, 5)).targets, found.targets[3:5])
+        assert found.to(dtype=torch.float64).targets.dtype == torch.float64
+
+
+def test_truncated_windows_are_the_same_windows_without_their_first_steps(data: TaskDatasets) -> None:
+    plain, cut = (make_sampler(data, CONFIG, batch_size=64, truncate_history=rate) for rate in (0.0, 0.75))
+    hidden: Counter[int] = Counter()
+    for step in range(40):
+        whole, part = plain.sample(step), cut.sample(step)
+        for row in range(64):
+            real, seen = (int(batch.window.mask[row].sum()) for batch in (whole, part))
+            assert part.window.mask[row, -seen:].all()
+            for one, other in [(whole.action_mask, part.action_mask)] + [
+                (getattr(whole.window, field), getattr(part.window, field)) for field in FIELDS
+            ]:
+                assert torch.equal(one[row, -seen:], other[row, -seen:])
+                assert not other[row, :-seen].any()
+            if real == 6:
+                hidden[real - seen] += 1
+        assert all(torch.equal(getattr(whole.prompt, field), getattr(part.prompt, field)) for field in FIELDS)
+    total = sum(hidden.values())
+    for k in range(6):  # none with 1/4 + 3/4 · 1/6, and each other number with 3/4 · 1/6
+        expected = total * (0.375 if k == 0 else 0.125)
+        assert abs(hidden[k] - expected) < 4 * (expected * (1 - expected / total)) ** 0.5, hidden
 
 
 def test_domains_come_as_often_as_they_weigh(data: TaskDatasets) -> None:

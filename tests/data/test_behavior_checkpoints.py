@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from m3dt_agent import tasks
 from m3dt_agent.data.behavior import MeasuredReturn, behavior_policy
-from m3dt_agent.data.behavior_checkpoints import Snapshot, choose_levels, export, newest_checkpoint, read_snapshots
+from m3dt_agent.data.behavior_checkpoints import Run, Snapshot, choose_levels, export, newest_checkpoint, read_snapshots
 from m3dt_agent.errors import ConfigError
 
 
@@ -50,6 +50,26 @@ def test_what_is_exported_is_what_acts(tmp_path):
         behavior_policy(tasks.get("ant-dir-8"), weights=tmp_path / "policies.safetensors")
 
 
+def test_a_run_that_began_with_a_policy_exports_its_expert_alone(tmp_path):
+    assert set(export(tasks.get("cartpole-balance"), snapshots_with(100, 210, 340, 700, 1000), tmp_path, only_expert=True)) == {
+        "expert"
+    }
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (Run("cartpole-swingup", 0), "asked for was 'cartpole-swingup' with sac and seed 0"),
+        (Run("cartpole-balance", 0, "tqc", "expert"), "asked for was 'cartpole-balance' with tqc from 'expert' and seed 0"),
+    ],
+)
+def test_another_run_does_not_continue(run, message, tmp_path):
+    """A checkpoint of before there was more than one algorithm is one of soft actor-critic."""
+    (tmp_path / "progress.json").write_text(json.dumps({"task": "cartpole-balance", "seed": 0, "returns": {}}))
+    with pytest.raises(ConfigError, match=message):
+        read_snapshots(tmp_path, run)
+
+
 def test_the_newest_checkpoint_is_the_one_of_most_steps(tmp_path):
     assert newest_checkpoint(tmp_path) is None
     for steps in (2_000, 10_000):
@@ -81,7 +101,7 @@ def test_a_damaged_checkpoint_is_named(name, content, message, tmp_path):
     save_file({"0/w0": np.zeros(1)}, checkpoint / "snapshots.safetensors")
     (checkpoint / name).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
-        read_snapshots(checkpoint, tasks.get("cartpole-balance"), 0)
+        read_snapshots(checkpoint, Run("cartpole-balance", 0))
 
 
 def test_a_checkpoint_without_a_layer_is_named(tmp_path):

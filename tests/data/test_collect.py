@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -23,6 +24,7 @@ import safetensors.numpy
 from m3dt_agent import tasks
 from m3dt_agent.data import collect as collect_module
 from m3dt_agent.data import shards
+from m3dt_agent.data.behavior import behavior_policy
 from m3dt_agent.data.collect import CollectConfig, collect
 from m3dt_agent.data.collect_plan import make_plan
 from m3dt_agent.data.episodes import read_episodes, read_metadata, validate_dataset
@@ -35,7 +37,7 @@ MIXED = CollectConfig(levels={"expert+0.1": 0.5, "medium": 0.3, "random": 0.2}, 
 
 def contents(path):
     """Every array of every episode as bytes, and the seeds."""
-    fields = ("observations", "actions", "rewards", "terminations", "truncations", "success")
+    fields = ("observations", "actions", "rewards", "terminations", "truncations", "success", "demonstrator_actions")
     return [
         [episode.seed, *(None if getattr(episode, name) is None else getattr(episode, name).tobytes() for name in fields)]
         for episode in read_episodes(path)
@@ -349,3 +351,62 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
     assert "m3dt_agent.errors.DiskSpaceError: " in done.stderr
     assert ".safetensors" in done.stderr
     assert not [path for path in (tmp_path / "root").rglob("*") if path.is_file()]
+
+
+def actions_of(policy, episode):
+    policy.reset(episode.seed)
+    return np.stack([policy(observation) for observation in episode.observations[:-1]])
+
+
+def test_noisy_episodes_keep_what_the_demonstrator_itself_would_have_done(tmp_path):
+    task = FAST[0]
+    levels = {"expert+0.3": 0.5, "random": 0.5}
+    made = collect([task], tmp_path, CollectConfig(levels, episodes=2), workers=0)[0]
+    noisy, drawn = read_episodes(made.path)
+    np.testing.assert_array_equal(noisy.demonstrator_actions, actions_of(behavior_policy(task, "expert"), noisy))
+    assert np.abs(noisy.demonstrator_actions - noisy.actions).mean() > 0.1
+    np.testing.assert_array_equal(drawn.demonstrator_actions, drawn.actions)  # nobody else would have acted there
+    assert read_metadata(made.path)["m3dt_labelled"] is True
+    assert validate_dataset(made.path, task) == []
+    clean = collect([task], tmp_path, CollectConfig(episodes=1, source="clean"), workers=0)[0]
+    assert next(iter(read_episodes(clean.path))).demonstrator_actions is None
+    assert "m3dt_labelled" not in read_metadata(clean.path)
+
+
+def test_another_policy_acts_and_a_level_says_what_it_would_have_done(tmp_path):
+    """One round of dataset aggregation; the actor is told what it earned."""
+    task, earned = FAST[0], []
+
+    class Actor:
+        def __init__(self, task): ...
+        def reset(self, seed):
+            earned.append([])
+
+        def rewarded(self, reward):
+            earned[-1].append(reward)
+
+        def __call__(self, observation):
+            return np.full(task.act_dim, 0.25, np.float32)
+
+    config = CollectConfig({"custom": 1.0}, episodes=2, label_with="expert")
+    made = collect([task], tmp_path, config, policy=Actor, workers=0)[0]
+    for episode, rewards in zip(read_episodes(made.path), earned, strict=True):
+        assert (episode.actions == np.float32(0.25)).all()
+        np.testing.assert_array_equal(episode.demonstrator_actions, actions_of(behavior_policy(task), episode))
+        np.testing.assert_array_equal(episode.rewards, np.array(rewards, np.float32))
+    assert read_metadata(made.path)["m3dt_label_with"] == "expert"
+    with pytest.raises(DatasetError, match=r"was made from .*label_with.*; asked for was"):
+        collect([task], tmp_path, dataclasses.replace(config, label_with=None), policy=Actor, workers=0)
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        ("expert+0.1", r"label_with must be a level without noise; got 'expert\+0.1'"),
+        ("random", "'cheetah-vel-20' cannot be labelled with 'random'; it has zero, medium, expert"),
+        ("planner", "cannot be labelled with 'planner'"),
+    ],
+)
+def test_levels_that_label_nothing(level, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        collect(FAST[:1], tmp_path, CollectConfig(label_with=level), workers=0)

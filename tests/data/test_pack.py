@@ -45,6 +45,38 @@ def change_reward(dataset: Path, value: float) -> None:
         file["episode_2"]["rewards"][4] = value
 
 
+def test_a_labelled_pack_has_the_labels_too_and_another_format(tmp_path: Path, make_episode: MakeEpisode) -> None:
+    clean = [make_episode(TASK, length, i) for i, length in enumerate(LENGTHS)]
+    episodes = [dataclasses.replace(episode, demonstrator_actions=-episode.actions) for episode in clean]
+    plain, labelled = (
+        pack_dataset(write_dataset(tmp_path, TASK, source, found, metadata={}), TASK)
+        for source, found in (("plain", clean), ("labelled", episodes))
+    )
+    assert (plain.labelled, labelled.labelled) == (False, True)
+    obs, act = TASK.obs_dim, TASK.act_dim
+    np.testing.assert_array_equal(np.delete(labelled.steps, slice(obs + act, obs + 2 * act), axis=1), plain.steps)
+    np.testing.assert_array_equal(labelled.steps[:, obs + act : -1], -plain.steps[:, obs:-1])
+    for (source, packed), number in zip((("plain", plain), ("labelled", labelled)), (2, 3), strict=True):
+        (folder,) = (path for path in packs(tmp_path / "m3dt" / TASK.name / f"{source}-v0") if source in path.name)
+        assert json.loads((folder / "pack.json").read_text())["format"] == number
+        before = (folder / "pack.json").stat().st_mtime_ns
+        assert equal(pack_dataset(tmp_path / "m3dt" / TASK.name / f"{source}-v0", TASK), packed)
+        assert (folder / "pack.json").stat().st_mtime_ns == before
+
+
+def test_a_pack_that_an_older_program_made_of_labelled_data_is_made_again(tmp_path: Path, make_episode: MakeEpisode) -> None:
+    episodes = [dataclasses.replace(e, demonstrator_actions=-e.actions) for e in (make_episode(TASK, 5, i) for i in range(3))]
+    dataset = write_dataset(tmp_path, TASK, "labelled", episodes, metadata={})
+    steps = pack_dataset(dataset, TASK).steps.copy()
+    (folder,) = packs(dataset)
+    described = json.loads((folder / "pack.json").read_text())
+    unlabelled = np.delete(steps, slice(TASK.obs_dim + TASK.act_dim, -1), axis=1)
+    (folder / "steps.f32").write_bytes(unlabelled.tobytes())
+    changes = {"format": 2, "columns": [TASK.obs_dim, TASK.act_dim, 1], "steps_bytes": unlabelled.nbytes}
+    (folder / "pack.json").write_text(json.dumps(described | changes))
+    np.testing.assert_array_equal(pack_dataset(dataset, TASK).steps, steps)
+
+
 def test_contents(dataset: Path) -> None:
     packed = pack_dataset(dataset, TASK)
     episodes = list(read_episodes(dataset))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from m3dt_agent import tasks
-from m3dt_agent.data.episodes import read_episodes, validate_dataset
+from m3dt_agent.data.episodes import Episode, read_episodes, validate_dataset, write_dataset
 from m3dt_agent.data.pack import pack_dataset
 from m3dt_agent.errors import DatasetError
 
@@ -94,6 +96,47 @@ HDF5_PROBLEMS = {
 }
 
 
+LABELS = "infos/demonstrator_action"
+LABEL_PROBLEMS = {
+    "missing": (drop(f"episode_1/{LABELS}"), f"episode 1: {LABELS} is missing"),
+    "narrow": (replace(LABELS, lambda x: x[:, :3]), f"episode 1: {LABELS} is (9, 3); it must be (9, 4) or (8, 4)"),
+    "too short": (replace(LABELS, lambda x: x[:3]), f"episode 1: {LABELS} is (3, 4); it must be (9, 4) or (8, 4)"),
+    "float64": (replace(LABELS, lambda x: x.astype(np.float64)), "episode 1: demonstrator_actions is float64"),
+    "NaN": (put(LABELS, 3, np.nan), "episode 1, step 2: demonstrator_actions holds NaN"),  # the first is of the reset
+    "outside the space": (put(LABELS, 8, -2.0), "episode 1, step 7: demonstrator_actions leave [-1, 1]"),
+}
+
+
+@pytest.mark.parametrize("name", LABEL_PROBLEMS)
+def test_bad_labels(tmp_path: Path, make_episode: Callable[..., Episode], name: str) -> None:
+    episodes = (make_episode(TASK, length, i) for i, length in enumerate(LENGTHS))
+    labelled = (dataclasses.replace(episode, demonstrator_actions=-episode.actions) for episode in episodes)
+    dataset = write_dataset(tmp_path, TASK, "labelled", labelled, metadata={})
+    assert validate_dataset(dataset, TASK) == []
+    edit, expected = LABEL_PROBLEMS[name]
+    with h5py.File(dataset / "data" / "main_data.hdf5", "a") as file:
+        edit(file)
+    assert [problem for problem in validate_dataset(dataset, TASK) if expected in problem], validate_dataset(dataset, TASK)
+    with pytest.raises(DatasetError, match=re.escape(expected)):
+        pack_dataset(dataset, TASK)
+
+
+def test_labels_of_a_dataset_that_is_not_marked_are_not_read(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:
+    """An array of that name in others' data may mean anything."""
+    dataset = write_dataset(tmp_path, TASK, "others", [make_episode(TASK, 6, i) for i in range(3)], metadata={})
+    with h5py.File(dataset / "data" / "main_data.hdf5", "a") as file:
+        file["episode_1"]["infos"]["demonstrator_action"] = np.full(3, np.nan)
+    assert validate_dataset(dataset, TASK) == []
+    assert [episode.demonstrator_actions for episode in read_episodes(dataset)] == [None] * 3
+
+
+def test_all_episodes_have_labels_or_none(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:
+    first, second = (make_episode(TASK, 6, i) for i in range(2))
+    mixed = [dataclasses.replace(first, demonstrator_actions=first.actions), second]
+    with pytest.raises(DatasetError, match=r"episode 1: all episodes have demonstrator_actions, or none has"):
+        write_dataset(tmp_path, TASK, "mixed", mixed, metadata={})
+
+
 @pytest.mark.parametrize("name", HDF5_PROBLEMS)
 def test_bad_arrays(dataset: Path, name: str) -> None:
     edit, expected = HDF5_PROBLEMS[name]
@@ -115,6 +158,7 @@ METADATA_PROBLEMS = {
         {"observation_space": '{"type": "Box", "shape": [40], "dtype": "float32"}'},
         "the task's is Box(39,) float32",
     ),
+    "a mark that is no truth value": ({"m3dt_labelled": "yes"}, "m3dt_labelled is 'yes'; it must be true or false"),
     "space that is none": ({"observation_space": "cos.system('ls')"}, "observation_space in the metadata is not a Box"),
     "another task's": ({"m3dt_task": "push"}, "it holds data of task 'push', not 'reach'"),
     "another format": ({"data_format": "arrow"}, "data_format is 'arrow'"),
