@@ -18,7 +18,7 @@ quickstart: install
 
 # Two processes, each with files of its own: most tests keep one core busy.
 test: install
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile
 
 test-slow: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,behavior]'

@@ -46,7 +46,9 @@ def our_returns(agent: M3DTAgent, name: str, **config: Any) -> list[float]:
     return [row.episode_return for row in rows]
 
 
-@pytest.mark.parametrize("name", ["walker-run", "cheetah-vel-25", "reach"])
+@pytest.mark.parametrize(
+    "name", ["cheetah-vel-25", *(pytest.param(one, marks=pytest.mark.slow) for one in ("walker-run", "reach"))]
+)
 def test_stable_baselines3_gives_our_returns(agent: M3DTAgent, name: str) -> None:
     """With as many environments as episodes, environment i seeded with seed + i."""
     episodes = 2
@@ -87,6 +89,7 @@ def test_predict_keeps_its_place_by_the_state(agent: M3DTAgent) -> None:
     np.testing.assert_array_equal(unseen.predict(obs[0])[0], first)
 
 
+@pytest.mark.slow
 def test_metaworlds_evaluation_gives_our_returns(agent: M3DTAgent) -> None:
     names, episodes = ["reach", "button-press-topdown"], 2
     envs = metaworld_envs(names, seed=30)

@@ -51,10 +51,10 @@ def rollout(task: TaskSpec, seed: int, level: str, stop: bool = False) -> tuple[
 
 
 def test_rows_are_the_episodes_written_out() -> None:
-    config = EvalConfig(episodes=3, slots=4, workers=0, stop_on_success=True, seed=5)
-    for level in ("expert", "random", "zero"):
+    config = EvalConfig(episodes=2, slots=4, workers=0, stop_on_success=True, seed=5)
+    for level in ("expert", "zero"):
         rows = evaluate(level, NAMES, config)
-        assert [(row.task, row.seed) for row in rows] == [(name, seed) for name in NAMES for seed in (5, 6, 7)]
+        assert [(row.task, row.seed) for row in rows] == [(name, seed) for name in NAMES for seed in (5, 6)]
         for row in rows:
             task = get(row.task)
             episode_return, length, success = rollout(task, row.seed, level, stop=True)
@@ -76,10 +76,10 @@ def test_without_stopping_an_episode_has_its_full_length() -> None:
 def test_behavior_rows_do_not_depend_on_slots_and_workers(level: str) -> None:
     tasks = ["cheetah-vel-25", "pendulum-swingup", "ant-dir-3"]  # one slot runs all three, one after the other
     results = [
-        evaluate(level, tasks, EvalConfig(episodes=4, slots=slots, workers=workers, overlap=overlap))
-        for slots, workers, overlap in ((1, 0, False), (3, 0, True), (4, 1, True), (5, 2, False), (32, 2, True))
+        evaluate(level, tasks, EvalConfig(episodes=2, slots=slots, workers=workers, overlap=overlap))
+        for slots, workers, overlap in ((1, 0, False), (4, 1, True), (5, 2, False))
     ]
-    assert results == results[:1] * 5
+    assert results == results[:1] * 3
 
 
 SLOTS_AND_WORKERS = [(2, 0), (5, 0), (16, 2)]
@@ -95,6 +95,7 @@ def test_agent_rows_do_not_depend_on_slots_and_workers(tmp_path: Path, data: Tas
     np.testing.assert_allclose(results[1:], [results[0]] * 2, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_agent_rows_in_float64_are_the_same_to_the_last_bit(agent: M3DTAgent) -> None:
     """Even where contacts amplify rounding over 200 steps: ant-dir returns of this agent differ by half in float32."""
     agent.model.double()
@@ -128,13 +129,13 @@ def test_the_agent_sees_rewards_unless_told_otherwise(agent: M3DTAgent) -> None:
 @pytest.mark.parametrize("overlap", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_deterministic_rows_are_the_same_for_any_number_of_workers_and_threads(agent: M3DTAgent, overlap: bool) -> None:
     """In float32, on a task whose contacts amplify a last bit to half of a return."""
-    config = EvalConfig(episodes=3, slots=4, overlap=overlap, deterministic=True)
+    config = EvalConfig(episodes=2, slots=3, overlap=overlap, deterministic=True)
     results = []
-    for workers, threads in ((0, 1), (1, 2), (2, 1)):
+    for workers, threads in ((0, 1), (2, 2)):
         with cpu_threads(threads):
             results.append(evaluate(agent, ["ant-dir-3", "cheetah-vel-25"], dataclasses.replace(config, workers=workers)))
             assert torch.get_num_threads() == threads
-    assert results == results[:1] * 3
+    assert results == results[:1] * 2
 
 
 class Recorder:

@@ -15,7 +15,7 @@ import pytest
 from fuzz.campaign import READERS, Campaign, keep
 from fuzz.harness import Fuzzer
 
-QUICK_INPUTS, LONG_S = 40, 900.0
+QUICK_INPUTS, LONG_S = 25, 900.0
 """For each reader."""
 INPUTS, MOST_SECONDS, MOST_MB = 1_000, 5.0, 1_000.0
 

@@ -247,7 +247,7 @@ def run(hub: Hub, what: str, bank: Path, cache: Path) -> subprocess.Popen[str]:
     ("what", "pattern", "number"),
     [
         ("push", "POST .*/commit/", signal.SIGKILL),
-        ("pull", "GET .*/_cdn/", signal.SIGINT),
+        pytest.param("pull", "GET .*/_cdn/", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("push", "POST .*/commit/", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("push", "PUT /_lfs/", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("push", "PUT /_lfs/", signal.SIGKILL, marks=pytest.mark.slow),

@@ -107,8 +107,14 @@ def test_jobs(tmp_path, engine):
 @pytest.mark.parametrize(
     ("trouble", "error", "message", "tries"),
     [
-        ("error", ConfigError, "^square of 1: no such square$", 1),
-        ("foreign", M3DTError, "(?s)^square of 1 failed:.*in __call__.*ZeroDivisionError: squares of zero", 3),
+        pytest.param("error", ConfigError, "^square of 1: no such square$", 1, marks=pytest.mark.slow),
+        pytest.param(
+            "foreign",
+            M3DTError,
+            "(?s)^square of 1 failed:.*in __call__.*ZeroDivisionError: squares of zero",
+            3,
+            marks=pytest.mark.slow,
+        ),
         ("death", M3DTError, "^square of 1: the worker died", 3),
     ],
 )
@@ -140,6 +146,7 @@ def test_the_experts_stage_is_that_of_one_process_bit_for_bit(train, engine):
         assert len(curves[0]) == 1 + 5 * 4
 
 
+@pytest.mark.slow
 def test_an_array_of_processes_shares_the_experts_stage(train):
     one, engine = train("one process"), LocalProcesses(0)
     first = train("array", Fanout(engine, shard=(1, 2)))

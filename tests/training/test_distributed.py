@@ -139,7 +139,8 @@ def test_a_backbone_of_several_workers_is_that_of_one(
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
 def test_a_router_of_several_workers_is_that_of_one(
     data: TaskDatasets, with_experts: ExpertBank, tmp_path: Path, workers: Workers, size: int
 ) -> None:

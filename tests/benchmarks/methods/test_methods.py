@@ -93,7 +93,11 @@ def test_what_a_method_trained_plays_episodes(make_work: MakeWork, name: str) ->
     assert [row.length for row in rows] == [200, 200]
 
 
-KINDS = ["prompt-dt", "m3dt-end-to-end", "m3dt-all-tasks", "m3dt-gradient-unfrozen", "m3dt-big-experts"]
+KINDS = [
+    "prompt-dt",
+    "m3dt-big-experts",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("m3dt-end-to-end", "m3dt-all-tasks", "m3dt-gradient-unfrozen")),
+]
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -61,6 +61,7 @@ def test_its_numbers_are_those_of_pencil_and_paper(written: tuple[Path, Path]) -
     assert smoke["contrasts"][0]["verdict"] == "not comparable: different data"
 
 
+@pytest.mark.slow
 def test_a_report_is_the_same_whenever_it_is_written(written: tuple[Path, Path], tmp_path: Path) -> None:
     write_report([written[0]], tmp_path, PLANS)
     for file in sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()):
