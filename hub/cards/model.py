@@ -203,7 +203,15 @@ def _model(bank: ExpertBank) -> list[str]:
 
 def _tasks(bank: ExpertBank) -> list[str]:
     text = "These tasks are not among the 160 that come with the package. The agent acts in them; to make their environments"
-    return [*_task_table(bank), *own_task_sections(bank.manifest.specs.values(), text)]
+    return [*_task_table(bank), *_shown(bank), *own_task_sections(bank.manifest.specs.values(), text)]
+
+
+def _shown(bank: ExpertBank) -> list[str]:
+    """What is said of the tasks that the bank was not trained on."""
+    if not (names := bank.manifest.shown):
+        return []
+    text = "Nothing was trained on these tasks; the bank has statistics and prompts of them, from demonstrations: "
+    return [text + escape(", ".join(names)) + "."]
 
 
 def _task_table(bank: ExpertBank) -> list[str]:
@@ -212,7 +220,7 @@ def _task_table(bank: ExpertBank) -> list[str]:
         by_domain = task_table.by_group(bank.tasks)
         rows = [(escape(domain), f"{len(of)}", escape(", ".join(of))) for domain, of in by_domain.items()]
         return ["## Tasks", table(("domain", "tasks", ""), rows, left=3)]
-    by_expert = {e: [name for name in names if groups[name] == e] for e in range(bank.config.n_experts)}
+    by_expert = {e: [name for name in names if groups.get(name) == e] for e in range(bank.config.n_experts)}
     rows = [(f"{e}", f"{len(of)}", escape(", ".join(of))) for e, of in by_expert.items()]
     text = "Each expert is trained on the tasks of its group. The router weighs all experts, for every task."
     return ["## Tasks and experts", text, table(("expert", "tasks", ""), rows, left=3)]

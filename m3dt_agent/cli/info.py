@@ -35,6 +35,7 @@ def describe_bank(bank: ExpertBank) -> dict[str, Any]:
         "model": dataclasses.asdict(bank.config),
         "tasks": [task.name for task in bank.tasks],
         "specs": {name: spec.to_dict() for name, spec in bank.manifest.specs.items()},
+        "shown": list(bank.manifest.shown),
         "groups": bank.groups,
         "stages": {stage: bank.status(stage) for stage in STAGES},
         "finished_experts": list(bank.finished_experts),
@@ -58,6 +59,8 @@ def bank_table(document: dict[str, Any]) -> TextTable:
         table.add_row(f"group of expert {expert}", ", ".join(task for task, group in groups.items() if group == expert))
     if document["specs"]:
         table.add_row("tasks of one's own", ", ".join(document["specs"]))
+    if document["shown"]:
+        table.add_row("shown, not trained on", ", ".join(document["shown"]))
     table.add_row("weights", f"stored as {document['storage']}")
     table.add_row("files", f"{len(document['files'])}, {size(sum(document['files'].values()))}, all verified")
     table.add_row("content hash", document["content_hash"])

@@ -358,6 +358,15 @@ def test_tasks_are_listed_by_expert_once_they_are_grouped(state: str, tmp_path: 
         assert page.table("expert", "tasks") == [[str(e), "1", name] for e, name in enumerate(TASKS)]
 
 
+def test_tasks_that_were_only_shown_are_named(tmp_path: Path, data: TaskDatasets, bank: ExpertBank) -> None:
+    few = random_datasets(tmp_path / "few", ["reach", "walker-walk"])
+    for made in (bank, bank_in("backbone", tmp_path / "ungrouped", data)):
+        card = model_card(made.with_tasks(tmp_path / f"shown-{made.path.name}", few), REPO)
+        assert "Nothing was trained on these tasks; the bank has" in card
+        assert "from demonstrations: reach, walker-walk." in card
+        assert "Nothing was trained" not in model_card(made, REPO)
+
+
 def test_parameters_are_counted(bank: ExpertBank) -> None:
     count = dict(page_row[:2] for page_row in Page(model_card(bank, REPO)).table("", "when all stages are done"))
     held = {name: sum(t.numel() for t in bank.read(f"{name}.safetensors").values()) for name in ("backbone", "router")}
