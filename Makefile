@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test test-slow lint types docs bench pretrained perf clean
+.PHONY: install uv quickstart test test-slow lint types docs bench pretrained perf clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -12,6 +12,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 install: $(VENV)/.installed
+
+# Writes the pins of constraints.txt into pyproject.toml, where uv reads them.
+uv:
+	$(PYTHON) tests/uv_constraints.py
 
 quickstart: install
 	$(BIN)/m3dt quickstart --out runs/quickstart
@@ -21,7 +25,7 @@ test: install
 	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile
 
 test-slow: install
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,behavior]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,behavior,notebook]'
 	$(BIN)/python -m pytest -m slow
 
 lint: install types

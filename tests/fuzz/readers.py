@@ -102,7 +102,7 @@ def take_window(data: TaskDatasets, template: str) -> None:
     """What training takes of a dataset is finite. Steps of a pack that came with it are not looked at (docs/security.md)."""
     statistics, prompts = compute_statistics(data)["reach"], make_prompts(data, 3)["reach"]
     numbers = [statistics.mean, statistics.std, [statistics.target_return]]
-    numbers += [data.packed[0].steps] if template == "dataset" else []
+    numbers += [] if template == "packed dataset" else [data.packed[0].steps]
     numbers += [array for prompt in prompts for array in (prompt.states, prompt.actions, prompt.returns_to_go)]
     if not all(np.isfinite(array).all() for array in numbers):
         raise WrongError(f"training would take numbers that are none: {statistics}, {prompts}")

@@ -137,7 +137,7 @@ def recipe(reader: str, template: str, edits: st.SearchStrategy[list[dict[str, A
 
 def datasets(templates: dict[str, Any]) -> st.SearchStrategy[Recipe]:
     """A dataset, or a root with a dataset and its packed copy, which whoever hands on a folder hands on too."""
-    kinds = [_dataset("dataset", templates["dataset"]), _dataset("dataset", templates["dataset"])]
+    kinds = [_dataset(name, templates[name]) for name in ("dataset", "labelled dataset")]
     packed = templates["packed dataset"]
     files = [name for name in packed["files"] if name.startswith(".packed/")]
     inside = {**packed, "files": files, "folders": [name for name in packed["folders"] if name.startswith(".packed")]}

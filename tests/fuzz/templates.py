@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -15,6 +16,7 @@ import small_banks
 from contracts import random_datasets
 
 from m3dt_agent.config import ModelConfig
+from m3dt_agent.data.episodes import read_episodes, write_dataset
 from m3dt_agent.hub.convert_weights import write_published
 from m3dt_agent.hub.dataset_origins import FolderOrigin
 from m3dt_agent.hub.dataset_records import to_json
@@ -36,6 +38,14 @@ def make_packed_dataset(folder: Path) -> None:
 def make_dataset(folder: Path) -> None:
     make_packed_dataset(folder)
     shutil.rmtree(folder / ".packed")
+
+
+def make_labelled_dataset(folder: Path) -> None:
+    (task,) = random_datasets(folder / "plain", ["reach"], episodes=4, length=6).tasks
+    episodes = read_episodes(folder / "plain/m3dt/reach/random-v0")
+    labelled = (dataclasses.replace(episode, demonstrator_actions=-episode.actions) for episode in episodes)
+    write_dataset(folder, task, "random", labelled, metadata={})
+    shutil.rmtree(folder / "plain")
 
 
 def make_hub_datasets(folder: Path) -> None:
@@ -65,7 +75,7 @@ def make_weights(folder: Path) -> None:
 
 TEMPLATES: dict[str, dict[str, Callable[[Path], None]]] = {
     "banks": {"bank": make_bank},
-    "datasets": {"dataset": make_dataset, "packed dataset": make_packed_dataset},
+    "datasets": {"dataset": make_dataset, "labelled dataset": make_labelled_dataset, "packed dataset": make_packed_dataset},
     "published": {"mt160": make_mt160, "prompt-dt": make_prompt_dt, "tdmpc2": make_tdmpc2, "weights": make_weights},
     "hub": {"hub bank": make_bank, "hub datasets": make_hub_datasets},
 }

@@ -76,9 +76,13 @@ def test_a_finding_is_made_small_and_kept(fuzzer: Fuzzer, tmp_path: Path) -> Non
     assert [recipe for recipe, _ in seen[0].values()] == [recipe for recipe, _ in seen[1].values()], "the seed decides"
 
 
-@pytest.mark.parametrize("template", ["bank", "dataset", "mt160", "prompt-dt", "tdmpc2", "weights", "hub bank", "hub datasets"])
+@pytest.mark.parametrize(
+    "template", ["bank", "dataset", "labelled dataset", "mt160", "prompt-dt", "tdmpc2", "weights", "hub bank", "hub datasets"]
+)
 def test_sound_inputs_are_read(fuzzer: Fuzzer, template: str) -> None:
-    reader = {"bank": "banks", "dataset": "datasets"}.get(template, "hub" if template.startswith("hub") else "published")
+    reader = {"bank": "banks", "dataset": "datasets", "labelled dataset": "datasets"}.get(
+        template, "hub" if template.startswith("hub") else "published"
+    )
     outcome = fuzzer.run({"reader": reader, "template": template, "edits": [], "hub": []})
     assert (outcome.kind, outcome.finding) == ("value", ""), outcome
     assert "Error" not in outcome.text
