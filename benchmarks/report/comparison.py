@@ -186,11 +186,15 @@ def pairs(rows: Sequence[Row], a: str, b: str) -> list[tuple[Row, Row]]:
 
 
 def _contrasts(rows: Sequence[Row], named: tuple[str, str] | None, smoke: bool) -> tuple[Contrast, ...]:
-    """First the named contrast (several if its methods have several rows), then its first method against all other rows."""
+    """First the named contrast (several if its methods have several rows), then its first method against all other rows.
+
+    If the first method is not among the rows, all others stand against the second.
+    """
     if named is None:
         return ()
     first = pairs(rows, *named)
     rest = [(x, y) for x in rows if named[0] in (x.label, x.method) for y in rows if x is not y]
+    rest = rest or [(x, y) for y in rows if named[1] in (y.label, y.method) for x in rows if x is not y]
     rest = [pair for pair in rest if pair not in first]
     return (*_family(first, True, smoke), *_family(rest, False, smoke))
 

@@ -5,8 +5,8 @@
           figures/<table>-<figure>.png  .svg
 
 A table has a row per method, or per setting of it if the experiment varies some. Its contrasts are the one named before the
-run, and the first method of that one against every other row, corrected by Holm within the table. `comparison` says what limits
-the claims of a contrast.
+run, and the first method of that one against every other row (or every row against the second, if the first was not run),
+corrected by Holm within the table. `comparison` says what limits the claims of a contrast.
 
 The same files give the same report: it contains no date, path or machine.
 """
