@@ -1,6 +1,7 @@
 """LeRobot folders in both layouts: imported, described, and refused where they are damaged.
 
-LeRobot itself cannot be installed beside this package's torch, so the folders are written here in its documented layout.
+LeRobot itself cannot be installed beside this package's torch. The folders in golden/ were written by it
+(golden/make_lerobot.py), one by each layout's last version; the others are written here in the documented layout.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from lerobot_frames import FEATURES, LENGTHS, frames
 
 from m3dt_agent import tasks
 from m3dt_agent.data.episodes import read_episodes, read_metadata, validate_dataset
@@ -24,7 +26,6 @@ from m3dt_agent.tasks import TaskSpec
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
-LENGTHS = (5, 7, 4)
 ARM = TaskSpec(
     "own-arm",
     "robots",
@@ -36,35 +37,6 @@ ARM = TaskSpec(
     action_low=(-4.0, 0.0),
     action_high=(4.0, 2.0),
 )
-FEATURES: dict[str, dict[str, Any]] = {
-    "observation.state": {"dtype": "float32", "shape": [6], "names": None},
-    "observation.images.front": {"dtype": "video", "shape": [480, 640, 3], "names": ["height", "width", "channels"]},
-    "action": {"dtype": "float32", "shape": [2], "names": ["a", "b"]},
-    "next.reward": {"dtype": "float32", "shape": [1], "names": None},
-    "next.done": {"dtype": "bool", "shape": [1], "names": None},
-    "next.success": {"dtype": "bool", "shape": [1], "names": None},
-    "episode_index": {"dtype": "int64", "shape": [1], "names": None},
-    "frame_index": {"dtype": "int64", "shape": [1], "names": None},
-}
-
-
-def frames() -> list[dict[str, np.ndarray]]:
-    """The columns of three episodes."""
-    rng, found = np.random.default_rng(0), []
-    for index, length in enumerate(LENGTHS):
-        last = np.arange(length) == length - 1
-        found.append(
-            {
-                "observation.state": rng.normal(size=(length, 6)).astype(np.float32),
-                "action": rng.uniform([-4, 0], [4, 2], (length, 2)).astype(np.float32),
-                "next.reward": rng.normal(size=length).astype(np.float32),
-                "next.done": last,
-                "next.success": last & (index != 1),
-                "episode_index": np.full(length, index),
-                "frame_index": np.arange(length),
-            }
-        )
-    return found
 
 
 def write(folder: Path, version: str, changes: dict[str, Any] | None = None, drop: tuple[str, ...] = ()) -> Path:
@@ -112,6 +84,36 @@ def test_episodes_are_imported(tmp_path: Path, version: str) -> None:
         assert episode.truncations[-1] == (episode.length == 7)
         assert episode.terminations[-1] == (episode.length < 7)
     assert read_metadata(summary.path)["m3dt_final_observation"] == "repeated"
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_what_lerobot_itself_wrote_is_imported(tmp_path: Path, golden: Path, version: str) -> None:
+    path = golden / f"lerobot-{version}"
+    (summary,) = import_datasets("lerobot", path, tmp_path / "root", [ARM])
+    assert (summary.episodes, summary.steps) == (len(LENGTHS), sum(LENGTHS))
+    for episode, columns in zip(read_episodes(summary.path), frames(), strict=True):
+        np.testing.assert_array_equal(episode.observations[:-1], columns["observation.state"])
+        np.testing.assert_allclose(episode.actions, columns["action"] / [4, 1] - [0, 1], atol=1e-6)
+        np.testing.assert_array_equal(episode.rewards, columns["next.reward"])
+        np.testing.assert_array_equal(episode.success, columns["next.success"])
+    assert spec_of_lerobot(path, name="own-arm", score="success").max_episode_steps == max(LENGTHS)
+
+
+@pytest.mark.slow  # tests/bank trains on tasks of one's own
+def test_what_lerobot_itself_wrote_is_trained_on(tmp_path: Path, golden: Path, run: Any) -> None:
+    file = tmp_path / "own.toml"
+    given = ("--root", tmp_path / "root")
+    for version in ("v2.1", "v3.0"):
+        name, path = f"arm-{version[1]}", golden / f"lerobot-{version}"
+        code, out, err = run("data", "task", path, name, "--score", "success")
+        assert code == 0, err
+        with file.open("a") as tables:
+            tables.write(out + "\n")
+        code, _, err = run("--tasks", file, "data", "import", "lerobot", path, name, *given)
+        assert code == 0, err
+    training = ("--preset", "tiny", "--steps", 20, "--bank", tmp_path / "bank")
+    code, _, err = run("--tasks", file, "train", "arm-2", "arm-3", *given, *training)
+    assert code == 0, err
 
 
 def test_without_rewards_all_are_zero(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
