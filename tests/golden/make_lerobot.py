@@ -1,8 +1,8 @@
 """Writes lerobot-v2.1/ or lerobot-v3.0/, whichever the installed LeRobot writes, with the frames of ../lerobot_frames.py.
 
 Made with lerobot 0.3.3 (v2.1) and 0.4.4 (v3.0) under Python 3.11, in an environment of their own beside numpy 2.2.6, datasets 4
-and torch: python make_lerobot.py. LeRobot adds timestamps, indices and statistics itself. torchvision, which it imports and does
-not use here, was replaced by an empty module, because it does not run beside this torch.
+and torch: python make_lerobot.py. LeRobot adds timestamps, indices and statistics itself. torchvision, which it imports and
+does not use here, was replaced by an empty module, because it does not run beside this torch.
 """
 
 import inspect
