@@ -31,7 +31,7 @@ from ..data.task_datasets import TaskDatasets
 from ..errors import ConfigError, StageError
 from ..model import M3DT, RoutingUsage, faster_precision, with_same_weights
 from ..system.machine import torch_device
-from ..tasks import TaskSpec, resolve
+from ..tasks import TaskSpec, lookup, resolve
 from .acting import Acting, window_dtype
 from .choice import Experts, Precision, RtgMode, checked_experts, checked_precision
 from .conditions import KnownTasks
@@ -72,10 +72,13 @@ class Actor:
         self._thread = OneThread()
         self._use(M3DT(dataclasses.replace(config, n_experts=0, top_k=None)), "none")
 
-    def _use(self, model: M3DT, experts: Experts) -> None:
-        self.model = model.to(self.device).eval()
-        if self.precision == "bfloat16":
-            self.model.requires_grad_(False).lower_frozen(torch.bfloat16)
+    def _use(self, model: M3DT, experts: Experts, grown: Mapping[str, M3DT] | None = None) -> None:
+        """Lets a model act from now on; grown: task → the model of a new expert, in whose tasks that acts instead."""
+        self.model, self._grown = model.to(self.device).eval(), dict(grown or {})
+        for one in (model, *self._grown.values()):  # in this order, since these share its memory
+            one.to(self.device)
+            if self.precision == "bfloat16":
+                one.requires_grad_(False).lower_frozen(torch.bfloat16)
         self._experts = experts
         self._acting: Acting | None = None  # None before `reset`
 
@@ -96,7 +99,7 @@ class Actor:
 
         "none" is the backbone alone, an index one expert, "mixture" all experts weighed by the router, and a `Routing` the
         heaviest of them for each slot. A complete bank starts with "mixture", or with a `Routing` of 0.99 of the weight where
-        the router was trained to concentrate.
+        the router was trained to concentrate. On tasks by which the bank has grown, their own expert acts in any case.
         """
         return self._experts
 
@@ -126,6 +129,27 @@ class Actor:
             StageError: `experts` is not a `Routing`, or nothing has acted yet.
         """
         return self.model.routing_usage()
+
+    def acts_with(self, task: str | TaskSpec) -> tuple[M3DT, Experts]:
+        """The model that acts on a task of the agent, and which of its experts do.
+
+        If the bank has grown by the task, it is another model than `model`, of one expert; it shares the backbone's memory.
+
+        Raises:
+            UnknownTaskError: a task the agent does not have. StageError: its expert is not trained yet.
+        """
+        name = task.name if isinstance(task, TaskSpec) else task
+        lookup({spec.name: spec for spec in self.tasks}, name, "task of this agent")
+        self._require_trained(name)
+        return (self._grown[name], 0) if name in self._grown else (self.model, self._experts)
+
+    def _require_trained(self, task: str) -> None:
+        grown = () if self.bank is None else self.bank.growths
+        if task not in self._grown and any(task in growth.tasks for growth in grown):
+            raise StageError(
+                f"bank {self.bank and self.bank.path} has grown by task {task!r}, but its expert is not trained yet; continue "
+                "with training.fit_growth, or with the `m3dt grow` that began it"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -196,8 +220,15 @@ class Actor:
             raise ConfigError(f"rtg_mode must be 'rewards' or 'constant'; got {rtg_mode!r}")
         known = KnownTasks(self.tasks, self.prompts, self.statistics)
         conditions = known.requested(task, prompt, statistics, target_return)
+        for condition in conditions if isinstance(conditions, list) else [conditions]:
+            self._require_trained(condition.name)
+        if self.dtype is torch.float64:  # what is not shared with the model follows it
+            for one in self._grown.values():
+                one.double()
         with self._thread:
-            self._acting = Acting(self.model, conditions, experts=self._experts, rtg_mode=rtg_mode)
+            self._acting = Acting(
+                self.model, conditions, experts=self._experts, rtg_mode=rtg_mode, grown=self._grown, config=self.config
+            )
 
     def act(
         self,

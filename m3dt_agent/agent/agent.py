@@ -30,6 +30,7 @@ from ..tasks import TaskSpec
 from ..training.distributed import joined
 from ..training.expert_jobs import Fanout
 from ..training.logs import OnLog
+from ..training.stage_inputs import require_ungrown
 from ..training.trackers import Trackers
 from .actor import Actor
 from .choice import Experts, Precision, checked_experts, checked_precision, default_experts
@@ -191,7 +192,7 @@ class M3DTAgent(Actor):
 
     @classmethod
     def _from_bank(cls, bank: ExpertBank, device: str | torch.device, precision: Precision) -> M3DTAgent:
-        agent = cls(bank.config, bank.tasks, device=device, precision=precision)
+        agent = cls(bank.widest, bank.tasks, device=device, precision=precision)
         agent._load(bank)
         return agent
 
@@ -285,12 +286,13 @@ class M3DTAgent(Actor):
 
     def _bank_for(self, data: TaskDatasets, bank: str | Path | ExpertBank, *, may_create: bool) -> ExpertBank:
         if self.bank is not None:
-            self._require_bank("train", with_learned=False)
+            require_ungrown(self._require_bank("train", with_learned=False))
         return bank_to_fit(bank, own=self.bank, config=self.config, tasks=self.tasks, data=data, may_create=may_create)
 
     def _load(self, bank: ExpertBank) -> None:
         self.bank, self.statistics, self.prompts, self._learned = bank, bank.statistics, bank.prompts, AddedTasks()
-        self._use(bank.model(), default_experts(bank))
+        model = bank.model()
+        self._use(model, default_experts(bank), bank.grown_models(model))
 
     @property
     def content_hash(self) -> str:

@@ -2,6 +2,7 @@
 
 demonstrations ─► added_tasks ─► AddedTasks ─┬► M3DTAgent.learn_task   in memory
                                              └► copy_with_tasks        a new bank, with the weights of the old one
+datasets ─► copy_grown                                                 a new bank, with experts that are to be trained
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .. import tasks as task_table
 from ..config import DataConfig, ModelConfig
 from ..data.demonstrations import shown
-from ..data.prompts import Prompt, prompts_to_tensors
-from ..data.stats import TaskStatistics, statistics_to_tensors
+from ..data.prompts import Prompt, make_prompts, prompts_to_tensors
+from ..data.stats import TaskStatistics, compute_statistics, statistics_to_tensors
 from ..data.task_datasets import TaskDatasets
+from ..errors import BankError, StageError
 from ..tasks import TaskSpec
 from .contents import BankContents
 from .copies import copy_bank
-from .manifest import require_room
+from .growth import new_growth
+from .manifest import Manifest, require_room
 from .sizes import fitting_prompts, fitting_statistics
 from .tensor_files import record_of
 
@@ -61,6 +65,33 @@ def copy_with_tasks(bank: BankContents, added: AddedTasks, path: Path) -> None:
         BankError: `path` exists and is not an empty folder, or a file of the bank is damaged. DiskSpaceError: no room.
     """
     copy_bank(bank.path, bank.manifest.with_tasks(added.tasks), path, bank.storage, _files(bank, added))
+
+
+def copy_grown(bank: BankContents, data: TaskDatasets, n_experts: int, path: Path) -> None:
+    """Writes a copy of the bank that has grown by the tasks of `data`, whole or not at all; the new experts have no files yet.
+
+    Raises:
+        As `ExpertBank.grown`.
+    """
+    if untrained := untrained_experts(bank.manifest):
+        raise StageError(f"bank {bank.path} has grown, but its experts {untrained} are not trained yet; train them first")
+    if data.config != bank.data_config:
+        raise BankError(f"bank {bank.path} was made with {bank.data_config}; the data were opened with {data.config}")
+    bank.manifest.require_new(data.tasks)
+    growth = new_growth(bank.growths, [task.name for task in data.tasks], n_experts, bank.config.n_experts)
+    specs = {task.name: task for task in data.tasks if not task_table.is_builtin(task)}
+    grown = dataclasses.replace(bank.manifest, grown=(*bank.growths, growth), specs=bank.manifest.specs | specs)
+    grown.check_tasks()
+    files = {
+        growth.statistics_file: statistics_to_tensors(compute_statistics(data)),
+        growth.prompts_file: prompts_to_tensors(make_prompts(data, bank.config.prompt_length)),
+    }
+    copy_bank(bank.path, grown, path, bank.storage, files)
+
+
+def untrained_experts(manifest: Manifest) -> list[int]:
+    """The experts by which the bank has grown that have no file yet."""
+    return sorted({expert for growth in manifest.grown for expert in growth.experts} - set(manifest.all_experts))
 
 
 def hash_with_tasks(bank: BankContents, added: AddedTasks) -> str:

@@ -15,10 +15,12 @@ from ..data.prompts import Prompt, prompts_from_tensors
 from ..data.stats import TaskStatistics, statistics_from_tensors
 from ..errors import BankError, ConfigError, InvalidValueError, ShapeError, StageError
 from ..model.empty import EmptyModel
+from ..model.grown import model_to_act
 from ..tasks import TaskSpec
+from .growth import Growth
 from .journal import current_file, read_weights
 from .manifest import Manifest, expert_file, expert_index
-from .sizes import fitting_prompts, fitting_statistics, require_fit
+from .sizes import expert_config, fitting_prompts, fitting_statistics, require_expert_fits, require_fit
 from .storage import Storage
 from .tensor_files import for_each_file
 
@@ -54,41 +56,95 @@ class BankContents:
     @property
     def tasks(self) -> tuple[TaskSpec, ...]:
         """The tasks that the bank acts in, in its order. A spec in it makes no environment by itself (`envs.make_env`)."""
-        return tuple(self.manifest.task(name) for name in self.manifest.tasks)
+        return tuple(self.manifest.task(name) for name in self.manifest.all_tasks)
+
+    @property
+    def growths(self) -> tuple[Growth, ...]:
+        """The tasks that came after the stages, with experts of their own: one entry for each time the bank has grown."""
+        return self.manifest.grown
 
     @property
     def groups(self) -> dict[str, int] | None:
-        """Task name → the expert trained on it; None before the tasks are grouped. Tasks that were only shown are not in it."""
+        """Task name → the expert trained on it; None before the tasks are grouped.
+
+        Tasks that were only shown are not in it, and those of growths have groups of their own.
+        """
         return None if self.manifest.groups is None else dict(self.manifest.groups)
 
     @functools.cached_property
     def statistics(self) -> dict[str, TaskStatistics]:
         """Statistics per task, in the bank's order."""
-        found = self._made_of("statistics.safetensors", lambda t: fitting_statistics(statistics_from_tensors(t), self.tasks))
-        return {name: found[name] for name in self._complete(found, "statistics")}
+        parts = [("statistics.safetensors", self.manifest.tasks), *((g.statistics_file, g.tasks) for g in self.growths)]
+        all_found: dict[str, TaskStatistics] = {}
+        for file, names in parts:
+            found = self._made_of(file, lambda t: fitting_statistics(statistics_from_tensors(t), self.tasks))
+            all_found |= {name: found[name] for name in self._complete(found, names, file)}
+        return all_found
 
     @functools.cached_property
     def prompts(self) -> dict[str, tuple[Prompt, ...]]:
         """Prompts per task, in the bank's order, best first."""
-        found = self._made_of(
-            "prompts.safetensors", lambda t: fitting_prompts(prompts_from_tensors(t), self.tasks, self.config)
-        )
-        return {name: found[name] for name in self._complete(found, "prompts")}
+        parts = [("prompts.safetensors", self.manifest.tasks), *((g.prompts_file, g.tasks) for g in self.growths)]
+        all_found: dict[str, tuple[Prompt, ...]] = {}
+        for file, names in parts:
+            found = self._made_of(file, prompts_from_tensors)
+            for name in self._complete(found, names, file):
+                fits = functools.partial(fitting_prompts, found, [self.manifest.task(name)], self.config_of(name))
+                all_found[name] = self._checked(file, fits)[name]
+        return all_found
+
+    def config_of(self, task: str) -> ModelConfig:
+        """The shape of the model that acts on a task: the bank's or, if it has grown by the task, that of the new expert."""
+        experts = {name: expert for growth in self.growths for name, expert in growth.groups.items()}
+        return expert_config(self.manifest, experts[task]) if task in experts else self.config
+
+    @property
+    def widest(self) -> ModelConfig:
+        """The bank's config, or one that is wide and long enough for the tasks by which it has grown too."""
+        return self.config.for_tasks(self.manifest.task(name) for growth in self.growths for name in growth.tasks)
+
+    def grown_models(self, model: M3DT) -> dict[str, M3DT]:
+        """Task → the model that acts on it, for the tasks of all trained experts that the bank has grown by.
+
+        They share the memory of the backbone of `model`, which the bank's `model` has made, and use their expert 0.
+
+        Raises:
+            BankError: a damaged file, or tensors that do not fit.
+        """
+        found: dict[str, M3DT] = {}
+        for growth in self.growths:
+            for expert in growth.experts:
+                if expert in self.manifest.all_experts:
+                    config, file = expert_config(self.manifest, expert), expert_file(expert)
+                    require_expert_fits(self.manifest, expert, self.path)
+                    tensors = self.read(file)
+                    grown = self._checked(file, functools.partial(model_to_act, model, config, tensors))
+                    found |= dict.fromkeys(growth.members(expert), grown)
+        return found
 
     @property
     def finished_experts(self) -> tuple[int, ...]:
-        """The numbers of the trained experts, ascending."""
+        """The numbers of the trained experts of stage 2, ascending."""
         return self.manifest.finished_experts
 
     @property
     def missing_experts(self) -> tuple[int, ...]:
-        """The numbers of the experts that are not trained yet, ascending."""
+        """The numbers of the experts of stage 2 that are not trained yet, ascending."""
         return tuple(sorted(set(range(self.config.n_experts)) - set(self.finished_experts)))
 
     @property
     def default_experts(self) -> Literal["none", "mixture"]:
         """What an agent should use: the mixture if the router and all experts are trained, else only the backbone."""
         return "mixture" if self.is_done("router") and self.is_done("experts") else "none"
+
+    @property
+    def acts_with(self) -> Literal["none", "mixture", "routed"]:
+        """What its agent does unless told otherwise: as `default_experts`, but "routed" where stage 3 concentrated the router.
+
+        Then the heaviest experts alone act, those that `agent.choice.default_experts` names.
+        """
+        concentrated = self.manifest.stages.get("router", {}).get("config", {}).get("concentrate", 0.0) > 0
+        return "routed" if concentrated and self.default_experts == "mixture" else self.default_experts
 
     @property
     def content_hash(self) -> str:
@@ -137,15 +193,6 @@ class BankContents:
         """The model with everything trained so far, float32 on the CPU, in eval mode.
 
         Before any expert is trained, it has `n_experts=0`. If only some are, it has all E, and the others' output layers are
-    @property
-    def acts_with(self) -> Literal["none", "mixture", "routed"]:
-        """What its agent does unless told otherwise: as `default_experts`, but "routed" where stage 3 concentrated the router.
-
-        Then the heaviest experts alone act, those that `agent.choice.default_experts` names.
-        """
-        concentrated = self.manifest.stages.get("router", {}).get("config", {}).get("concentrate", 0.0) > 0
-        return "routed" if concentrated and self.default_experts == "mixture" else self.default_experts
-
         zero, so that they have no effect. If the router is not trained, its weights are new (see `default_experts`).
 
         Raises:
@@ -209,13 +256,18 @@ class BankContents:
 
     def _made_of(self, name: str, make: Callable[[Mapping[str, Tensor]], T]) -> T:
         """What `make` makes of the tensors of one file."""
+        tensors = self.read(name)
+        return self._checked(name, lambda: make(tensors))
+
+    def _checked(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` makes of the content of a file."""
         try:
-            return make(self.read(name))
-        except (InvalidValueError, ShapeError) as error:
+            return make()
+        except (ConfigError, InvalidValueError, ShapeError) as error:
             raise BankError(f"{self.path / name} is damaged or foreign: {error}") from error
 
-    def _complete(self, found: Mapping[str, object], what: str) -> tuple[str, ...]:
-        if set(found) != set(self.manifest.tasks):
-            differ = sorted(set(found) ^ set(self.manifest.tasks))
-            raise BankError(f"{self.path / what}.safetensors and bank.json disagree about tasks {differ}")
-        return self.manifest.tasks
+    def _complete(self, found: Mapping[str, object], names: tuple[str, ...], file: str) -> tuple[str, ...]:
+        if set(found) != set(names):
+            differ = sorted(set(found) ^ set(names))
+            raise BankError(f"{self.path / file} and bank.json disagree about tasks {differ}")
+        return names

@@ -7,6 +7,7 @@
       router.safetensors       stage 3
       statistics.safetensors   per task: observation mean and deviation, return scale, target return
       prompts.safetensors      per task: the last steps of its best episodes
+      grown/000-….safetensors  statistics and prompts of tasks that came later, with experts of their own (growth.py)
       resume/, logs/           checkpoints and learning curves; local, never copied or pushed
 
 Weights may be stored as bfloat16 (storage.py) but are read as float32; the hashes are of the stored bytes. Nothing is pickled.
@@ -30,14 +31,14 @@ from torch import Tensor
 
 from .. import tasks as task_table
 from ..config import DataConfig, ModelConfig
-from ..config.checks import require_instance
+from ..config.checks import is_integer, require_instance
 from ..data.prompts import Prompt, prompts_to_tensors
 from ..data.stats import TaskStatistics, statistics_to_tensors
 from ..data.task_datasets import TaskDatasets
 from ..errors import BankError, ConfigError, StageError
 from ..system.disk import path_errors, user_path
 from ..tasks import TaskSpec
-from .adding import added_tasks, copy_with_tasks
+from .adding import added_tasks, copy_grown, copy_with_tasks
 from .contents import BankContents
 from .copies import copy_bank, write_bank
 from .journal import (
@@ -172,7 +173,7 @@ class ExpertBank(BankContents):
 
         Args:
             files: file name (see the module's drawing) → tensors; weights are converted to the bank's storage.
-            changes: fields of `Manifest` (groups, grouping, stages).
+            changes: fields of `Manifest` (groups, grouping, stages, grown).
 
         Raises:
             ConfigError: a file name or field that banks do not have.
@@ -194,7 +195,7 @@ class ExpertBank(BankContents):
             files, changes = make(now)
             new = write_commit(self.path, now, files, changes, self.manifest.files)
         if self._experts is not None:
-            self._experts = tuple(e for e in new.finished_experts if e in self._experts or expert_file(e) in files)
+            self._experts = tuple(e for e in new.all_experts if e in self._experts or expert_file(e) in files)
         self.manifest = self._seen(new)
 
     def _manifest_now(self) -> Manifest:
@@ -245,10 +246,46 @@ class ExpertBank(BankContents):
         copy_with_tasks(self, added_tasks(data, self.config, self.data_config), path)
         return ExpertBank.open(path, check="sizes")
 
+    def grown(self, path: str | Path, data: TaskDatasets, *, experts: int = 1) -> ExpertBank:
+        """Makes a copy of the bank at `path` that has the tasks of `data` too, and room for experts of their own.
+
+        `training.fit_growth` trains these experts on `data` alone; `training.grow` does both. What the bank has stays as it is,
+        byte for byte, and acts on its tasks as before, to the last bit. The new tasks can be acted on once their expert is
+        trained. They may be wider and longer than the bank's model: their expert brings what they need.
+
+        experts: how many; the tasks are split over them in their order, as equally as can be.
+
+        Raises:
+            ConfigError: the bank has one of the tasks already, a task is wider or longer than any model may be, or there are
+                more experts than tasks.
+            StageError: the backbone is not trained, or the bank has grown before and those experts are not trained yet.
+            BankError: `data` were opened with another DataConfig, `path` exists and is not an empty folder, or a file of this
+                bank is damaged. DiskSpaceError: no room.
+        """
+        require_instance("data", data, TaskDatasets)
+        if not self.is_done("backbone"):
+            raise StageError(f"bank {self.path} has no backbone yet, so it cannot grow; run fit_stage('backbone', ...) first")
+        path = user_path(path)
+        copy_grown(self, data, experts, path)
+        return ExpertBank.open(path, check="sizes")
+
+    def without_growth(self, path: str | Path, *, keep: int = 0) -> ExpertBank:
+        """Copies the bank as it was before it grew, or after the first `keep` times, to the folder `path`; as `copy_to`.
+
+        Raises:
+            ConfigError: it has not grown so often. Else as `copy_to`.
+        """
+        path = user_path(path)
+        if not is_integer(keep) or not 0 <= keep <= len(self.growths):
+            raise ConfigError(f"keep must be in 0 … {len(self.growths)}, as often as the bank has grown; got {keep!r}")
+        copy_bank(self.path, self.manifest.with_growths(self.growths[:keep]), path, self.storage)
+        return ExpertBank.open(path, check="sizes")
+
     def for_tasks(self, path: str | Path, tasks: Sequence[TaskSpec | str]) -> ExpertBank:
         """Makes a new bank at `path` for some of this bank's tasks: its backbone and experts, no router, weights in float32.
 
         Stage 3 then fits a router to these tasks, starting from new weights or from this bank's (`fit_stage(..., start=bank)`).
+        Tasks by which the bank has grown are not among them: the router knows nothing of their experts.
 
         Raises:
             UnknownTaskError: a task that this bank does not have. StageError: the backbone or an expert is not trained.

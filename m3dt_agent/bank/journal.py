@@ -24,6 +24,8 @@ from .storage import as_stored, as_used
 from .tensor_files import Check, FileRecord, for_each_file, read_tensors, verify, write_tensors
 
 JOURNAL = "bank.json.next"
+FOLDERS = ("experts", "grown")
+"""The folders inside a bank that hold files of it."""
 
 
 @contextlib.contextmanager
@@ -172,8 +174,9 @@ def _roll_forward(path: Path, check: Check) -> None:
 
 def remove_stale(path: Path) -> None:
     """Removes what an unfinished commit left behind; under the lock, and only if there is no journal."""
-    own_path(path, "experts")
-    for pattern in ("*.safetensors.next", "experts/*.safetensors.next", f"{TEMPORARY}*.next"):
+    for folder in FOLDERS:
+        own_path(path, folder)
+    for pattern in ("*.safetensors.next", *(f"{folder}/*.safetensors.next" for folder in FOLDERS), f"{TEMPORARY}*.next"):
         for staged in path.glob(pattern):
             staged.unlink(missing_ok=True)
 
@@ -184,6 +187,7 @@ def refuse_strangers(path: Path, manifest: Manifest) -> None:
     Raises:
         BankError: it does; the message names the file.
     """
-    for file in sorted([*path.glob("*.safetensors"), *path.glob("experts/*.safetensors")]):
+    inside = (file for folder in FOLDERS for file in path.glob(f"{folder}/*.safetensors"))
+    for file in sorted([*path.glob("*.safetensors"), *inside]):
         if (name := file.relative_to(path).as_posix()) not in manifest.files:
             raise BankError(f"{path} holds {name}, which its bank.json does not list; move this file elsewhere")

@@ -17,16 +17,22 @@ from ..errors import BankError, ConfigError
 from .manifest import Manifest
 
 Records = Mapping[str, Any]
-_CHANGEABLE = ("groups", "grouping", "stages")
+_CHANGEABLE = ("groups", "grouping", "stages", "grown")
 
 
 def require_same_bank(seen: Manifest, now: Manifest, path: Path) -> None:
     """Checks that the bank on disk is still the one that was opened: the same model, data settings, tasks and storage.
 
+    It may have grown meanwhile.
+
     Raises:
         BankError: it is another one.
     """
-    if differ := [name for name in ("model", "data", "tasks", "specs", "storage") if getattr(seen, name) != getattr(now, name)]:
+    same = now.with_growths(now.grown[: len(seen.grown)])
+    names = [growth.groups for growth in seen.grown], [growth.groups for growth in same.grown]
+    fields = ("model", "data", "tasks", "specs", "storage")
+    differ = [name for name in fields if getattr(seen, name) != getattr(same, name)] + ["growths"] * (names[0] != names[1])
+    if differ:
         raise BankError(f"there is another bank at {path} than the one that was opened: its {', '.join(differ)} differ")
 
 

@@ -77,7 +77,7 @@ def ship(bank: ExpertBank, engine: Engine, experts: Iterable[int] | None = None)
     Raises:
         BankError: a file is damaged.
     """
-    chosen = tuple(bank.finished_experts if experts is None else experts)
+    chosen = tuple(bank.manifest.all_experts if experts is None else experts)
     manifest = bank.manifest.with_experts(chosen)
     text = manifest.to_json().encode()
     key = hashlib.sha256(text).hexdigest()

@@ -18,10 +18,11 @@ from ..data.prompts import Prompt
 from ..data.stats import TaskStatistics
 from ..errors import BankError, ShapeError
 from ..tasks import TaskSpec
-from .manifest import Manifest
-from .tensor_files import MAX_HEADER_BYTES, require_memory
+from .manifest import Manifest, expert_file
+from .storage import Storage
+from .tensor_files import MAX_HEADER_BYTES, FileRecord, require_memory
 
-_BYTES = {"float32": 4, "bfloat16": 2}
+_BYTES: dict[Storage, int] = {"float32": 4, "bfloat16": 2}
 
 
 def element_counts(config: ModelConfig) -> dict[str, int]:
@@ -50,17 +51,48 @@ def require_fit(manifest: Manifest, config: ModelConfig, path: Path) -> None:
     """
     counts = element_counts(config)
     for name, record in manifest.files.items():
-        part, _, _ = name.removesuffix(".safetensors").partition("/")
+        part, _, number = name.removesuffix(".safetensors").partition("/")
         if part not in counts or (part != "backbone" and config.n_experts == 0):
             continue
+        if part == "experts" and int(number) >= config.n_experts:
+            continue  # of a growth
         elements = counts[part] // config.n_experts if part == "experts" else counts[part]
-        data = elements * _BYTES[manifest.storage]
-        if not data + 8 < record.bytes <= data + 8 + MAX_HEADER_BYTES:
-            raise BankError(
-                f"{path / name} does not fit this bank's model: it has {record.bytes:,} bytes, and the {elements:,} numbers of "
-                f"the model in bank.json take {data:,} and a header"
-            )
+        _require_size(path / name, record, elements, manifest.storage)
     require_memory(4 * sum(counts.values()), f"the model of bank {path}")
+
+
+def expert_config(manifest: Manifest, expert: int) -> ModelConfig:
+    """The shape of the model of an expert by which the bank has grown: wide and long enough for the expert's tasks.
+
+    Raises:
+        KeyError: no growth has this expert.
+    """
+    members = {e: growth.members(e) for growth in manifest.grown for e in growth.experts}[expert]
+    return dataclasses.replace(manifest.model.for_tasks(map(manifest.task, members)), n_experts=1, top_k=None)
+
+
+def require_expert_fits(manifest: Manifest, expert: int, path: Path) -> None:
+    """Checks that the file of an expert by which the bank has grown has the size that its tasks say.
+
+    Raises:
+        BankError: it is of another model, or the model is too large for this machine.
+    """
+    config = expert_config(manifest, expert)
+    narrow = dataclasses.replace(manifest.model, n_experts=0, top_k=None)
+    counts = element_counts(config)
+    elements = counts["experts"] + counts["backbone"] - element_counts(narrow)["backbone"]
+    name = expert_file(expert)
+    _require_size(path / name, manifest.files[name], elements, manifest.storage)
+    require_memory(4 * (counts["experts"] + counts["backbone"]), f"expert {expert} of bank {path}")
+
+
+def _require_size(file: Path, record: FileRecord, elements: int, storage: Storage) -> None:
+    data = elements * _BYTES[storage]
+    if not data + 8 < record.bytes <= data + 8 + MAX_HEADER_BYTES:
+        raise BankError(
+            f"{file} does not fit this bank's model: it has {record.bytes:,} bytes, and the {elements:,} numbers of "
+            f"the model in bank.json take {data:,} and a header"
+        )
 
 
 def fitting_statistics(found: dict[str, TaskStatistics], tasks: Iterable[TaskSpec]) -> dict[str, TaskStatistics]:

@@ -24,7 +24,7 @@ STORAGES: tuple[Storage, ...] = get_args(Storage)
 
 def holds_weights(file: str | Path) -> bool:
     """Whether the bank's file of this name or path holds weights."""
-    return Path(file).name not in ("statistics.safetensors", "prompts.safetensors")
+    return not Path(file).name.endswith(("statistics.safetensors", "prompts.safetensors"))
 
 
 def as_stored(file: str | Path, tensors: Mapping[str, Tensor], storage: Storage) -> Mapping[str, Tensor]:

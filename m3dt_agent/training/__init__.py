@@ -4,6 +4,7 @@ from .cost import Estimate, estimate
 from .expert_jobs import Fanout
 from .fit import fit_stage
 from .grouping import group_tasks
+from .growth import fit_growth, grow, growth_config
 from .logs import LogRecord
 from .tracking import TrackedRun, Tracker
 
@@ -14,6 +15,9 @@ __all__ = [
     "TrackedRun",
     "Tracker",
     "estimate",
+    "fit_growth",
     "fit_stage",
     "group_tasks",
+    "grow",
+    "growth_config",
 ]

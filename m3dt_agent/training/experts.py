@@ -12,11 +12,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from ..bank import ExpertBank
 from ..bank.manifest import expert_file
-from ..config import ExpertsConfig, TrainConfig
+from ..config import ExpertsConfig, ModelConfig, TrainConfig
 from ..data.batches import derive_seed
 from ..model import M3DT
 from ..model.determinism import seeded
@@ -46,7 +47,7 @@ def chunk_run(inputs: StageInputs[ExpertsConfig], chunk: tuple[int, ...]) -> Run
     model = M3DT(dataclasses.replace(inputs.bank.config, n_experts=len(chunk), top_k=None))
     inputs.bank.load_backbone(model)
     for slot, expert in enumerate(chunk):
-        model.load_expert(slot, _new_expert(inputs, expert))
+        model.load_expert(slot, new_expert(inputs.bank.config, inputs.config.seed, expert))
     members = [[task.name for task in inputs.data.tasks if groups[task.name] == expert] for expert in chunk]
     return Run(
         name=f"experts-{chunk[0]:03d}-{chunk[-1]:03d}",
@@ -69,11 +70,10 @@ def remove_finished(bank: ExpertBank) -> None:
             remove_checkpoints(bank.path, run)
 
 
-def _new_expert(inputs: StageInputs[ExpertsConfig], expert: int) -> dict[str, Tensor]:
-    """An untrained expert for all blocks; it does not depend on the experts it is trained with."""
-    config = inputs.bank.config
+def new_expert(config: ModelConfig, seed: int, expert: int) -> dict[str, Tensor]:
+    """An untrained expert for all blocks of a model; it does not depend on the experts it is trained with."""
     tensors: dict[str, Tensor] = {}
-    with seeded(derive_seed(inputs.config.seed, "experts", expert, 0, "init"), inputs.cpu):
+    with seeded(derive_seed(seed, "experts", expert, 0, "init"), torch.device("cpu")):
         for block in range(config.n_layers):
             named = ExpertStack(1, config.embed_dim).named_parameters()
             tensors |= {f"blocks.{block}.experts.{name}": p.detach()[0] for name, p in named}

@@ -58,14 +58,16 @@ class StageInputs(Generic[ConfigT]):
             stage=config.stage,
             expert=expert,
             domain_weights=config.domain_weights,
+            truncate_history=config.truncate_history,
+            labels=config.labels,
         )
 
     def built_on(self, *files: str, groups: Mapping[str, int] | None = None) -> dict[str, str]:
         """Hashes of what a run's result depends on besides its config: model shape, data, groups, and `files` of the bank."""
         manifest = self.bank.manifest
-        hashes = {"model config": _hash_json(manifest.model.to_dict()), "data": data_fingerprint(self.data)}
+        hashes = {"model config": hash_json(manifest.model.to_dict()), "data": data_fingerprint(self.data)}
         if groups is not None:
-            hashes["groups"] = _hash_json(dict(groups))
+            hashes["groups"] = hash_json(dict(groups))
         names = ("statistics.safetensors", "prompts.safetensors", *files)
         return hashes | {name: manifest.files[name].sha256 for name in names}
 
@@ -89,9 +91,11 @@ def check_data(data: TaskDatasets, bank: ExpertBank) -> None:
 
     Raises:
         BankError: it does not; the message names both sides. ConfigError: they are something else.
+        StageError: the bank has grown.
     """
     require_instance("data", data, TaskDatasets)
     require_instance("bank", bank, ExpertBank)
+    require_ungrown(bank)
     found, wanted = tuple(task.name for task in data.tasks), bank.manifest.tasks
     if found != wanted:
         differ = f"only in the data: {sorted(set(found) - set(wanted))}, only in the bank: {sorted(set(wanted) - set(found))}"
@@ -99,6 +103,19 @@ def check_data(data: TaskDatasets, bank: ExpertBank) -> None:
         raise BankError(f"bank {bank.path} was made for other tasks than the data's; {what}")
     if data.config != bank.data_config:
         raise BankError(f"bank {bank.path} was made with {bank.data_config}; the data were opened with {data.config}")
+
+
+def require_ungrown(bank: ExpertBank) -> None:
+    """Checks that a stage of the bank may be trained.
+
+    Raises:
+        StageError: it has grown.
+    """
+    if bank.growths:
+        raise StageError(
+            f"bank {bank.path} has grown, so its stages are as they are; train the bank without growth "
+            "(bank.without_growth(path)), and let that grow"
+        )
 
 
 def require_trained_tasks(bank: ExpertBank) -> None:
@@ -120,8 +137,11 @@ def data_fingerprint(data: TaskDatasets) -> str:
         digest.update(task.name.encode())
         for array in (packed.offsets, packed.returns, packed.obs_mean, packed.obs_std):
             digest.update(np.ascontiguousarray(array).tobytes())
+        if packed.labelled:
+            digest.update(b"labelled")
     return digest.hexdigest()
 
 
-def _hash_json(value: Mapping[str, object]) -> str:
+def hash_json(value: Mapping[str, object]) -> str:
+    """sha256 of a value's JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
