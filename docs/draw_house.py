@@ -36,6 +36,7 @@ ROOMS = {
     "system": "machine, disk, text",
     "tasks": "what a task is",
     "training": "three stages",
+    "view": "pages to look at",
 }
 """Room → a few words."""
 BENCHMARKS = {

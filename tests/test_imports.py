@@ -24,7 +24,7 @@ LAYERS = [
     {"training", "hub"},
     {"agent"},
     {"adapters", "evaluation"},
-    {"quickstart"},
+    {"quickstart", "view"},
     {"cli"},
 ]
 """The rooms of the house, from the ground up: a room may import only from lower floors, or as ALLOWED_BESIDE says."""

@@ -2,6 +2,7 @@
 
 model.py     the card of a bank
 scores.py    its section about scores
+reading.py   the scores of a card, read back
 datasets.py  the card of a collection of datasets
 markdown.py  front matter, tables, escaping
 """

@@ -6,6 +6,7 @@
     m3dt train                       the three stages, into a bank                (train.py)
     m3dt eval                        scores of a bank or a behavior policy        (eval.py)
     m3dt info                        what a bank holds                            (info.py)
+    m3dt view                        a page of datasets, a bank or a training     (view.py)
     m3dt play                        one episode of one task                      (play.py)
     m3dt convert                     banks from published weights, and back       (convert.py)
     m3dt push, pull                  banks on the Hugging Face Hub                (hub.py, also `data push`, `data pull`)
@@ -44,6 +45,7 @@ from .quickstart import quickstart_command
 from .tasks import tasks_command
 from .own_code import own_module
 from .train import train_command
+from .view import view_command
 
 QUIET_OPTION = "--quiet"
 
@@ -75,6 +77,7 @@ app.command("train")(train_command)
 app.command("eval")(eval_command)
 app.command("play")(play_command)
 app.command("info")(info_command)
+app.command("view")(view_command)
 app.command("convert")(convert_command)
 app.command("bench")(bench_command)
 app.command("push")(push_command)

@@ -96,6 +96,8 @@ class TaskEnv(gym.Env[Observation, Action]):
         self._steps_left = 0
         self._success: bool | None = None
         self._renderer: Any = None
+        self.frame_size = FRAME_SIZE
+        """Height and width of the frames that `render` draws; may be set before the first one. Small ones are drawn faster."""
 
     @abstractmethod
     def _start(self, seed: int) -> Observation:
@@ -140,7 +142,7 @@ class TaskEnv(gym.Env[Observation, Action]):
         return transition.observation, transition.reward, transition.terminated, truncated, self._info()
 
     def render(self) -> NDArray[np.uint8] | None:
-        """Draws the current frame, (480, 480, 3) uint8 RGB; returns None without `render_mode="rgb_array"`.
+        """Draws the current frame, uint8 RGB, (480, 480, 3) or of `frame_size`; returns None without `render_mode="rgb_array"`.
 
         Raises:
             M3DTError: no OpenGL context can be opened; the message says what to do.
@@ -149,7 +151,7 @@ class TaskEnv(gym.Env[Observation, Action]):
             return None
         model, data = self._scene()
         if self._renderer is None:
-            self._renderer = open_renderer(model, FRAME_SIZE, self.task.env_id)
+            self._renderer = open_renderer(model, self.frame_size, self.task.env_id)
         self._renderer.update_scene(data, camera=self._camera)
         frame: NDArray[np.uint8] = self._renderer.render()
         return frame

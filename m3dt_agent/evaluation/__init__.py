@@ -8,7 +8,7 @@ held_out.py      errors on demonstrations, without a simulator
 """
 
 from ..scores import EpisodeResult, Summary, read_rows, summarize, write_rows
-from .held_out import action_error, best_prompt_sampler, router_usage
+from .held_out import action_error, best_prompt_sampler, router_usage, router_usage_of_blocks
 from .one_episode import Played, play
 from .parallel import evaluate_in_jobs
 from .policies import AgentPolicy, BehaviorPolicies, VectorPolicy
@@ -30,6 +30,7 @@ __all__ = [
     "play",
     "read_rows",
     "router_usage",
+    "router_usage_of_blocks",
     "summarize",
     "write_rows",
 ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 
 from ..agent import Experts, M3DTAgent
 from ..config import Stage
@@ -39,27 +42,40 @@ def action_error(
         for step, first in enumerate(range(0, n_windows, _ERROR_BATCH)):
             batch = sampler.sample_task(i, step).to(agent.device, agent.dtype)
             mask = batch.action_mask & (torch.arange(len(batch.tasks), device=agent.device) < n_windows - first)[:, None, None]
-            difference = agent.model(batch.window, batch.prompt, experts) - batch.window.actions  # (B, T, D_a)
+            difference = agent.model(batch.window, batch.prompt, experts) - batch.targets  # (B, T, D_a)
             total += float(difference[mask].cpu().double().square().sum())  # not every device has float64
             count += int(mask.sum())
         errors[task.name] = total / count
     return errors
 
 
-@torch.inference_mode()
 def router_usage(agent: M3DTAgent, data: TaskDatasets, *, n_windows: int = 64, seed: int = 0) -> dict[str, list[float]]:
     """Task → (E,) the router's weights of the experts, averaged over windows of `data`, blocks and real steps.
 
     Raises:
         UnknownTaskError: a task the agent does not have.
     """
+    return {task: weights.mean(dim=(0, 1)).tolist() for task, weights in _router_weights(agent, data, n_windows, seed)}
+
+
+def router_usage_of_blocks(
+    agent: M3DTAgent, data: TaskDatasets, *, n_windows: int = 64, seed: int = 0
+) -> dict[str, list[list[float]]]:
+    """Task → (L, E) the router's weights in each block, averaged as `router_usage` averages them over windows and real steps.
+
+    Raises:
+        UnknownTaskError: a task the agent does not have.
+    """
+    return {task: weights.mean(dim=0).tolist() for task, weights in _router_weights(agent, data, n_windows, seed)}
+
+
+@torch.inference_mode()
+def _router_weights(agent: M3DTAgent, data: TaskDatasets, n_windows: int, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Task by task the router's weights at each of n real steps, (n, L, E)."""
     sampler = best_prompt_sampler(agent, data, "router", n_windows, seed)
-    found = {}
     for i, task in enumerate(data.tasks):
         batch = sampler.sample_task(i, 0).to(agent.device, agent.dtype)
-        weights = agent.model.router_weights(batch.window, batch.prompt)  # (B, T, L, E)
-        found[task.name] = weights[batch.window.mask].mean(dim=(0, 1)).tolist()
-    return found
+        yield task.name, agent.model.router_weights(batch.window, batch.prompt)[batch.window.mask]
 
 
 def best_prompt_sampler(agent: M3DTAgent, data: TaskDatasets, stage: Stage, batch_size: int, seed: int) -> BatchSampler:
