@@ -87,6 +87,7 @@ def start_from(model: Any, episodes: Iterable[Episode], layers: Layers | None) -
     model.set_logger(configure(None, []))
     delay, model.policy_delay = model.policy_delay, _FROZEN
     for _ in range(buffer.size() // _ROUND):
+        model._n_updates = 0  # sbx compiles anew for every other remainder of it by the delay
         model.train(_ROUND, model.batch_size)
     model.policy_delay = delay
 

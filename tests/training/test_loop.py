@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig
 from m3dt_agent.data.batches import Batch
+from m3dt_agent.data.pack import PackedTask
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import InvalidValueError
 from m3dt_agent.model.determinism import cpu_threads
@@ -75,6 +77,26 @@ def test_the_loss_is_the_mean_over_real_actions_of_real_steps(data: TaskDatasets
                 if batch.window.mask[b, t]:
                     errors += [float(actions[b, t, i] - batch.window.actions[b, t, i]) ** 2 for i in range(width)]
         assert loss == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+
+
+def test_labels_are_what_is_learned(data: TaskDatasets, make_bank: MakeBank) -> None:
+    """To the last bit: the same labels as actions change nothing, others change the loss alone, `executed` ignores them."""
+
+    def learned(sign: float | None, **changes: object) -> torch.Tensor:
+        def with_labels(packed: PackedTask) -> PackedTask:
+            labels = np.float32(sign) * packed.steps[:, packed.task.obs_dim : -1]
+            steps = np.concatenate([packed.steps[:, :-1], labels, packed.steps[:, -1:]], axis=1)
+            return dataclasses.replace(packed, stored=steps, labelled=True)
+
+        packs = data.packed if sign is None else (*map(with_labels, data.packed[:2]), *data.packed[2:])
+        run = backbone_run(dataclasses.replace(data, packed=packs), bank, **changes)
+        return trained(run, 3).run.parameters["predict_action.weight"].detach()
+
+    bank = make_bank()
+    plain = learned(None)
+    assert torch.equal(learned(1.0), plain)
+    assert not torch.equal(learned(-1.0), plain)
+    assert torch.equal(learned(-1.0, labels="executed"), plain)
 
 
 def test_a_step_is_adamw_on_clipped_gradients_with_warm_up(data: TaskDatasets, make_bank: MakeBank) -> None:
