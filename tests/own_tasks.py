@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
-from m3dt_agent.tasks import Linear, TaskSpec
+from m3dt_agent.tasks import Linear, TaskSpec, get
 
 
 class Reacher1D(gym.Env[Any, Any]):
@@ -119,6 +120,15 @@ class Pictures(Wide):
     observation_space = Box(0, 255, (64, 64, 3), np.uint8)
 
 
+def cheetah(velocity: float, render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """cheetah-vel at any velocity, in m/s."""
+    from m3dt_agent.envs.locomotion import CheetahVelEnv
+
+    return CheetahVelEnv(dataclasses.replace(get("cheetah-vel-20"), goal_velocity=velocity), render_mode)
+
+
+if "m3dt-tests/Cheetah-v0" not in gym.registry:
+    gym.register("m3dt-tests/Cheetah-v0", entry_point="own_tasks:cheetah")
 for _name in ("Reacher1D", "Wide", "Mirror", "Door", "AntMaze", "Choices", "Pictures"):
     if f"m3dt-tests/{_name}-v0" not in gym.registry:
         gym.register(f"m3dt-tests/{_name}-v0", entry_point=f"own_tasks:{_name}")
@@ -158,3 +168,15 @@ WIDE = TaskSpec(
     score="return",
     env="m3dt-tests/Wide-v0",
 )
+CHEETAH = TaskSpec(
+    "own-cheetah",
+    "goals",
+    obs_dim=20,
+    act_dim=6,
+    max_episode_steps=200,
+    return_scale=200.0,
+    score=Linear(-100.0, -30.0),
+    env="m3dt-tests/Cheetah-v0",
+    env_kwargs={"velocity": 1.61},
+)
+"""Between the goals of two of the 40 tasks, 1.575 and 1.65 m/s."""

@@ -12,12 +12,16 @@ import pytest
 import torch
 from acting_banks import CONFIG, NAMES
 from contracts import observations, play_alone, random_bank, random_datasets
+from own_tasks import CHEETAH
 
 from m3dt_agent import tasks
 from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
+from m3dt_agent.config import EvalConfig
+from m3dt_agent.data.behavior import behavior_policy
 from m3dt_agent.data.episodes import Episode, read_episodes, write_dataset
 from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.envs.make import make_env
 from m3dt_agent.errors import BankError, ConfigError, DatasetError, StageError, UnknownTaskError
 from m3dt_agent.tasks import TaskSpec
 from m3dt_agent.training.stage_inputs import require_trained_tasks
@@ -184,3 +188,30 @@ def test_an_agent_around_a_model_learns_too(data: TaskDatasets, bank: ExpertBank
     with torch.inference_mode():
         np.testing.assert_array_equal(actions(agent), actions(reference))
     assert agent.content_hash == ""
+
+
+@pytest.mark.slow
+def test_a_new_goal_of_a_known_family_is_reached(own_registry: None) -> None:
+    """The bank of the package, three demonstrations of a goal between two of its 40; 99 over 20 episodes."""
+    from m3dt_agent.evaluation import evaluate
+
+    tasks.register(CHEETAH)
+    expert = behavior_policy(dataclasses.replace(tasks.get("cheetah-vel-20"), goal_velocity=1.61), "expert")
+    agent = M3DTAgent.load("builtin:mt160")
+    agent.learn_task(CHEETAH, (demonstration(CHEETAH, expert, seed) for seed in range(3)))
+    rows = evaluate(agent, [CHEETAH], EvalConfig(episodes=2, workers=2), progress=False)
+    assert min(row.normalized_score for row in rows) > 90
+
+
+def demonstration(task: TaskSpec, act: Any, seed: int) -> Episode:
+    """One episode of a policy."""
+    env = make_env(task)
+    steps, seen, over = [], [env.reset(seed=seed)[0]], False
+    while not over:
+        action = np.clip(act(seen[-1]), -1, 1)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        seen.append(obs)
+        steps.append((action, reward, terminated, truncated))
+        over = terminated or truncated
+    env.close()
+    return Episode(np.array(seen), *map(np.array, zip(*steps, strict=True)))
