@@ -60,6 +60,7 @@ CASES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
     ("data pull", "repo"): (INPUT_FOLDER, ("data", "pull", BAD, "--root", "{new}")),
     ("data pull", "root"): (OUTPUT_FOLDER, ("data", "pull", "{made}/datasets", "--root", BAD)),
     ("data pull", "token_file"): (INPUT_FILE, ("data", "pull", "a/b", "--root", "{new}", "--token-file", BAD)),
+    ("train", "config"): (INPUT_FILE, ("train", "--config", BAD)),
     ("train", "root"): (INPUT_FOLDER, (*TRAIN, "--root", BAD, "--bank", "{new}")),
     ("train", "cache"): (OUTPUT_FOLDER, (*TRAIN, "--root", "{made}/datasets", "--cache", BAD, "--bank", "{new}")),
     ("train", "bank"): (OUTPUT_FOLDER, (*TRAIN, "--root", "{made}/datasets", "--bank", BAD)),

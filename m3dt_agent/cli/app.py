@@ -42,6 +42,7 @@ from .options import path_option
 from .output import leave_out_ignored_errors
 from .play import play_command
 from .quickstart import quickstart_command
+from .run_file import CommandWithFile
 from .tasks import tasks_command
 from .own_code import own_module
 from .train import train_command
@@ -73,7 +74,7 @@ app = typer.Typer(
 app.command("collect")(collect_command)
 app.add_typer(behavior_app, name="behavior")
 app.add_typer(data_app, name="data")
-app.command("train")(train_command)
+app.command("train", cls=CommandWithFile)(train_command)
 app.command("eval")(eval_command)
 app.command("play")(play_command)
 app.command("info")(info_command)

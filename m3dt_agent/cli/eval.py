@@ -37,6 +37,7 @@ from .options import (
     StopOnSuccess,
     TaskNames,
     TaskSet,
+    Track,
     Workers,
     choose_tasks,
     parse_shard,
@@ -101,6 +102,7 @@ def eval_command(
     cpus_per_job: CpusPerJob = 1,
     gpus_per_job: GpusPerJob = 0.0,
     retries: Retries = RETRIES,
+    track: Track = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a bank's agent or a behavior policy on fixed episodes.
@@ -108,6 +110,8 @@ def eval_command(
     Without task names, a bank is evaluated on all of its tasks.
     """
     from ..scores import summarize
+    from ..training.tracked_runs import track_scores
+    from ..training.trackers import make_trackers
 
     config = EvalConfig(
         episodes=episodes,
@@ -121,6 +125,9 @@ def eval_command(
     acting = Acting.from_options(experts, routing_mass, max_experts, precision, device, prompt_from, source)
     cluster = ray_cluster(ray, cpus_per_job, gpus_per_job, retries)
     policy = find_policy(who)
+    if track is not None and (isinstance(policy, str) or who.startswith("builtin:")):
+        raise ConfigError(f"--track goes with a bank in a folder, whose logs/ it writes to; got {who}")
+    following = make_trackers(track or ())
     if prompt_from is not None and (isinstance(policy, str) or cluster is not None):
         raise ConfigError("--prompt-from goes with a bank and without --ray; `ExpertBank.with_tasks` keeps the tasks in a bank")
     if isinstance(policy, str) or names or all_tasks or task_set:
@@ -136,6 +143,8 @@ def eval_command(
             results, unwritten = error.rows, error
     summary = summarize(results)
     emit(dataclasses.asdict(summary), as_json=as_json, table=_score_table(summary))
+    if not isinstance(policy, str):
+        track_scores(following, policy, summary, dataclasses.asdict(config))
     if unwritten is not None:
         raise unwritten
 

@@ -111,6 +111,10 @@ ReturnToGoMode = Annotated[
     Literal["rewards", "constant"],
     typer.Option("--rtg-mode", help="Return-to-go: lowered by each reward, or constant over the episode."),
 ]
+Track = Annotated[
+    str | None,
+    typer.Option(help="Trackers of experiments, with commas between them: tensorboard, wandb, trackio."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 
 

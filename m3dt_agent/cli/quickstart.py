@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import RenderableType
 
-from .options import AsJson, Seed, Workers, path_option
+from .options import AsJson, Seed, Track, Workers, path_option
 from .output import emit, make_table, quiet_stdout, say, together
 
 
@@ -27,6 +27,7 @@ def quickstart_command(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete an earlier run in the folder instead of continuing it.")
     ] = False,
+    track: Track = None,
     as_json: AsJson = False,
 ) -> None:
     """Collect data of eight tasks, train all three stages, evaluate and draw a figure. Takes about ten minutes on two cores."""
@@ -34,7 +35,7 @@ def quickstart_command(
 
     config = QuickstartConfig(steps=parse_steps(steps), precision=precision, seed=seed, workers=workers)
     with quiet_stdout():
-        summary = run(out, config, fresh=fresh, say=say)
+        summary = run(out, config, fresh=fresh, say=say, trackers=track or ())
     emit(summary, as_json=as_json, table=_quickstart_tables(summary))
 
 

@@ -26,12 +26,15 @@ from .options import (
     Source,
     TaskNames,
     TaskSet,
+    Track,
     parse_experts,
     path_option,
     ray_cluster,
 )
 from .output import emit, quiet_stdout
-from .train_request import DatasetChoice, Spread, TaskChoice, TrainRequest, setting_options, stage_configs, stages_asked
+from .run_file import keep_run, run_text
+from .train_request import DatasetChoice, Spread, TaskChoice, TrainRequest
+from .train_settings import setting_options, stage_configs, stages_asked
 
 Pull = Annotated[
     str | None,
@@ -54,6 +57,10 @@ DataParallel = Annotated[
     str | None,
     typer.Option(help="With --ray, stages 1 and 3: workers that share every batch; 2:8: as many as there is room for."),
 ]
+Config = Annotated[
+    Path | None, path_option(help="A TOML file with options of this command; options that are typed come before it.")
+]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the run as such a file, and do nothing else.")]
 Resume = Annotated[bool, typer.Option(help="Continue a stage that was interrupted; --no-resume: refuse one that was begun.")]
 
 
@@ -79,6 +86,7 @@ def _with_setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @_with_setting_options
 def train_command(
+    ctx: typer.Context,
     names: TaskNames = None,
     all_tasks: AllTasks = False,
     task_set: TaskSet = None,
@@ -102,6 +110,9 @@ def train_command(
     retries: Retries = RETRIES,
     device: Device = "cpu",
     resume: Resume = True,
+    track: Track = None,
+    config: Config = None,
+    print_config: PrintConfig = False,
     as_json: AsJson = False,
     **settings: Any,
 ) -> None:
@@ -121,7 +132,7 @@ def train_command(
         bank=bank,
         stages=stages,
         by_name=stage != "all",
-        configs=stage_configs(preset, stages, settings),
+        configs=stage_configs(preset, stages, settings, ctx.obj.stages),
         preset=preset,
         new_experts=experts,
         only_experts=None if only_experts is None else parse_experts(only_experts),
@@ -129,23 +140,31 @@ def train_command(
         datasets=DatasetChoice(root, source, pull, cache),
         spread=spread,
         resume=resume,
+        track=track,
     )
-    _train(request, device, as_json=as_json)
+    if print_config:
+        print(run_text(ctx, request.effective_configs(), preset=request.effective_preset()), end="")
+    else:
+        _train(ctx, request, device, as_json=as_json)
 
 
-def _train(request: TrainRequest, device: str, *, as_json: bool) -> None:
-    """Trains what is asked for; worker 0 prints what the bank then holds."""
+def _train(ctx: typer.Context, request: TrainRequest, device: str, *, as_json: bool) -> None:
+    """Trains what is asked for; worker 0 keeps the run's file in the bank, and prints what the bank then holds."""
     from ..agent import M3DTAgent
     from ..bank import ExpertBank
     from ..training.distributed import joined, own_device
+    from ..training.trackers import make_trackers
 
     own = own_device(device)  # before data are downloaded
+    trackers = make_trackers(request.track or ())  # the same ones for all stages, so that what fails is said once
     with quiet_stdout(), joined(device) as world:
         with world.main_first():
             plan = request.plan(world)
         agent = M3DTAgent(plan.model, plan.tasks, device=own)
         for stage in plan.stages:
-            request.train_stage(stage, agent, plan.data)
+            request.train_stage(stage, agent, plan.data, trackers)
+            if world.is_main:
+                keep_run(ctx, ExpertBank.open(request.bank, check="sizes"))
     if world.is_main:
         document = describe_bank(ExpertBank.open(request.bank))
         emit(document, as_json=as_json, table=bank_table(document))

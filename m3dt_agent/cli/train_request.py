@@ -1,25 +1,21 @@
-"""What `m3dt train` is asked for: its options for training settings, and what is trained, on what data, and where.
+"""What `m3dt train` is asked for: what is trained, on what data, and where.
 
-    options' values ─► TrainRequest     stages, their configs, and where they run; nothing is opened yet
-    bank, datasets  ─► Plan             the model, the tasks, the data, and the stages that are left
-
-Options of training settings are made from the fields of the stages' configs, so that each setting is declared once.
+options' values ─► TrainRequest     stages, their configs, and where they run; nothing is opened yet
+bank, datasets  ─► Plan             the model, the tasks, the data, and the stages that are left
 """
 
 from __future__ import annotations
 
-import dataclasses
-import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from ..config import STAGE_CONFIGS, STAGES, DataConfig, ModelConfig, Stage, TrainConfig, stage_name, train_preset
+from ..config import DataConfig, ModelConfig, Stage, TrainConfig, train_preset
 from ..errors import ConfigError, StageError
 from ..jobs import LocalProcesses, RayCluster
 from ..tasks import TaskSpec
-from .options import choose_tasks, parse_pairs, parse_shard, parse_workers
+from .options import choose_tasks, parse_shard, parse_workers
 from .output import say
 
 if TYPE_CHECKING:
@@ -28,75 +24,7 @@ if TYPE_CHECKING:
     from ..data.task_datasets import TaskDatasets
     from ..training import Fanout
     from ..training.distributed import World
-
-
-@dataclass(frozen=True, slots=True)
-class SettingOption:
-    """An option that sets one field of the stages' configs.
-
-    type: of its value on the command line; a bool is a flag, of any other type None means that the option is not given.
-    """
-
-    name: str
-    help: str
-    type: Any
-
-
-def setting_options() -> tuple[SettingOption, ...]:
-    """The options of training settings: those that all stages have, then those of each stage."""
-    found: dict[str, SettingOption] = {}
-    shared = {field.name for field in dataclasses.fields(TrainConfig)}
-    for number, config in enumerate(STAGE_CONFIGS.values(), 1):
-        types_of = get_type_hints(config)
-        for field in dataclasses.fields(config):
-            if field.metadata["option"] and field.name not in found:
-                text: str = field.metadata["help"]
-                if field.name not in shared:
-                    text = f"Stage {number}: {text[0].lower()}{text[1:]}"
-                found[field.name] = SettingOption(field.name, text, _typed(types_of[field.name]))
-    return tuple(found.values())
-
-
-def _typed(field_type: Any) -> Any:
-    """The type in which a field's value is typed on the command line: without None, and a text for a mapping."""
-    if get_origin(field_type) is Mapping:
-        return str
-    if isinstance(field_type, types.UnionType):
-        (field_type,) = (part for part in get_args(field_type) if part is not types.NoneType)
-    return field_type
-
-
-def stages_asked(stage: str, only_with_experts: Mapping[str, str | None]) -> tuple[Stage, ...]:
-    """The stages that --stage means. only_with_experts: options that go with stage 2 alone, and their values.
-
-    Raises:
-        UnknownTaskError: no such stage. ConfigError: such an option was given for another stage.
-    """
-    stages = STAGES if stage == "all" else (stage_name(stage),)
-    for option, value in only_with_experts.items():
-        if value is not None and stages != ("experts",):
-            raise ConfigError(f"{option} goes with --stage experts; got --stage {stage}")
-    return stages
-
-
-def stage_configs(preset: str | None, stages: Sequence[Stage], settings: Mapping[str, Any]) -> dict[Stage, TrainConfig | None]:
-    """The config of each stage: the preset, with the settings that were given. None leaves the config to the bank.
-
-    Args:
-        settings: values of the options of `setting_options`, by name; a stage takes those that it has.
-
-    Raises:
-        UnknownTaskError: no such preset. ConfigError: a setting that does not validate.
-    """
-    given = {name: value for name, value in settings.items() if value is not None and value is not False}
-    if "domain_weights" in given:
-        given["domain_weights"] = parse_pairs(given["domain_weights"], int, "a weighting of domains", "dmcontrol:3,metaworld:2")
-    configs: dict[Stage, TrainConfig | None] = {}
-    for stage in stages:
-        own = {field.name for field in dataclasses.fields(STAGE_CONFIGS[stage])}
-        changes = {name: value for name, value in given.items() if name in own}
-        configs[stage] = train_preset(preset or "small", stage, **changes) if preset or changes else None
-    return configs
+    from ..training.tracking import Guarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +129,7 @@ class TrainRequest:
 
     bank: its folder, which need not exist. by_name: whether the one stage of `stages` was asked for by its name or number.
     new_experts: experts per block of a new bank. only_experts: of stage 2; None: all that are missing. resume: whether stages
-    that were begun may be continued.
+    that were begun may be continued. track: names of trackers, with commas between them.
     """
 
     bank: Path
@@ -215,6 +143,7 @@ class TrainRequest:
     datasets: DatasetChoice
     spread: Spread
     resume: bool
+    track: str | None = None
 
     def plan(self, world: World) -> Plan:
         """Opens the bank, if there is one, and the datasets, and leaves out what is done.
@@ -239,7 +168,29 @@ class TrainRequest:
             require_one_worker(world)
         return Plan(model, tasks, self.datasets.open(tasks, data_config), stages)
 
-    def train_stage(self, stage: Stage, agent: M3DTAgent, data: TaskDatasets) -> None:
+    def effective_preset(self) -> str | None:
+        """The preset that is asked for; `small` for a new bank if none is."""
+        from ..bank import is_bank
+
+        return self.preset or (None if is_bank(self.bank) else "small")
+
+    def effective_configs(self) -> dict[Stage, TrainConfig]:
+        """The config of each stage: the one that is asked for, else the one that `fit_stage` takes from the bank.
+
+        Raises:
+            BankError: of the bank.
+        """
+        from ..bank import ExpertBank, is_bank
+
+        asked = dict(self.configs)
+        if not is_bank(self.bank):
+            return {stage: config or train_preset("small", stage) for stage, config in asked.items()}
+        from ..training.resume import config_of_bank
+
+        bank = ExpertBank.open(self.bank, check="sizes")
+        return {stage: config or config_of_bank(bank, stage) for stage, config in asked.items()}
+
+    def train_stage(self, stage: Stage, agent: M3DTAgent, data: TaskDatasets, trackers: tuple[Guarded, ...] = ()) -> None:
         """One stage, here or on the cluster.
 
         Raises:
@@ -247,14 +198,29 @@ class TrainRequest:
         """
         config, spread = self.configs[stage], self.spread
         if stage == "experts":
-            agent.fit_stage(stage, data, bank=self.bank, config=config, experts=self.only_experts, fanout=spread.fanout)
+            agent.fit_stage(
+                stage,
+                data,
+                bank=self.bank,
+                config=config,
+                experts=self.only_experts,
+                fanout=spread.fanout,
+                trackers=trackers,
+            )
         elif spread.cluster is None:
-            agent.fit_stage(stage, data, bank=self.bank, config=config)
+            agent.fit_stage(stage, data, bank=self.bank, config=config, trackers=trackers)
         else:
             from ..training.ray_train import fit_on_ray
 
             fit_on_ray(
-                stage, data, self.bank, config, cluster=spread.cluster, workers=spread.parallel, model_config=agent.config
+                stage,
+                data,
+                self.bank,
+                config,
+                cluster=spread.cluster,
+                workers=spread.parallel,
+                model_config=agent.config,
+                trackers=trackers,
             )
 
     def _has_work(self, bank: ExpertBank | None, stage: Stage, *, tell: bool) -> bool:

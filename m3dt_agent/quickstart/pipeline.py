@@ -52,6 +52,8 @@ from .settings import (
 if TYPE_CHECKING:
     from ..agent import M3DTAgent
     from ..data.task_datasets import TaskDatasets
+    from ..training.trackers import Trackers
+    from ..training.tracking import Guarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Quickstart:
 
     out: Path
     config: QuickstartConfig
+    trackers: tuple[Guarded, ...] = ()
 
     @property
     def bank(self) -> Path:
@@ -126,12 +129,14 @@ class Quickstart:
 
         agent = M3DTAgent(ModelConfig.preset("small"), TASKS)
         config = stage_config(stage, plan["steps"][stage], plan["precision"], self.config.seed)
-        agent.fit_stage(stage, self.data("datasets"), bank=self.bank, config=config)
+        agent.fit_stage(stage, self.data("datasets"), bank=self.bank, config=config, trackers=self.trackers)
         return {"steps": config.steps, "threads": config.threads}
 
     def evaluate(self, policy: str) -> dict[str, float]:
         """Task → mean normalized score of one of POLICIES; all of them get the same episodes."""
+        from ..bank import ExpertBank
         from ..evaluation import AgentPolicy, evaluate, summarize, write_rows
+        from ..training.tracked_runs import track_scores
 
         first = EVALUATION_SEED + self.config.seed * self.config.episodes  # runs with other seeds have other episodes
         config = EvalConfig(
@@ -144,7 +149,9 @@ class Quickstart:
             who = AgentPolicy(agent, name=policy)
         rows = evaluate(who, TASKS, config)
         write_rows(self.out / "rows" / f"{policy}.jsonl", rows)
-        return {task: summary.mean_score for task, summary in summarize(rows).tasks.items()}
+        summary = summarize(rows)
+        track_scores(self.trackers, ExpertBank.open(self.bank, check="sizes"), summary, dataclasses.asdict(config))
+        return {task: found.mean_score for task, found in summary.tasks.items()}
 
     def held_out_errors(self) -> dict[str, dict[str, float]]:
         """Policy → task → mean squared action error on held-out demonstrations, for "backbone" and "final"."""
@@ -171,22 +178,27 @@ class Quickstart:
         return str(save_figure(figure, self.out / "figure.png"))
 
 
-def run(out: Path, config: QuickstartConfig, *, fresh: bool = False, say: Say = print) -> dict[str, Any]:
+def run(
+    out: Path, config: QuickstartConfig, *, fresh: bool = False, say: Say = print, trackers: Trackers = ()
+) -> dict[str, Any]:
     """Runs all parts in order; returns the summary, which is also written to `out/summary.json`.
 
     Args:
         fresh: delete an earlier run in `out` instead of continuing it.
         say: called with one line at the start and at the end of each part.
+        trackers: told of training and of the evaluations, as `training.fit_stage` takes them.
 
     Raises:
-        ConfigError: `out` holds something else, or a run with another config and `fresh` is not set.
+        ConfigError: `out` holds something else, or a run with another config and `fresh` is not set; no such tracker.
         MissingDependencyError: a simulator or matplotlib is not installed.
     """
     require_matplotlib()
     from ..model.determinism import cpu_threads
+    from ..training.trackers import make_trackers
 
+    following = make_trackers(trackers)
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "workers"}
-    parts, work = Parts(out, settings, say, fresh=fresh), Quickstart(out, config)
+    parts, work = Parts(out, settings, say, fresh=fresh), Quickstart(out, config, following)
     with cpu_threads(THREADS):
         results = _do(parts, work)
     summary = {

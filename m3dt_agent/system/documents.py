@@ -94,6 +94,15 @@ def checked_shape(value: object, shape: Any, error: type[M3DTError], *, name: ob
         raise error(f"{name} is damaged or foreign: {problem}") from None
 
 
+def shape_problem(value: object, shape: Any, name: str) -> str:
+    """What is wrong with a value that should have `shape`, such as "steps must be an integer; got '6'"; "" if nothing is."""
+    try:
+        _shaped(value, shape, (None, name))
+    except _WrongError as problem:
+        return str(problem)
+    return ""
+
+
 # -- text to values ------------------------------------------------------------------------------------------------------------
 
 
