@@ -26,6 +26,7 @@ ROOMS = {
     "envs": "environments",
     "errors": "what is raised",
     "evaluation": "episodes, videos",
+    "export": "ONNX files",
     "hub": "Hub, published files",
     "jobs": "processes, Ray",
     "model": "the network",

@@ -77,6 +77,8 @@ CASES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
         INPUT_FILE,
         ("convert", "{made}/published", "{new}", TASK, "cheetah-vel-4", "--root", "{made}/datasets", "--groups", BAD),
     ),
+    ("export", "bank"): (INPUT_FOLDER, ("export", BAD, TASK, "--to", "{new}.onnx")),
+    ("export", "to"): (OUTPUT_FILE, ("export", "{made}/bank", TASK, "--to", BAD)),
     ("push", "bank"): (INPUT_FOLDER, ("push", BAD, "{new}")),
     ("push", "repo"): (OUTPUT_FOLDER, ("push", "{made}/bank", BAD)),
     ("push", "rows"): (INPUT_FILE, ("push", "{made}/bank", "{new}", "--rows", BAD)),
@@ -96,7 +98,7 @@ MORE = {  # other conversions write other files
 }
 ROOM = {"rows": 64, "": 4096}
 """Bytes for each file on the full disk: small files fit, so that commands get as far as they can."""
-NAMES = {"video": "film.gif", "rows": "rows.jsonl"}
+NAMES = {"to": "policy.onnx", "video": "film.gif", "rows": "rows.jsonl"}
 
 
 @dataclass(frozen=True)

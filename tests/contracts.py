@@ -57,6 +57,12 @@ def random_bank(path: Path, data: TaskDatasets, config: ModelConfig, *, experts:
     """A bank with every stage done (or the backbone alone), all weights random."""
     statistics, prompts = compute_statistics(data), make_prompts(data, config.prompt_length)
     bank = ExpertBank.create(path, config, data.tasks, statistics, prompts, data.config)
+    bank.commit(random_files(config, experts=experts, gain=gain))
+    return bank
+
+
+def random_files(config: ModelConfig, *, experts: bool = True, gain: float = 3.0) -> dict[str, Any]:
+    """The tensor files of a bank with every stage done (or the backbone alone), all weights random."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = M3DT(config)
@@ -67,12 +73,11 @@ def random_bank(path: Path, data: TaskDatasets, config: ModelConfig, *, experts:
             for name, parameter in model.expert_tensors().items():
                 if "w_" in name:
                     parameter.normal_(std=0.2)
-    files = {"backbone.safetensors": model.backbone_tensors()}
+    files: dict[str, Any] = {"backbone.safetensors": model.backbone_tensors()}
     if experts:
         files |= {expert_file(e): model.expert_slice(e) for e in range(config.n_experts)}
         files |= {"router.safetensors": model.router_tensors()}
-    bank.commit(files)
-    return bank
+    return files
 
 
 def observations(task: TaskSpec, steps: int, seed: int) -> Any:

@@ -23,7 +23,7 @@ LAYERS = [
     {"bank"},
     {"training", "hub"},
     {"agent"},
-    {"adapters", "evaluation"},
+    {"adapters", "evaluation", "export"},
     {"quickstart", "view"},
     {"cli"},
 ]

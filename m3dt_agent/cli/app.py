@@ -8,6 +8,7 @@
     m3dt info                        what a bank holds                            (info.py)
     m3dt view                        a page of datasets, a bank or a training     (view.py)
     m3dt play                        one episode of one task                      (play.py)
+    m3dt export                      a bank as one file that acts without torch   (export.py)
     m3dt convert                     banks from published weights, and back       (convert.py)
     m3dt push, pull                  banks on the Hugging Face Hub                (hub.py, also `data push`, `data pull`)
     m3dt doctor                      what this machine can do                     (doctor.py)
@@ -36,6 +37,7 @@ from .convert import convert_command
 from .data import behavior_app, data_app
 from .doctor import doctor_command
 from .eval import eval_command
+from .export import export_command
 from .hub import data_pull_command, data_push_command, pull_command, push_command
 from .info import info_command
 from .options import path_option
@@ -80,6 +82,7 @@ app.command("play")(play_command)
 app.command("info")(info_command)
 app.command("view")(view_command)
 app.command("convert")(convert_command)
+app.command("export")(export_command)
 app.command("bench")(bench_command)
 app.command("push")(push_command)
 app.command("pull")(pull_command)

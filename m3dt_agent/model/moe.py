@@ -96,7 +96,7 @@ class ExpertStack(nn.Module):
         """The output of `forward` for experts that are not trained; h (B, S, D), weights (B, S, E), kept (B, E)."""
         stacks: tuple[Tensor, ...] = self._stacks()
         tiles: tuple[Tile, ...]
-        if torch.compiler.is_exporting():  # for any rows: one tile of all experts; what is not kept has weight 0
+        if torch.compiler.is_compiling():  # for export, for any rows: one tile of all experts; what is not kept has weight 0
             tiles = ((ALL, None),)
         elif kept is None:
             tiles = self._tiles(h, len(self.w_in))
