@@ -42,11 +42,11 @@ from .hub import data_pull_command, data_push_command, pull_command, push_comman
 from .info import info_command
 from .options import path_option
 from .output import leave_out_ignored_errors
+from .own_code import own_module
 from .play import play_command
 from .quickstart import quickstart_command
 from .run_file import CommandWithFile
 from .tasks import tasks_command
-from .own_code import own_module
 from .train import train_command
 from .view import view_command
 
@@ -108,13 +108,6 @@ def _all_commands(
         list[Path] | None,
         path_option("--tasks", help="A TOML file with tasks of your own; may be given several times. M3DT_TASKS names more."),
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option(QUIET_OPTION, help="Print the result and errors only; may stand anywhere in a command.")
-    ] = False,
-) -> None:
-    """Options of every command. `program.main` takes --quiet out, wherever it stands."""
-    for path in tasks or ():
-        register_file(path)
     modules: Annotated[
         list[str] | None,
         typer.Option(
@@ -123,5 +116,12 @@ def _all_commands(
             help="A module of yours that registers environments with Gymnasium, imported first; may be given several times.",
         ),
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option(QUIET_OPTION, help="Print the result and errors only; may stand anywhere in a command.")
+    ] = False,
+) -> None:
+    """Options of every command. `program.main` takes --quiet out, wherever it stands."""
     for name in modules or ():
         own_module(name, "--import")
+    for path in tasks or ():
+        register_file(path)

@@ -209,9 +209,9 @@ def _score_table(summary: Summary) -> TextTable:
     return table
 
 
-def _interval(interval: tuple[float, float]) -> str:
-    return "-" if math.isnan(interval[0]) else f"{interval[0]:.1f} … {interval[1]:.1f}"
 def _score(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1f}"
 
 
+def _interval(interval: tuple[float, float]) -> str:
+    return "-" if math.isnan(interval[0]) else f"{interval[0]:.1f} … {interval[1]:.1f}"
