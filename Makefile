@@ -25,7 +25,7 @@ test: install
 	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile
 
 test-slow: install
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,behavior,notebook]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,behavior,notebook,wandb,trackio]'
 	$(BIN)/python -m pytest -m slow
 
 lint: install types

@@ -64,7 +64,8 @@ class WandB:
         _require("wandb")
         import wandb
 
-        if wandb.setup().settings.mode not in ("offline", "dryrun", "disabled") and not wandb.login(prompt=False):
+        online = wandb.setup().settings.mode not in ("offline", "dryrun", "disabled")
+        if online and not wandb.login(prompt=False):
             raise ConfigError("no API key is known; run `wandb login`, or set WANDB_MODE=offline")
         own_path(run.folder, "wandb").mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
@@ -74,7 +75,7 @@ class WandB:
             name=f"{run.experiment} {run.name}",
             group=run.experiment,
             config=dict(run.config),
-            resume="allow",
+            resume="allow" if online else None,
             reinit="create_new",  # a run of the caller's own goes on
             settings=wandb.Settings(
                 console="off",

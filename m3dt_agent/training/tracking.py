@@ -21,7 +21,7 @@ from .logs import announce
 
 WAITING = 10_000
 """Reports that may wait for a tracker. One that falls further behind is left out."""
-FINISH_SECONDS = 20.0
+FINISH_SECONDS = 60.0
 """How long the end of a run waits for a tracker to write or send what it has got."""
 
 
