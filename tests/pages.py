@@ -7,13 +7,18 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
+from m3dt_agent.view.page import plotly_bundle
+
 HOSTILE = '</script><img src=x onerror="document.title=1">&lt;b&amp;'
 HOSTILE_NAME = "<img src=x onerror=document.title=1>"
 """As a file name, which cannot hold a slash."""
 
 
 class ReadPage(HTMLParser):
-    """A page: tags with their attributes, rows of text by table, the text outside of scripts, and the data of its script."""
+    """A page: tags with their attributes, rows of text by table, the text outside of scripts, and the data of its script.
+
+    Plotly's bundle is left out: reading its five million characters would take most of the time.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -22,7 +27,7 @@ class ReadPage(HTMLParser):
         self.text, self.scripts = "", list[str]()
         self._open: list[str] = []
         self._table = ""
-        self.feed(text)
+        self.feed(text.replace(plotly_bundle(), "", 1))
         assert self._open == []
         self.data: Any = json.loads(self.scripts[0])
 

@@ -13,20 +13,18 @@ from tqdm import tqdm
 from ..agent import M3DTAgent
 from ..bank import ExpertBank
 from ..config import STAGES, EvalConfig
+from ..data.episodes import find_sources
 from ..data.task_datasets import TaskDatasets
-from ..errors import M3DTError, UnknownTaskError
+from ..errors import UnknownTaskError
 from ..hub.cards.scores import BEHAVIOR
 from ..system.machine import shows_progress
 from ..tasks import TaskSpec, by_group
-from .bank_figures import heat_map, score_figure
+from .bank_figures import heat_map, height, score_figure
 from .bank_scores import Score, Scores, scores_of_bank
 from .clips import Clip, bytes_each, clips_of_bank
 from .page import COLOURS, Cell, Column, Page, number, percent, shorts
 from .routing import MASS, RouterWeights, router_weights
 from .run import training_section
-
-_LINE = 15
-"""Pixels of a task's line in figures that show all tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +39,13 @@ class BankView:
 
 
 def bank_page(
-    bank: ExpertBank, name: str, rows: Sequence[Path], data: Path | None, clips: Sequence[str], progress: bool | None
+    bank: ExpertBank, name: str, rows: Sequence[Path], data: TaskDatasets | None, clips: Sequence[str], progress: bool | None
 ) -> Page:
     """The page of a bank.
 
     Args:
-        name: what commands call it. rows: files of evaluated episodes. data: a Minari root, to measure the router's weights on
-            whole demonstrations. clips: tasks of which an episode is played and drawn. progress: whether to show a bar.
+        name: what commands call it. rows: files of evaluated episodes. data: measure the router's weights on these, not on the
+            bank's prompts. clips: tasks of which an episode is played and drawn. progress: whether to show a bar.
 
     Raises:
         UnknownTaskError: clips of a task that the bank does not have.
@@ -60,7 +58,7 @@ def bank_page(
     scores, notes = scores_of_bank(bank, name, rows), list[str]()
     agent = M3DTAgent.load(bank.path) if bank.is_done("backbone") else None
     names = [task.name for task in tasks]
-    view = BankView(bank, name, tasks, scores, _weights(bank, name, agent, data, notes))
+    view = BankView(bank, name, tasks, scores, _weights(bank, agent, data, notes))
     page = Page(f"Bank {name}", f"{len(tasks)} tasks. Click on a header to sort, on a task to see its experts.")
     page.facts(_facts(bank, scores))
     for note in (*notes, *scores.missing):
@@ -69,33 +67,37 @@ def bank_page(
     page.panels(_LAYOUTS, {task.name: _traces(view, task.name) for task in tasks}, _films(view, agent, clips, progress))
     if scores.policies:
         page.heading("Scores")
-        page.plot("scores", score_figure(names, scores), 110 + _LINE * len(tasks))
+        page.plot("scores", score_figure(names, scores), 110 + height(names))
     if view.weights is not None:
         page.heading("Experts")
         page.text(
             f"The router's weight of each expert, measured on {view.weights.origin}. Dots: the experts of the tasks' groups."
         )
-        page.plot("experts", heat_map(names, view.weights, bank.groups or {}), 150 + _LINE * len(tasks))
+        page.plot("experts", heat_map(names, view.weights, bank.groups or {}), 150 + height(names))
     _groups(page, view)
+    _settings(page, bank)
     if not training_section(page, bank.path):
         page.note("The learning curves are in logs/ of the folder in which the bank was trained; this copy has none.")
     return page
 
 
-def _weights(bank: ExpertBank, name: str, agent: M3DTAgent | None, data: Path | None, notes: list[str]) -> RouterWeights | None:
+def datasets_of(bank: ExpertBank, root: Path, source: str | None) -> TaskDatasets:
+    """The datasets of those tasks of a bank that have one under `root`.
+
+    Raises:
+        DatasetError: none has, or a task has several and `source` is None. PathError: they cannot be read, or packed.
+    """
+    there = [task for task in bank.tasks if find_sources(root, task)]
+    return TaskDatasets.open(root, there or bank.tasks, source)
+
+
+def _weights(bank: ExpertBank, agent: M3DTAgent | None, data: TaskDatasets | None, notes: list[str]) -> RouterWeights | None:
     """The router's weights; None, and a note that says why, where they cannot be measured."""
     if agent is None or bank.default_experts != "mixture":
         missing = next((stage for stage in STAGES if not bank.is_done(stage)), "router")
         notes.append(f"Stage {missing} is not trained, so there is no router to show: m3dt train --stage {missing} trains it.")
         return None
-    try:
-        opened = None if data is None else TaskDatasets.open(data, bank.tasks)
-        return router_weights(agent, opened)
-    except M3DTError as error:
-        if data is not None:
-            raise
-        notes.append(f"The router's weights cannot be measured: {error}")
-        return None
+    return router_weights(agent, data)
 
 
 def _facts(bank: ExpertBank, scores: Scores) -> dict[str, object]:
@@ -215,6 +217,17 @@ def _groups(page: Page, view: BankView) -> None:
 def _group_row(scores: Scores, expert: int, names: Sequence[str]) -> list[Cell]:
     found = [score.mean for name in names if (score := scores.of(scores.own, name)) is not None]
     return [number(expert, 0), number(len(names), 0), number(float(np.mean(found)) if found else None), Cell(", ".join(names))]
+
+
+def _settings(page: Page, bank: ExpertBank) -> None:
+    """The settings of the stages that have been trained, side by side."""
+    stages = {stage: dict(bank.manifest.stages[stage].get("config", {})) for stage in STAGES if stage in bank.manifest.stages}
+    if not stages:
+        return
+    page.heading("Settings of the stages")
+    names = dict.fromkeys(name for config in stages.values() for name in config)
+    rows = [(name, [Cell(name), *(Cell(str(config.get(name, "-"))) for config in stages.values())]) for name in names]
+    page.table("settings", [Column("setting", kind="words"), *(Column(stage) for stage in stages)], rows, pick=False)
 
 
 def _films(view: BankView, agent: M3DTAgent | None, clips: Sequence[str], progress: bool | None) -> Mapping[str, list[Clip]]:

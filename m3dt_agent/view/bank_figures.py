@@ -13,10 +13,17 @@ from .routing import RouterWeights
 
 _MOST_NUMBERS = 400_000
 """Weights, of a task, an expert and a block, that a page holds; of a larger bank it shows the mean of the blocks alone."""
+_LINE, _LINE_OF_FEW = 15, 26
+"""Pixels of a task's line, of many and of few tasks."""
 _SYMBOLS = ("circle", "diamond", "square", "x")
 _PALETTE = [COLOURS[i] for i in (1, 2, 0, 7, 3, 4, 5, 6)]  # the bank, its demonstrators, others
 _SHOWN = 3
 """Policies that are shown at first; a click on the legend shows the others."""
+
+
+def height(names: Sequence[str]) -> int:
+    """Pixels of a figure with these lines, without its axis."""
+    return max(160, len(names) * (_LINE_OF_FEW if len(names) <= 20 else _LINE))
 
 
 def score_figure(names: Sequence[str], scores: Scores) -> Figure:
@@ -41,6 +48,7 @@ def score_figure(names: Sequence[str], scores: Scores) -> Figure:
         )
     axis = {"title": {"text": "normalized score, 95% interval"}, "range": [-3, 103], "side": "top", "gridcolor": "#eee"}
     layout = _task_axis(names) | {"xaxis": axis, "margin": {"l": 20, "r": 16, "t": 90, "b": 20}}
+    layout["showlegend"] = True
     layout["legend"] = {"orientation": "h", "y": 1, "yanchor": "top", "x": 0, "yref": "container"}
     return {"data": data, "layout": layout}
 
@@ -66,7 +74,7 @@ def heat_map(names: Sequence[str], weights: RouterWeights, groups: Mapping[str, 
         maps |= {f"block {i + 1}": stacked[:, i] for i in range(stacked.shape[1])}
     levels = {name: [shorts(row) for row in found] for name, found in maps.items()}
     heat = {"type": "heatmap", "y": [label(name) for name in names], "z": levels["all blocks"], "zmin": 0, "zmax": 1}
-    bar = {"title": {"text": "weight"}, "thickness": 12, "lenmode": "pixels", "len": 180, "y": 1, "yanchor": "top"}
+    bar = {"title": {"text": "weight"}, "thickness": 12, "lenmode": "pixels", "len": 150, "y": 1, "yanchor": "top"}
     heat |= {"colorscale": "Cividis", "colorbar": bar}
     heat["hovertemplate"] = "%{y}<br>expert %{x}: %{z:.3f}<extra></extra>"
     marked = [name for name in names if name in groups]

@@ -8,6 +8,7 @@ measured returns that come with the package ─► the demonstrators' scores, if
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ def _shipped(bank: ExpertBank) -> dict[str, Score]:
 
 
 def _missing(own: str, found: Mapping[str, Mapping[str, Score]], name: str) -> tuple[str, ...]:
-    said = []
+    said, name = [], shlex.quote(name)  # which somebody may paste
     if not own:
         said.append(
             f"No scores of this bank are known. m3dt eval {name} TASK… --rows rows.jsonl measures them, and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def datasets_page(root: Path, shown_as: str, clips: Sequence[str] | None, source
     films = _films(drawn, progress)
     if len(drawn) < len(stats):
         example = next(one.task for key, one in stats.items() if key not in drawn)
-        page.note(f"Clips are of {len(drawn)} of {len(stats)} datasets; --clips {example} draws those of a task.")
+        page.note(f"Clips are of {len(drawn)} of {len(stats)} datasets; --clips {shlex.quote(example)} draws those of a task.")
     page.panels(_LAYOUTS, {key: _traces(one) for key, one in stats.items()}, films)
     return page
 

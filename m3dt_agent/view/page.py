@@ -11,6 +11,7 @@ one for plotly (`label`), whose labels are a small HTML of their own.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import html
 import importlib.util
@@ -188,6 +189,7 @@ def require_plotly() -> None:
         raise MissingDependencyError("pages need plotly: pip install 'm3dt-agent[view]'")
 
 
+@functools.cache
 def plotly_bundle() -> str:
     """plotly.js, as the package plotly carries it.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,14 +139,14 @@ def _curves(column: str, by_stage: Mapping[str, Sequence[dict[str, Any]]]) -> Fi
     scale = "log" if logarithmic and all(value is not None and value > 0 for value in values) else "linear"
     shown = {stage: traces for stage, traces in by_stage.items() if traces}
     layout: dict[str, Any] = {
-        "title": {"text": title},
+        "title": {"text": f"{title}, by step of the stage"},
         "yaxis": {"type": scale, "exponentformat": "power", "gridcolor": "#eee", "zeroline": False},
         "showlegend": False,
     }
     data = []
     for i, (stage, traces) in enumerate(shown.items()):
         begin, end = i / len(shown), (i + 1) / len(shown)
-        axis = {"domain": [begin + 0.02 * (i > 0), end], "title": {"text": f"step of stage {stage}"}, "nticks": 5}
+        axis = {"domain": [begin + 0.02 * (i > 0), end], "title": {"text": stage}, "nticks": 4, "tickangle": 0}
         layout[f"xaxis{i + 1}"] = axis | {"gridcolor": "#eee", "zeroline": False, "anchor": "y"}
         data += [{**trace, "xaxis": f"x{i + 1}"} for trace in traces]
     return {"data": data, "layout": layout}
@@ -174,16 +175,19 @@ def run_page(folder: Path, shown_as: str) -> Page:
     cells = cells_in(folder)
     if not cells:
         page = Page(f"Training {shown_as}", "Learning curves of the stages that have begun; expert by expert in stage 2.")
-        training_section(page, folder)
+        if not training_section(page, folder):
+            page.note("The logs have no rows yet.")
         return page
     page = Page(f"Benchmark run {shown_as}", "The cells of the run, and the learning curves of the banks that they trained.")
-    page.note(f"python -m benchmarks report {shown_as}, in a checkout, compares the methods with intervals and p-values.")
+    command = f"python -m benchmarks report {shlex.quote(shown_as)}"
+    page.note(f"{command}, in a checkout, compares the methods with intervals and p-values.")
     found = [_read_cell(cell) for cell in cells]
     rows = [(cell.name, _cell_row(cell, values)) for cell, values in zip(cells, found, strict=True)]
     page.table("cells", _COLUMNS, rows, pick=False)
     if traces := [trace for i, values in enumerate(found) if (trace := _cell_curve(values, i)) is not None]:
         x, y = {"title": {"text": "training windows"}}, {"type": "log"}
-        page.plot("cellcurves", {"data": traces, "layout": {"title": {"text": "loss"}, "xaxis": x, "yaxis": y}}, 420)
+        layout = {"title": {"text": "training loss"}, "xaxis": x, "yaxis": y, "legend": {"orientation": "h", "y": -0.2}}
+        page.plot("cellcurves", {"data": traces, "layout": layout}, 420)
     with path_errors(folder):
         banks = sorted({logs.parent for pattern in ("*/logs", "*/work/logs", "*/work/*/logs") for logs in folder.glob(pattern)})
         banks += sorted(logs.parent for logs in folder.glob("shared/*/logs"))

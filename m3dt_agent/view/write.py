@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from ..bank import builtin
+from ..config import STAGES
 from ..errors import ConfigError
 from ..system.disk import path_errors, require_writable, user_path, write_file
 from .page import Page, require_plotly
-from .run import cells_in, logs_in, run_page
+from .run import cells_in, run_page
 
 Kind = Literal["datasets", "bank", "run"]
 
@@ -27,9 +28,10 @@ Kind = Literal["datasets", "bank", "run"]
 class Request:
     """What a page is to show besides what is at its path.
 
-    rows: of a bank, files of evaluated episodes. data: of a bank, a Minari root, to measure the router's weights on whole
-    demonstrations. source: of datasets, only those of this source. clips: tasks whose episodes are drawn; None: for datasets
-    all, if they are few, for a bank none. progress: whether to show bars; None: only on a terminal.
+    rows: of a bank, files of evaluated episodes. data: of a bank, a Minari root: the router's weights are measured on its
+    datasets of the bank's tasks, which are packed if they are not yet. source: only datasets of this source. clips: tasks whose
+    episodes are drawn; None: for datasets all, if they are few, for a bank none. progress: whether to show bars; None: only on
+    a terminal.
     """
 
     rows: tuple[Path, ...] = ()
@@ -109,12 +111,13 @@ def _kind_of_folder(folder: Path) -> Kind | None:
         return "bank"
     if (folder / "m3dt").is_dir():
         return "datasets"
-    return "run" if logs_in(folder) or cells_in(folder) else None
+    logs = any((folder / "logs" / f"{stage}.csv").is_file() for stage in STAGES)
+    return "run" if logs or cells_in(folder) else None
 
 
 def _check(kind: Kind, request: Request) -> None:
     given = {"rows": bool(request.rows), "data": request.data is not None, "source": request.source is not None}
-    taken = {"bank": ("rows", "data"), "datasets": ("source",), "run": ()}
+    taken = {"bank": ("rows", "data", "source"), "datasets": ("source",), "run": ()}
     if wrong := [name for name, there in given.items() if there and name not in taken[kind]]:
         owner = next(page for page, names in taken.items() if wrong[0] in names)
         raise ConfigError(f"{wrong[0]} goes with the page of {_NAMES[owner]}; this is {_NAMES[kind]}")
@@ -134,10 +137,11 @@ def default_name(what: str | Path) -> str:
 def _page(what: str | Path, kind: Kind, request: Request) -> Page:
     clips: Sequence[str] | None = request.clips
     if kind == "bank":
-        from .bank import bank_page
+        from .bank import bank_page, datasets_of
 
         bank = builtin.open_bank(what, check="sizes")
-        return bank_page(bank, str(what), request.rows, request.data, clips or (), request.progress)
+        data = None if request.data is None else datasets_of(bank, user_path(request.data), request.source)
+        return bank_page(bank, str(what), request.rows, data, clips or (), request.progress)
     if kind == "datasets":
         from .datasets import datasets_page
 

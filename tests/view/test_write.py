@@ -59,7 +59,7 @@ def test_names_of_pages_are_plain(tmp_path: Path) -> None:
     [
         (Request(rows=(Path("rows"),)), "rows goes with the page of a bank; this is a training or a benchmark run"),
         (Request(data=Path("root")), "data goes with the page of a bank"),
-        (Request(source="expert"), "source goes with the page of a folder with datasets"),
+        (Request(source="expert"), "source goes with the page of a bank"),
         (Request(clips=("reach",)), "clips go with the pages of datasets and of a bank"),
     ],
 )
