@@ -26,7 +26,7 @@ others by their number. A float32 bank stays at version 1, so that they can read
 OWN_TASKS_VERSION = 3
 """The version of a bank with tasks that are not among the 160, however it stores its weights."""
 ADDED_TASKS_VERSION = 4
-"""The version of a bank with tasks that were added after its training."""
+"""The version of a bank with tasks that were added after its training, or of a model that lacks returns or timesteps."""
 VERSIONS = (*FORMAT_VERSIONS.values(), OWN_TASKS_VERSION, ADDED_TASKS_VERSION)
 """The versions that are read."""
 _LEFT_OUT: dict[str, Any] = {"storage": "float32", "specs": {}, "shown": (), "grown": ()}
@@ -65,7 +65,7 @@ class Manifest:
     @property
     def format_version(self) -> int:
         """The version of the format that this bank needs."""
-        if self.shown or self.grown:
+        if self.shown or self.grown or not (self.model.use_returns and self.model.use_timesteps):
             return ADDED_TASKS_VERSION
         return OWN_TASKS_VERSION if self.specs else FORMAT_VERSIONS[self.storage]
 
@@ -119,12 +119,10 @@ class Manifest:
         manifest: Manifest = checked_shape(values, cls, BankError, name=where)
         try:
             if version != manifest.format_version:
-                valid = ", ".join(f"{number} goes with {storage}" for storage, number in FORMAT_VERSIONS.items())
                 raise ConfigError(
-                    f"format version {version} with weights stored as {manifest.storage!r} and {len(manifest.specs)} specs, "
-                    f"{len(manifest.shown)} tasks that were only shown and {len(manifest.grown)} growths; {valid}, "
-                    f"{OWN_TASKS_VERSION} with specs, and "
-                    f"{ADDED_TASKS_VERSION} with tasks that were added after training"
+                    f"format version {version} with what goes with {manifest.format_version}: weights stored as "
+                    f"{manifest.storage!r}, {len(manifest.specs)} specs, {len(manifest.shown)} tasks that were only shown, "
+                    f"{len(manifest.grown)} growths"
                 )
             for stage, record in manifest.stages.items():
                 _check_record(record, stage, f"stages.{stage}")

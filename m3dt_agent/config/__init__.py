@@ -1,8 +1,8 @@
 """Every setting in one place: frozen dataclasses with presets, validated on creation.
 
-    ModelConfig       shape of the network                  presets tiny, small, paper
+    ModelConfig       shape of the network                  presets tiny, quick, small, paper
     DataConfig        statistics, prompts, target returns   presets default, paper
-    TrainConfig       what all stages share                 presets tiny, small, paper (`train_preset`)
+    TrainConfig       what all stages share                 presets tiny, quick, small, paper (`train_preset`)
       BackboneConfig  + gradient-conflict early stop        stage 1
       ExpertsConfig   + grouping, experts at once           stage 2
       RouterConfig    + skipping and guiding experts        stage 3

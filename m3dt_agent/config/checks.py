@@ -16,6 +16,15 @@ from ..errors import ConfigError
 C = TypeVar("C")
 
 
+def stored(config: Any, added_later: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's fields as they are stored. Fields of `added_later` are left out where they have the value given there.
+
+    So what is stored without such a field keeps its hash, and older versions read it.
+    """
+    values = dataclasses.asdict(config)
+    return {name: value for name, value in values.items() if not (name in added_later and value == added_later[name])}
+
+
 def require_types(config: Any) -> None:
     """Checks every field of a config against its annotation: int, float, bool, a `Literal`, weights by name, or None.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..tasks import MAX_ACT_DIM, MAX_OBS_DIM, TaskSpec, lookup
-from .checks import require, require_positive, require_types
+from .checks import require, require_positive, require_types, stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +81,11 @@ class ModelConfig:
         Fields added later are stored only if they differ from their default, so that old banks keep their hash and old versions
         read new banks.
         """
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if not (name in _ADDED_LATER and value == _ADDED_LATER[name])}
+        return stored(self, _ADDED_LATER)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> ModelConfig:
-        """`tiny` (tests), `small` (quickstart) or `paper` (48 experts); keyword arguments replace single fields.
+        """`tiny` (tests), `quick` (own tasks), `small` (quickstart) or `paper` (48 experts); keywords replace single fields.
 
         Raises:
             UnknownTaskError: no preset of that name.
@@ -113,6 +112,9 @@ _LARGEST = {
 
 _MODEL_PRESETS = {
     "tiny": ModelConfig(32, 2, 2, n_experts=3, context_length=5, prompt_length=3),
+    "quick": ModelConfig(
+        64, 2, 2, n_experts=4, context_length=1, prompt_length=2, dropout=0.0, use_returns=False, use_timesteps=False
+    ),
     "small": ModelConfig(128, 3, 4, n_experts=4, context_length=8, prompt_length=5),
     "paper": ModelConfig(256, 6, 8, n_experts=48, context_length=20, prompt_length=5),
 }

@@ -1,6 +1,6 @@
 """Settings of the three stages. Each is declared once, as a field with its help and whether it is an option of `m3dt train`.
 
-The command line makes its options from these fields (cli/train_request.py), and benchmarks look for settings of these names.
+The command line makes its options from these fields (cli/train_settings.py), and benchmarks look for settings of these names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
 from ..tasks import DOMAINS, known, lookup
-from .checks import from_dict, require, require_positive, require_types
+from .checks import from_dict, require, require_positive, require_types, stored
 from .stages import Stage, stage_name
 
 TrainingPrecision = Literal["float32", "bfloat16", "float64", "auto"]
@@ -19,6 +19,9 @@ Grouping = Literal["random", "gradient"]
 Labels = Literal["demonstrator", "executed"]
 
 C = TypeVar("C")
+
+_ADDED_LATER: dict[str, Any] = {"truncate_history": 0.0, "ema": 0.0, "labels": "demonstrator", "embedding_std": 0.02}
+"""Fields of the configs that the first banks did not have, with their defaults."""
 
 
 def _about(text: str, *, option: bool = False) -> dict[str, Any]:
@@ -95,6 +98,10 @@ class TrainConfig:
     )
     checkpoint_every: int = field(default=1_000, metadata=_about("Steps between checkpoints.", option=True))
     log_every: int = field(default=100, metadata=_about("Steps between rows of the log."))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as banks and checkpoints store them; those added later only where they differ from their default."""
+        return stored(self, _ADDED_LATER)
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -197,22 +204,36 @@ STAGE_CONFIGS: Mapping[Stage, type[TrainConfig]] = {
 
 _PRESET_STEPS = {  # paper: M3DT appendix A.5
     "tiny": {"backbone": 200, "experts": 100, "router": 100},
+    "quick": {"backbone": 1_000, "experts": 300, "router": 200},
     "small": {"backbone": 4_000, "experts": 1_000, "router": 1_000},
     "paper": {"backbone": 400_000, "experts": 200_000, "router": 400_000},
 }
 _PRESET_SHARED: dict[str, dict[str, Any]] = {
     "tiny": {"learning_rate": 1e-3, "warmup_steps": 20, "checkpoint_every": 50, "log_every": 10},
+    "quick": {
+        "learning_rate": 1e-3,
+        "warmup_steps": 50,
+        "batch_size": 256,
+        "cooldown_steps": 100,
+        "grad_clip": 10.0,
+        "checkpoint_every": 500,
+        "log_every": 20,
+    },
     "small": {"learning_rate": 1e-3, "warmup_steps": 200, "batch_size": 32, "checkpoint_every": 500, "log_every": 50},
     "paper": {"tasks_per_batch": 1, "warmup_steps": 10_000, "checkpoint_every": 5_000, "labels": "executed"},
 }
+_PRESET_OF_STAGE: dict[tuple[str, Stage], dict[str, Any]] = {
+    ("quick", "experts"): {"batch_size": 64},  # per expert
+    ("quick", "router"): {"learning_rate": 3e-4, "guide": 0.1},
+}
 _LONGEST_WARMUP = 5
-"""A preset's warm-up takes at most one in so many of the steps: a stage shorter than it would never train at its rate."""
+"""A preset's warm-up, and its cool-down, take at most one in so many of the steps, so that short stages train at their rate."""
 
 
 def train_preset(name: str, stage: str | int, **changes: Any) -> TrainConfig:
-    """The preset `name` (tiny, small, paper) of a stage's config; keyword arguments replace single fields.
+    """The preset `name` (tiny, quick, small, paper) of a stage's config; keyword arguments replace single fields.
 
-    With few `steps` the preset's warm-up is shortened to a fifth of them; a `warmup_steps` that is given stays as it is.
+    With few `steps` the preset's warm-up and cool-down are shortened to a fifth of them each; those that are given stay.
 
     Raises:
         UnknownTaskError: no such preset or stage.
@@ -220,7 +241,8 @@ def train_preset(name: str, stage: str | int, **changes: Any) -> TrainConfig:
     """
     stage = stage_name(stage)
     steps = lookup(_PRESET_STEPS, name, "training preset")[stage]
-    values = {"steps": steps, **_PRESET_SHARED[name], **changes}
-    if "warmup_steps" not in changes and isinstance(values["steps"], int):
-        values["warmup_steps"] = min(values["warmup_steps"], values["steps"] // _LONGEST_WARMUP)
+    values = {"steps": steps, **_PRESET_SHARED[name], **_PRESET_OF_STAGE.get((name, stage), {}), **changes}
+    for part in {"warmup_steps", "cooldown_steps"} & (values.keys() - changes.keys()):
+        if isinstance(values["steps"], int):
+            values[part] = min(values[part], values["steps"] // _LONGEST_WARMUP)
     return from_dict(STAGE_CONFIGS[stage], values)

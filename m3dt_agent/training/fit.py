@@ -10,7 +10,6 @@ every worker that torchrun or Ray Train starts, the workers share the stage (dis
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,4 +186,4 @@ def _commit(run: Run, bank: ExpertBank, record: dict[str, Any]) -> None:
 
 def _record(inputs: StageInputs[Any], threads: int) -> dict[str, Any]:
     """The settings of a stage as the bank keeps them."""
-    return {"config": dataclasses.asdict(inputs.config), "threads": threads, "data": data_fingerprint(inputs.data)}
+    return {"config": inputs.config.to_dict(), "threads": threads, "data": data_fingerprint(inputs.data)}

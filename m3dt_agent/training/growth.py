@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,17 @@ def fit_growth(
             _fit_expert(_NewExpert(bank, growth, expert, data, settled), device, threads, progress, on_log, following)
 
 
+def growth_runs(data: TaskDatasets, bank: ExpertBank, config: ExpertsConfig) -> Iterator[Run]:
+    """The runs that `fit_growth` trains: one for each new expert that is not trained yet.
+
+    Raises:
+        StageError: the bank has not grown. BankError: the data are not those of the growth.
+    """
+    growth = _last_growth(bank, data)
+    for expert in untrained_experts(bank.manifest):
+        yield _NewExpert(bank, growth, expert, data, config).run()
+
+
 def _fit_expert(
     new: _NewExpert,
     device: torch.device,
@@ -274,7 +286,7 @@ def _settled(
             f"experts {sorted(finished)} of bank {bank.path} ended after {recorded.config['steps']:,} steps; to train them for "
             f"{settled.steps:,}, let the bank grow anew"
         )
-    training = {"config": dataclasses.asdict(settled), "threads": threads, "data": fingerprint}
+    training = {"config": settled.to_dict(), "threads": threads, "data": fingerprint}
     if training != before and untrained_experts(bank.manifest):
         bank.commit({}, grown=(*bank.growths[:-1], dataclasses.replace(growth, training=training)))
     return settled, threads

@@ -90,7 +90,7 @@ def config_of_bank(bank: ExpertBank, stage: Stage) -> TrainConfig:
 
 def preset_of(config: ModelConfig) -> str:
     """The preset with the width and depth of a model; `paper` if there is none."""
-    for name in ("tiny", "small"):
+    for name in ("tiny", "quick", "small"):
         preset = ModelConfig.preset(name)
         if (preset.embed_dim, preset.n_layers) == (config.embed_dim, config.n_layers):
             return name

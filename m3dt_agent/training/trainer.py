@@ -14,7 +14,6 @@ Several workers can share the windows of a batch (distributed.py); their steps a
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import torch
@@ -147,7 +146,7 @@ class Trainer:
             step=self.step_count,
             seconds=self.seconds,
             threads=threads,
-            config=dataclasses.asdict(self.run.config),
+            config=self.run.config.to_dict(),
             built_on=dict(self.run.built_on),
             conflicts=list(self.conflicts),
             sums=self._sums.tolist(),

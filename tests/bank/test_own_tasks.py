@@ -78,10 +78,10 @@ def test_rows_of_own_tasks_carry_their_score_and_are_read_anywhere(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "3 with specs"),
+        ({"format_version": 1}, "format version 1 with what goes with 3"),
         ({"format_version": 5}, "format version 5"),
-        ({"format_version": 4}, "4 with tasks that were added"),
-        ({"specs": {}}, "3 with specs"),
+        ({"format_version": 4}, "format version 4 with what goes with 3"),
+        ({"specs": {}}, "format version 3 with what goes with"),
         ({"spec": {"name": "reach"}, "as": "reach"}, "which is not the name of one of its tasks"),
         ({"spec": {"obs_dim": 1_000_000_000}}, "obs_dim must be an integer from 1"),
         ({"spec": {"obs_dim": 100}}, "the model takes 46"),

@@ -186,12 +186,21 @@ def test_float32_banks_are_of_the_first_format_and_others_of_the_second(wide: Ex
     assert (second["format_version"], second["storage"]) == (2, "bfloat16")
 
 
+@pytest.mark.parametrize("changes", [{"use_returns": False}, {"use_timesteps": False}], ids=str)
+def test_a_model_that_lacks_tokens_needs_the_newest_format(changes: dict[str, bool]) -> None:
+    model = ModelConfig.preset("tiny", **changes)
+    manifest = Manifest(model, DataConfig(), ("reach",))
+    assert manifest.format_version == 4
+    assert {name: manifest.to_dict()["model"][name] for name in changes} == changes
+    assert Manifest(ModelConfig.preset("tiny"), DataConfig(), ("reach",)).format_version == 1
+
+
 @pytest.mark.parametrize(
     ("version", "storage", "told"),
     [
         (5, "bfloat16", "format version 5; this version of m3dt-agent reads 1, 2, 3 and 4"),
-        (1, "bfloat16", "format version 1 with weights stored as 'bfloat16' .*; 1 goes with float32, 2 goes with bfloat16"),
-        (2, None, "format version 2 with weights stored as 'float32'"),
+        (1, "bfloat16", "format version 1 with what goes with 2: weights stored as 'bfloat16'"),
+        (2, None, "format version 2 with what goes with 1: weights stored as 'float32'"),
         (2, "float16", "storage must be one of .* got 'float16'"),
         (2, ["bfloat16"], "damaged or foreign"),
     ],

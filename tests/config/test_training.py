@@ -9,6 +9,13 @@ import pytest
 from m3dt_agent.config import STAGE_CONFIGS, STAGES, DataConfig, ModelConfig, TrainConfig, stage_name, train_preset
 
 
+def test_the_quick_preset_sees_one_step_and_many_windows() -> None:
+    assert ModelConfig.preset("quick").context_length == 1
+    assert [train_preset("quick", stage).batch_size for stage in STAGES] == [256, 64, 256]
+    short = train_preset("quick", "router", steps=40)
+    assert (short.warmup_steps, short.cooldown_steps) == (8, 8)
+
+
 def test_paper_preset_is_the_published_code() -> None:
     model = ModelConfig.preset("paper")
     assert (model.embed_dim, model.n_layers, model.n_heads, model.n_experts) == (256, 6, 8, 48)

@@ -9,7 +9,6 @@ Those of collections and imports are made in `tests/recorded_datasets.py`.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -105,7 +104,7 @@ def small_bank(path: Path, data: TaskDatasets) -> ExpertBank:
         for file, tensors in sorted(files.items())
     }
     bank = create_bank(path, MODEL, data)
-    stages = {s: {"config": dataclasses.asdict(train_preset("tiny", s)), "threads": 1, "data": "0" * 64} for s in STAGES}
+    stages = {s: {"config": train_preset("tiny", s).to_dict(), "threads": 1, "data": "0" * 64} for s in STAGES}
     bank.commit(weights, stages=stages, groups=dict(zip(TASKS, (0, 1, 1), strict=True)))
     return bank
 
