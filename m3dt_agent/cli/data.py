@@ -12,7 +12,7 @@ import typer
 
 from ..errors import ConfigError, DatasetError
 from ..system.machine import duration
-from ..tasks import Linear, ScoreRule, TaskSpec, get, known, resolve, to_toml
+from ..tasks import Linear, ScoreRule, TaskSpec, add_to_file, get, known, resolve, to_toml
 from .options import DEFAULT_ROOT, AsJson, Cache, Root, Seed, Source, TaskNames, path_argument, path_option
 from .output import emit, make_table, quiet_stdout, say, size
 
@@ -188,11 +188,12 @@ def data_task(
         str, typer.Option(help="How episodes are scored: success, return, or LOW:HIGH for 0 to 100 between these returns.")
     ],
     domain: Annotated[str, typer.Option(help="The group in which tables show the task.")] = "own",
+    to: Annotated[Path | None, path_option(help="A file of tasks to which the table is added, too.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Describe the task of a Minari or LeRobot dataset as TOML: widths, bounds and length are read from it.
 
-    Put what it prints into a file, and name the file with `m3dt --tasks FILE …` or in M3DT_TASKS.
+    Put what it prints into a file (--to), and name the file with `m3dt --tasks FILE …` or in M3DT_TASKS.
     """
     from ..hub.published.lerobot import is_lerobot, spec_of_lerobot
     from ..hub.published.minari import dataset_folder
@@ -201,6 +202,8 @@ def data_task(
     folder = dataset_folder(path)
     read = spec_of_lerobot if is_lerobot(folder) else spec_of_dataset
     spec = read(folder, name=name, domain=domain, score=_score_rule(score))
+    if to is not None:
+        add_to_file(to, spec)
     print(json.dumps(spec.to_dict(), indent=2) if as_json else to_toml([spec]), end="\n" if as_json else "")
 
 

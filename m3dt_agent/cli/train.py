@@ -44,9 +44,13 @@ Bank = Annotated[Path, path_option(help="Folder of the bank; made if it does not
 StageName = Annotated[str, typer.Option(help="backbone, experts, router, or 1, 2, 3; all: one after the other.")]
 Preset = Annotated[
     str | None,
-    typer.Option(help="Model and training settings: tiny, small, paper; default: small, or what the bank was begun with."),
+    typer.Option(
+        help="Model and training settings: tiny, quick, small, paper; default: small, or what the bank was begun with."
+    ),
 ]
-NewExperts = Annotated[int | None, typer.Option(help="Experts per block of a new bank.")]
+NewExperts = Annotated[
+    int | None, typer.Option(help="Experts per block of a new bank; default: the preset's, and at most one per task.")
+]
 OnlyExperts = Annotated[str | None, typer.Option(help="Stage 2: train only these, like 3,7; others are trained elsewhere.")]
 ExpertWorkers = Annotated[
     int | None, typer.Option(help="Stage 2: processes that train experts side by side; default: this one.")

@@ -158,8 +158,9 @@ class TrainRequest:
         bank = ExpertBank.open(self.bank, check="sizes") if is_bank(self.bank) else None
         tasks = self.tasks.of(bank)
         if bank is None:
-            changes = {} if self.new_experts is None else {"n_experts": self.new_experts}
-            model = ModelConfig.preset(self.preset or "small", **changes).for_tasks(tasks)
+            preset = ModelConfig.preset(self.preset or "small")
+            experts = min(preset.n_experts, len(tasks)) if self.new_experts is None else self.new_experts
+            model = replace(preset, n_experts=experts).for_tasks(tasks)
             data_config = DataConfig.preset("paper" if self.preset == "paper" else "default")
         else:
             model, data_config = bank.config, bank.data_config

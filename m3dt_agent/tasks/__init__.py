@@ -14,7 +14,7 @@ No simulator is imported, and nothing that a spec says is run.
     10
 """
 
-from .files import read_tasks, to_toml
+from .files import add_to_file, read_tasks, to_toml
 from .names import lookup
 from .registry import (
     by_domain,
@@ -44,6 +44,7 @@ __all__ = [
     "Linear",
     "ScoreRule",
     "TaskSpec",
+    "add_to_file",
     "by_domain",
     "by_group",
     "get",

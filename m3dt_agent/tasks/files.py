@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..system.disk import user_path
+from ..system.disk import path_errors, user_path, write_file
 from ..system.toml import read_toml, toml_key, toml_lines
 from .spec import TaskSpec
 
@@ -36,6 +36,21 @@ def read_tasks(path: Path) -> tuple[TaskSpec, ...]:
             raise ConfigError(f"{path}: {name!r} stands alone; a task is a table: [{name}]")
         found.append(TaskSpec.from_dict({"name": name, "domain": "own", **table}, name=f"{path}, task {name!r},"))
     return tuple(found)
+
+
+def add_to_file(path: Path, spec: TaskSpec) -> None:
+    """Adds a task to a TOML file, which is made if it is not there; what the file says stays.
+
+    Raises:
+        ConfigError: the file has a task of this name, or is none that `read_tasks` reads. PathError: it cannot be written.
+    """
+    path, before = user_path(path), ""
+    if path.exists():
+        if any(task.name == spec.name for task in read_tasks(path)):
+            raise ConfigError(f"{path} has a task {spec.name!r} already; choose another name, or take its table out")
+        before = path.read_text(encoding="utf-8").rstrip() + "\n\n"
+    with path_errors(path):
+        write_file(path, (before.lstrip() + to_toml([spec])).encode())
 
 
 def to_toml(specs: Iterable[TaskSpec]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from m3dt_agent.errors import ConfigError, PathError
-from m3dt_agent.tasks import TASKS, Linear, TaskSpec, read_tasks, to_toml
+from m3dt_agent.tasks import TASKS, Linear, TaskSpec, add_to_file, read_tasks, to_toml
 
 SWING = TaskSpec(
     "swing", "classic", obs_dim=3, act_dim=1, max_episode_steps=200, return_scale=200.0, score=Linear(-1500.0, 0.0), env="A-v1"
@@ -70,3 +70,16 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.toml", tmp_path / "pipe"):
         with pytest.raises(PathError):
             read_tasks(path)
+
+
+def test_a_task_is_added_to_what_a_file_says(tmp_path: Path) -> None:
+    file, other = tmp_path / "own.toml", dataclasses.replace(SWING, name="other")
+    add_to_file(file, other)
+    file.write_text("# mine\n" + file.read_text())
+    add_to_file(file, SWING)
+    assert read_tasks(file) == (other, SWING)
+    assert file.read_text().startswith("# mine\n")
+    before = file.read_bytes()
+    with pytest.raises(ConfigError, match="has a task 'swing' already"):
+        add_to_file(file, SWING)
+    assert file.read_bytes() == before

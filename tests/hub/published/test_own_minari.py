@@ -151,10 +151,10 @@ def test_a_strange_space_is_refused(root: Path, space: object, message: str) -> 
 
 def test_from_a_recording_to_a_dataset_on_the_command_line(root: Path, run: Any) -> None:
     record(SWING, "own/swing/random-v0")
-    code, out, _ = run("data", "task", "own/swing/random-v0", "own-swing", "--score", "-1500:0", "--domain", "classic")
-    assert code == 0
     file = root.parent / "own.toml"
-    file.write_text(out)
+    described = ("data", "task", "own/swing/random-v0", "own-swing", "--score", "-1500:0", "--domain", "classic")
+    code, out, _ = run(*described, "--to", file)
+    assert (code, out) == (0, file.read_text())
     (read,) = tasks.read_tasks(file)
     assert dataclasses.replace(read, return_scale=200.0) == SWING
     code, _, err = run("--tasks", file, "data", "import", "minari", "own/swing/random-v0", "own-swing", "--root", root)
@@ -163,3 +163,48 @@ def test_from_a_recording_to_a_dataset_on_the_command_line(root: Path, run: Any)
     assert (code, "ok" in out) == (0, True)
     code, _, err = run("data", "task", "own/swing/random-v0", "x", "--score", "best")
     assert (code, "LOW:HIGH" in err) == (1, True)
+
+
+def to_the_maze_goal(observation: Any) -> np.ndarray:
+    """Steps of 0.5 at most to the goal."""
+    way = 2.0 * (observation["desired_goal"] - observation["achieved_goal"])
+    return np.pad(way / max(1.0, np.abs(way).max()), (0, 6)).astype(np.float32)
+
+
+LAYOUTS: dict[str, tuple[str, int, Any]] = {
+    "mujoco/halfcheetah/expert-v0": ("HalfCheetah-v5", 100, lambda seen: np.sin(seen[:6]).astype(np.float32)),
+    "D4RL/door/human-v2": ("m3dt-tests/Door-v0", 50, lambda seen: seen[:28].astype(np.float32)),
+    "D4RL/antmaze/umaze-v1": ("m3dt-tests/AntMaze-v0", 40, to_the_maze_goal),
+}
+
+
+@pytest.mark.slow
+def test_recordings_of_minaris_own_collector_are_imported_and_trained_on(root: Path, run: Any) -> None:
+    pytest.importorskip("jax", reason="Minari's collector needs it")
+    file, names = root.parent / "own.toml", []
+    for id_, (env_id, steps, policy) in LAYOUTS.items():
+        env = minari.DataCollector(gym.make(env_id, max_episode_steps=steps), record_infos=env_id != "HalfCheetah-v5")
+        for seed in range(4):
+            observation, _ = env.reset(seed=seed)
+            over = False
+            while not over:
+                observation, _, terminated, truncated, _ = env.step(policy(observation))
+                over = terminated or truncated
+        env.create_dataset(dataset_id=id_, algorithm_name="by hand")
+        env.close()
+        names.append(id_.split("/")[1])
+        score = "0:100" if names[-1] == "halfcheetah" else "success"
+        code, _, err = run("data", "task", id_, names[-1], "--score", score, "--to", file)
+        assert code == 0, err
+        code, _, err = run("--tasks", file, "data", "import", "minari", id_, names[-1], "--root", root)
+        assert code == 0, err
+    read = {task.name: task for task in tasks.read_tasks(file)}
+    widths = {name: (task.obs_dim, task.act_dim, task.max_episode_steps) for name, task in read.items()}
+    assert widths == {"halfcheetah": (17, 6, 100), "door": (39, 28, 50), "antmaze": (31, 8, 40)}
+    assert read["antmaze"].observation == ("achieved_goal", "desired_goal", "observation")
+    given = ("--source", "published", "--root", root, "--bank", root.parent / "bank", "--preset", "tiny", "--steps", 30)
+    code, _, err = run("--tasks", file, "train", *names, *given, "--experts", 2)
+    assert code == 0, err
+    code, out, err = run("--tasks", file, "eval", root.parent / "bank", "--episodes", 2, "--workers", 0, "--json")
+    assert code == 0, err
+    assert set(json.loads(out)["tasks"]) == set(names)
