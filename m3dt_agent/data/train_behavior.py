@@ -97,6 +97,11 @@ def _near(scale: float, *entries: int) -> RewardShaping:
     return lambda observation, reward: 0.5 * reward + 0.5 * float(np.exp(-scale * np.linalg.norm(observation[list(entries)])))
 
 
+def _outside(scale: float, entry: int) -> RewardShaping:
+    """½·reward + ½·exp(-scale·distance), where the distance is an entry of the observation; 0 where that is negative."""
+    return lambda observation, reward: 0.5 * reward + 0.5 * float(np.exp(-scale * max(float(observation[entry]), 0.0)))
+
+
 def _high(entry: int, low: float, high: float) -> RewardShaping:
     """½·reward + ½·height, where the height is an entry of the observation, scaled from [low, high] to [0, 1] and clipped."""
     return lambda observation, reward: 0.5 * reward + 0.5 * float(np.clip((observation[entry] - low) / (high - low), 0.0, 1.0))
@@ -106,8 +111,8 @@ SHAPED_REWARDS: Mapping[str, RewardShaping] = {
     "reacher-hard": _near(15.0, 2, 3),  # finger to target
     "reacher-three-hard": _near(15.0, 3, 4),
     "fish-swim": _near(3.0, 8, 9, 10),  # mouth to target
-    "finger-turn-easy": _near(10.0, 11),  # from the spinner's tip to the target's edge; inside it is 0 or less
-    "finger-turn-hard": _near(10.0, 11),
+    "finger-turn-easy": _outside(10.0, 11),  # from the target's edge to the spinner's tip
+    "finger-turn-hard": _outside(10.0, 11),
     "pendulum-swingup": _high(0, -1.0, 1.0),  # cosine of the pole's angle
     "cartpole-swingup-sparse": _high(1, -1.0, 1.0),
     "hopper-stand": _high(0, -1.0, 0.0),  # height of the torso below its start

@@ -35,7 +35,15 @@ def test_shaped_rewards_keep_half_the_reward_and_grow_from_a_bad_state_to_a_good
     assert shaped(bad, 1.0) - shaped(bad, 0.0) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", ["reacher-hard", "fish-swim", "pendulum-swingup", "hopper-hop"])
+def test_the_whole_target_is_as_good_as_its_edge():
+    """The tip's distance is measured from the edge, and is negative inside."""
+    observation = np.zeros(12, np.float32)
+    edge = SHAPED_REWARDS["finger-turn-hard"](observation, 1.0)
+    observation[11] = -0.03
+    assert SHAPED_REWARDS["finger-turn-hard"](observation, 1.0) == edge == 1.0
+
+
+@pytest.mark.parametrize("name", ["reacher-hard", "fish-swim", "pendulum-swingup", "hopper-hop", "finger-turn-hard"])
 def test_shaped_rewards_read_the_entries_they_mean(name):
     """The observation against the simulator's own state, over a random episode."""
     task = tasks.get(name)
@@ -49,6 +57,7 @@ def test_shaped_rewards_read_the_entries_they_mean(name):
         "reacher-hard": lambda: 0.5 * np.exp(-15 * physics.finger_to_target_dist()),
         "fish-swim": lambda: 0.5 * np.exp(-3 * np.linalg.norm(physics.mouth_to_target())),
         "pendulum-swingup": lambda: 0.25 * (1 + physics.pole_vertical()),
+        "finger-turn-hard": lambda: 0.5 * np.exp(-10 * max(physics.dist_to_target(), 0.0)),
         "hopper-hop": lambda: 0.5 * np.clip(1 + physics.named.data.qpos["rootz"], 0, 1),
     }[name]()
     env.close()
