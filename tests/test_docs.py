@@ -22,6 +22,7 @@ PAGES = (
     "README.md",
     "docs/index.md",
     "docs/get-started.md",  # makes the datasets and the bank that later pages use
+    "docs/install.md",
     "docs/own-tasks.md",
     "docs/m3dt.md",
     "docs/tasks.md",

@@ -65,6 +65,7 @@ def test_a_broken_package_is_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)
 def test_a_method_from_its_own_package_is_reported_beside_prompt_dt(tmp_path: Path) -> None:
     """Installed by pip into an environment that borrows this one's dependencies, and run from the checkout."""
     root = Path(__file__).parents[2]
