@@ -30,6 +30,7 @@ PAGES = (
     "docs/training.md",
     "docs/cli.md",
     "docs/hub.md",
+    "docs/export.md",
     "docs/benchmarks.md",
     "docs/performance.md",
     "docs/numbers.md",

@@ -37,8 +37,8 @@ def run(name: str, *arguments: str | Path, where: Path, **environment: str) -> s
 
 def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
-        *("act.py", "evaluate_mt10.py", "adapters.py"),
-        *("publish_a_bank.py", "resume_from_hub.py", "fine_tune.py"),
+        *("act.py", "evaluate_mt10.py", "adapters.py", "act_without_torch.py"),
+        *("publish_a_bank.py", "resume_from_hub.py", "fine_tune.py", "own_task.py"),
     }
 
 
@@ -61,6 +61,12 @@ def test_adapters(bank: Path, tmp_path: Path) -> None:
     metaworld_task = next(task.name for task in task_set("mt10") if task.domain == "metaworld")
     out = run("adapters.py", bank, "cheetah-vel-25", metaworld_task, where=tmp_path)
     assert [line.split(":")[0] for line in out.splitlines()] == ["Stable-Baselines3", "Meta-World", "Gymnasium"]
+
+
+@pytest.mark.slow  # docs/own-tasks.md does the same in parts
+def test_own_task(tmp_path: Path) -> None:
+    demonstrator, agent = run("own_task.py", where=tmp_path).splitlines()
+    assert float(agent.split(": ")[1]) > float(demonstrator.split(": ")[1]) - 5
 
 
 @pytest.mark.slow

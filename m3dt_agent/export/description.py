@@ -26,7 +26,7 @@ class TensorDescription:
 
     name: str
     shape: tuple[int | str, ...]
-    dtype: str
+    dtype: Literal["float32", "float64", "int64", "bool"]
     meaning: str
 
 

@@ -30,7 +30,7 @@ from ..model import M3DT, Routing
 from ..scores import AGENT_POLICIES, EXPERT_POLICY
 from ..system.disk import require_writable, user_path, write_file
 from ..tasks import TaskSpec, resolve
-from .description import METADATA_KEY, Description, describe_task, describe_tensors
+from .description import METADATA_KEY, Description, TensorDescription, describe_task, describe_tensors
 from .leaving_out import experts_to_keep, router_shares, with_experts
 from .session import ExportedPolicy, require_packages
 from .step import ActingStep
@@ -82,32 +82,19 @@ def export_policy(
     conditions = _conditions(agent, specs)
     network = _network(agent, specs, conditions, least_share)
     step = ActingStep(network.model, specs, conditions, network.experts)
-    inputs, outputs = describe_tensors(network.model.config, specs)
-    proto = _onnx(step, [tensor.name for tensor in inputs], [tensor.name for tensor in outputs])
-    description = Description(
-        format="m3dt-policy",
-        format_version=1,
-        bank_hash=agent.content_hash,
-        policy=_policy_name(network.asked, int8=int8),
-        experts=str(network.asked),
-        weights="int8" if int8 else "float32",
-        least_share=float(least_share),
-        kept_experts=network.kept,
-        largest_difference=0.0,
-        tasks=tuple(describe_task(*each) for each in zip(specs, conditions, network.left_out, strict=True)),
-        inputs=inputs,
-        outputs=outputs,
-        versions={name: importlib.metadata.version(name) for name in ("m3dt-agent", "torch", *_PACKAGES)},
-    )
+    proto = _onnx(step, *describe_tensors(network.model.config, specs))
     proto = _quantized(proto) if int8 else proto
+    description = _description(agent, specs, conditions, network, int8=int8, least_share=float(least_share))
     difference = _largest_difference(_with_description(proto, description), agent, specs)
     if not (int8 or least_share or difference <= _TOLERANCE):
-        raise InvalidValueError(
-            f"the exported file would act otherwise than the agent, by {difference:.2g}; nothing is written"
-        )
+        raise InvalidValueError(f"the file would not act as the agent does, by {difference:.2g}; nothing is written")
     description = dataclasses.replace(description, largest_difference=difference)
     write_file(document, description.to_json())
-    write_file(file, _with_description(proto, description))
+    try:
+        write_file(file, _with_description(proto, description))
+    except BaseException:
+        document.unlink(missing_ok=True)
+        raise
     return description
 
 
@@ -179,8 +166,36 @@ def _network(agent: M3DTAgent, specs: Sequence[TaskSpec], conditions: Sequence[C
     return _Network(smaller, experts, experts, tuple(map(tuple, kept)), left_out)
 
 
-def _onnx(step: ActingStep, inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
-    """The step as an ONNX model whose inputs and outputs have these names."""
+def _description(
+    agent: M3DTAgent,
+    specs: Sequence[TaskSpec],
+    conditions: Sequence[Condition],
+    network: _Network,
+    *,
+    int8: bool,
+    least_share: float,
+) -> Description:
+    """The document, without what the comparison will find."""
+    inputs, outputs = describe_tensors(network.model.config, specs)
+    return Description(
+        format="m3dt-policy",
+        format_version=1,
+        bank_hash=agent.content_hash,
+        policy=_policy_name(network.asked, int8=int8),
+        experts=str(network.asked),
+        weights="int8" if int8 else "float32",
+        least_share=least_share,
+        kept_experts=network.kept,
+        largest_difference=0.0,
+        tasks=tuple(describe_task(*each) for each in zip(specs, conditions, network.left_out, strict=True)),
+        inputs=inputs,
+        outputs=outputs,
+        versions={name: importlib.metadata.version(name) for name in ("m3dt-agent", "torch", *_PACKAGES)},
+    )
+
+
+def _onnx(step: ActingStep, inputs: Sequence[TensorDescription], outputs: Sequence[TensorDescription]) -> ModelProto:
+    """The step as an ONNX model with these inputs and outputs."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in (*step.parameters(), *step.buffers()))
     if size > _LARGEST:
         raise ConfigError(
@@ -188,13 +203,10 @@ def _onnx(step: ActingStep, inputs: Sequence[str], outputs: Sequence[str]) -> Mo
         )
     any_number = torch.export.Dim("slots")
     with torch.no_grad(), _silence():
-        program = torch.export.export(
-            step,
-            step.example(2),
-            dynamic_shapes=tuple({0: any_number} for _ in inputs),
-            strict=False,
-        )
-        exported = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
+        shapes = tuple({0: any_number} for _ in inputs)
+        program = torch.export.export(step, step.example(2), dynamic_shapes=shapes, strict=False)
+        ins, outs = ([tensor.name for tensor in tensors] for tensors in (inputs, outputs))
+        exported = torch.onnx.export(program, input_names=ins, output_names=outs, dynamo=True, verbose=False)
     assert exported is not None
     proto: ModelProto = exported.model_proto
     return proto
