@@ -96,8 +96,8 @@ class TaskEnv(gym.Env[Observation, Action]):
         self._steps_left = 0
         self._success: bool | None = None
         self._renderer: Any = None
-        self.frame_size = FRAME_SIZE
-        """Height and width of the frames that `render` draws; may be set before the first one. Small ones are drawn faster."""
+        self.frame_size, self.shadows = FRAME_SIZE, True
+        """How `render` draws; may be set before the first frame. Without a GPU, small ones without shadows take a tenth."""
 
     @abstractmethod
     def _start(self, seed: int) -> Observation:
@@ -151,7 +151,7 @@ class TaskEnv(gym.Env[Observation, Action]):
             return None
         model, data = self._scene()
         if self._renderer is None:
-            self._renderer = open_renderer(model, self.frame_size, self.task.env_id)
+            self._renderer = open_renderer(model, self.frame_size, self.task.env_id, shadows=self.shadows)
         self._renderer.update_scene(data, camera=self._camera)
         frame: NDArray[np.uint8] = self._renderer.render()
         return frame

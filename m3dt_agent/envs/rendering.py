@@ -53,14 +53,17 @@ def without_broken_opengl(simulator: str) -> Iterator[None]:
                 os.environ[VARIABLE] = before
 
 
-def open_renderer(model: Any, size: int, what: str) -> Any:
-    """A `mujoco.Renderer` of frames of size x size pixels.
+def open_renderer(model: Any, size: int, what: str, *, shadows: bool = True) -> Any:
+    """A `mujoco.Renderer` of frames of size x size pixels, with shadows or without.
 
     Raises:
         M3DTError: nothing can be drawn here; the message begins with `what` and says what to do.
     """
     renderer, fault = try_renderer(model, size)
     if fault is None:
+        import mujoco
+
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
         return renderer
     raise M3DTError(
         f"{what}: cannot open an OpenGL context: {fault}; set {VARIABLE} to glfw, egl or osmesa before Python starts"

@@ -46,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("view") / "root"
     policy = json.dumps({"random": 0.25, "expert": 0.75})
     dataset(root, "cheetah-vel-25", (-1.0, -3.0, -2.0), m3dt_policy=policy)
-    dataset(root, "reach", (1.0, -1.0), source="expert", m3dt_policy=json.dumps({"expert": 1.0}))
+    dataset(root, "reach", (1.0, -1.0, 2.0), source="expert", m3dt_policy=json.dumps({"expert": 1.0}))
     hostile = dataset(root / "other", "cheetah-vel-25", (1.0, 2.0), m3dt_policy=json.dumps({HOSTILE: 1.0}))
     moved = root / "m3dt" / HOSTILE_NAME / f"{HOSTILE_NAME}-v0"
     moved.parent.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.data.prompts import prompt_window
 from m3dt_agent.errors import ConfigError, UnknownTaskError
+from m3dt_agent.evaluation import router_usage
 from m3dt_agent.hub.cards import model_card
 from m3dt_agent.rows import EpisodeResult, write_rows
-from m3dt_agent.view.bank import bank_page
+from m3dt_agent.view.bank import bank_page, datasets_of
 from m3dt_agent.view.bank_scores import scores_of_bank
 from m3dt_agent.view.routing import router_weights
 
@@ -74,6 +76,19 @@ def test_the_heat_map_holds_the_routers_weights(page: ReadPage, bank: ExpertBank
     heaviest = page.column("tasks", "heaviest")["walker-run"]
     assert heaviest == str(int(expected.mean(0).argmax()))
     assert page.column("groups", "names") == {"0": "reach", "1": "walker-run"}
+
+
+def test_the_weights_can_be_measured_on_datasets_of_some_of_the_tasks(bank: ExpertBank, root: Path, tmp_path: Path) -> None:
+    data = datasets_of(bank, shutil.copytree(root, tmp_path / "root"), None)
+    assert [task.name for task in data.tasks] == ["reach"]
+    weights = router_weights(agent := M3DTAgent.load(bank.path), data)
+    np.testing.assert_allclose(weights.by_task["reach"].mean(0), router_usage(agent, data)["reach"], rtol=1e-5)
+    assert weights.by_task["reach"].shape == (2, 2)
+    np.testing.assert_allclose(weights.by_task["reach"].sum(1), 1.0, rtol=1e-6)
+    page = ReadPage(bank_page(bank, "b", [], data, (), progress=False).html())
+    assert page.data["plots"]["experts"]["data"][0]["y"] == ["reach"]
+    assert page.column("tasks", "heaviest")["walker-run"] == "-"
+    assert "64 windows of each task's demonstrations" in page.text
 
 
 def test_experts_that_carry_the_weight_are_counted(bank: ExpertBank) -> None:
