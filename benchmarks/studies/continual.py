@@ -96,12 +96,12 @@ SCALES: Mapping[str, Scale] = {
     "small": Scale(
         model=ModelConfig(128, 3, 4, n_experts=8, context_length=1, prompt_length=2, dropout=0.0),
         stages={
-            "backbone": BackboneConfig(steps=4_000, cooldown_steps=800, **_FAST | {"batch_size": 256}),
-            "experts": ExpertsConfig(steps=1_000, cooldown_steps=200, grouping="random", **_FAST),
-            "router": RouterConfig(steps=500, cooldown_steps=100, guide=0.1, **_FAST),
+            "backbone": BackboneConfig(steps=3_000, cooldown_steps=600, **_FAST | {"batch_size": 256}),
+            "experts": ExpertsConfig(steps=800, cooldown_steps=160, grouping="random", **_FAST),
+            "router": RouterConfig(steps=400, cooldown_steps=80, guide=0.1, **_FAST),
         },
         training=_FAST,
-        steps=1_000,
+        steps=800,
         demonstrations=24,
     ),
     "paper": Scale(
