@@ -106,8 +106,8 @@ def test_four_tasks_from_their_declaration_to_a_fresh_process(
         m3dt("push", "bank", "alice/own", "--rows", "rows.jsonl", *there)
         m3dt("pull", "alice/own", "pulled", *there)
         again = m3dt("eval", "pulled", "point", "--episodes", 10, "--workers", 2)["tasks"]
-        assert again["point"]["mean_return"] == evaluated["point"]["mean_return"]
-        fresh = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
+        assert again["point"]["mean_return"] == pytest.approx(evaluated["point"]["mean_return"], abs=1e-4)  # other slots
+        fresh = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "M3DT_TASKS": ""}  # it knows none of the tasks
         answer = subprocess.check_output([sys.executable, "-c", ACTS], text=True, env=os.environ | fresh)
         card = hub.read("models", "alice/own", "README.md").decode()
     assert json.loads(answer) == [list(NAMES), 0]
