@@ -26,7 +26,8 @@ from m3dt_agent.hub.snapshots import CARD, Change, Operation, Snapshot
 from m3dt_agent.scores import EpisodeResult
 
 FIGURE = "scores.png"
-_MERGED = ("groups", "grouping", "stages")  # the fields of a manifest that two versions of a bank may each have a part of
+_MERGED = ("groups", "grouping", "stages", "specs", "grown")
+"""The fields of a manifest that two versions of a bank may each have a part of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ backbone                          ─► stage-backbone
 backbone, groups, 3 of 8 experts  ─► stage-experts-3          mine: experts 0 1 2 ┐
 backbone, groups, all experts     ─► stage-experts                                ├─► 0 1 2 5: every file of both,
 … and the router                  ─► stage-router             yours: experts 2 5  ┘    if expert 2 is the same in both
+… and what it has grown by         ─► stage-grown-1, …         a bank that has grown, and the bank that it was: the grown one
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ FREE_SETTINGS = ("threads", "experts_at_once", "log_every", "checkpoint_every")
 
 
 def stage_tag(manifest: Manifest) -> str:
-    """The tag of the stage that a bank has reached: stage-backbone, stage-experts-<n>, stage-experts or stage-router."""
+    """The tag of what a bank has reached: stage-backbone, stage-experts-<n>, stage-experts, stage-router or stage-grown-<n>."""
+    if manifest.grown:
+        return f"stage-grown-{len(manifest.grown)}"
     finished = len(manifest.finished_experts)
     if "router.safetensors" in manifest.files:
         return "stage-router"
@@ -32,11 +35,13 @@ def stage_tag(manifest: Manifest) -> str:
 
 
 def stage_manifests(manifest: Manifest) -> list[Manifest]:
-    """The bank's manifest at the end of each stage; the last one is `manifest` itself."""
-    backbone = _without(manifest, "experts", "router")
-    parts = [dataclasses.replace(backbone, groups=None, grouping=None), _without(manifest, "router"), manifest]
+    """The bank's manifest at the end of each stage, and each time that it has grown; the last one is `manifest` itself."""
+    whole = manifest.with_growths(())
+    backbone = _without(whole, "experts", "router")
+    parts = [dataclasses.replace(backbone, groups=None, grouping=None), _without(whole, "router"), whole]
     reached = [bool(manifest.finished_experts), "router.safetensors" in manifest.files]
-    return [*(part for part, more in zip(parts, reached, strict=False) if more), manifest]
+    grown = [manifest.with_growths(manifest.grown[:count]) for count in range(1, len(manifest.grown) + 1)]
+    return [*(part for part, more in zip(parts, reached, strict=False) if more), whole, *grown]
 
 
 def _without(manifest: Manifest, *stages: Stage) -> Manifest:
@@ -54,6 +59,11 @@ def merge(theirs: Manifest, ours: Manifest, where: str) -> Manifest:
     """
     problems = [f"another {what}" for what in ("model", "data", "tasks") if getattr(theirs, what) != getattr(ours, what)]
     problems = [problem.replace("another data", "another data configuration") for problem in problems]
+    more, fewer = sorted((theirs.grown, ours.grown), key=len, reverse=True)
+    if more[: len(fewer)] != fewer:
+        problems.append(f"growth by other tasks or experts ({_grown_by(theirs)} there, {_grown_by(ours)} here)")
+    specs = set(theirs.specs) & set(ours.specs)
+    problems += [f"another spec of task {name!r}" for name in sorted(specs) if theirs.specs[name] != ours.specs[name]]
     if theirs.storage != ours.storage:
         problems.append(f"another storage of weights ({theirs.storage} there, {ours.storage} here)")
     both = set(theirs.files) & set(ours.files)
@@ -77,7 +87,13 @@ def merge(theirs: Manifest, ours: Manifest, where: str) -> Manifest:
         grouping=theirs.grouping if theirs.groups else ours.grouping,
         stages=ours.stages | theirs.stages,
         files=ours.files | theirs.files,
+        specs=ours.specs | theirs.specs,
+        grown=more,
     )
+
+
+def _grown_by(manifest: Manifest) -> str:
+    return ", ".join(task for growth in manifest.grown for task in growth.tasks) or "none"
 
 
 def _difference(name: str, theirs: FileRecord, ours: FileRecord) -> str:
@@ -92,7 +108,8 @@ def _other_settings(stage: Stage, theirs: Mapping[str, Any] | None, ours: Mappin
     return [f"other settings of stage {stage!r} ({', '.join(differ)})"] if differ else []
 
 
-def statuses(manifest: Manifest) -> tuple[bool, bool, bool]:
-    """Whether each of the three stages is done."""
+def statuses(manifest: Manifest) -> tuple[bool, bool, bool, int]:
+    """Whether each of the three stages is done, and how often the bank has grown."""
     experts = [expert_file(e) in manifest.files for e in range(manifest.model.n_experts)]
-    return "backbone.safetensors" in manifest.files, all(experts) and bool(experts), "router.safetensors" in manifest.files
+    done = all(experts) and bool(experts)
+    return "backbone.safetensors" in manifest.files, done, "router.safetensors" in manifest.files, len(manifest.grown)

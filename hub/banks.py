@@ -20,6 +20,7 @@ from typing import Literal
 
 from m3dt_agent import tasks as task_table
 from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank.adding import untrained_experts
 from m3dt_agent.bank.builtin import folder_to_write, is_builtin, open_bank
 from m3dt_agent.bank.manifest import Manifest
 from m3dt_agent.errors import BankError, ConfigError, StageError
@@ -109,10 +110,11 @@ class _Selection:
         if self.experts is None and self.tasks is None:
             return None
         chosen = set(self.experts or ())
-        names = [task.name for task in task_table.resolve(self.tasks or (), first=map(manifest.task, manifest.tasks))]
-        if names and manifest.groups is None:
+        names = [task.name for task in task_table.resolve(self.tasks or (), first=map(manifest.task, manifest.all_tasks))]
+        grown = {task: expert for growth in manifest.grown for task, expert in growth.groups.items()}
+        if manifest.groups is None and any(name not in grown for name in names):
             raise StageError("the bank's tasks are not grouped yet, so no expert serves a task; pull the whole bank")
-        chosen |= {lookup(manifest.groups or {}, name, "task of the bank") for name in names}
+        chosen |= {lookup({**(manifest.groups or {}), **grown}, name, "task of the bank") for name in names}
         return tuple(sorted(chosen))
 
 
@@ -181,7 +183,7 @@ def push_bank(
             have, and remove the tags of stages that have changed.
 
     Raises:
-        StageError: no backbone yet.
+        StageError: no backbone yet, or experts by which the bank has grown are not trained yet.
         BankError: a damaged file here or there, a repository of something else, or `name` is a bank of the package.
         HubConflictError: another bank, or another version of a file, is there; the message names it.
         HubError: not allowed, or the Hub cannot be reached.
@@ -190,6 +192,11 @@ def push_bank(
     opened = bank if isinstance(bank, ExpertBank) else open_bank(bank, check="sizes")
     if "backbone.safetensors" not in opened.manifest.files:
         raise StageError(f"bank {opened.path} has no backbone yet: nothing to push")
+    if untrained := untrained_experts(opened.manifest):
+        raise StageError(
+            f"bank {opened.path} has grown, but its experts {untrained} are not trained yet; train them, or push the bank "
+            "without them (bank.without_growth)"
+        )
     if not is_repo_id(name):
         return push_to_folder(opened, folder_to_write(name), overwrite=overwrite)
     repo = HubRepo(str(name), "model", token=token, endpoint=endpoint)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from m3dt_agent import tasks
 from m3dt_agent.bank import ExpertBank
+from m3dt_agent.bank.tensor_files import write_tensors
 from m3dt_agent.config import DataConfig, ModelConfig
 from m3dt_agent.data.prompts import Prompt
 from m3dt_agent.data.stats import TaskStatistics
@@ -52,3 +57,26 @@ def parts(model: M3DT) -> dict[str, dict[str, torch.Tensor]]:
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((path / "bank.json").read_text())
+    change(manifest)
+    (path / "bank.json").write_text(json.dumps(manifest))
+
+
+def forge(path: Path, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Puts a file into a bank, with valid size and hash."""
+    record = write_tensors(path / name, tensors)
+    edit(path, lambda manifest: manifest["files"].update({name: {"sha256": record.sha256, "bytes": record.bytes}}))
+
+
+def tree(folder: Path) -> dict[str, tuple[float, bytes]]:
+    """Everything below a folder, with content and time of change; links as what they say."""
+    return {
+        str(path.relative_to(folder)): (
+            path.lstat().st_mtime,
+            os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b"",
+        )
+        for path in (*folder.rglob("*"), folder)
+    }

@@ -139,7 +139,7 @@ print(total)
 def _training(bank: ExpertBank, repo_id: str) -> list[str]:
     """How to train the first stage that is not done; empty if all are done."""
     missing = [stage for stage in _stages_of(bank) if not bank.is_done(stage)]
-    if not missing:
+    if not missing or bank.growths:
         return []
     text = f"The next stage is **{missing[0]}**. With datasets of the tasks under `datasets/`, it continues from what is here:"
     commands = f"```console\n$ m3dt pull {repo_id} bank\n$ m3dt train --bank bank --root datasets --stage {missing[0]}\n```"
@@ -196,6 +196,8 @@ def _model(bank: ExpertBank) -> list[str]:
         ("parameters of the router", f"{sizes['router']:,}"),
         ("parameters, all", f"{sum(sizes.values()):,}"),
     ]
+    if later := [expert for growth in bank.growths for expert in growth.experts]:
+        rows.append(("experts that came later", f"{len(later)}, for tasks of their own"))
     if bank.storage != "float32":
         rows.append(("weights", f"stored as {bank.storage}, used as float32"))
     return ["## Model", table(("", "when all stages are done"), rows)]
@@ -203,7 +205,25 @@ def _model(bank: ExpertBank) -> list[str]:
 
 def _tasks(bank: ExpertBank) -> list[str]:
     text = "These tasks are not among the 160 that come with the package. The agent acts in them; to make their environments"
-    return [*_task_table(bank), *_shown(bank), *own_task_sections(bank.manifest.specs.values(), text)]
+    return [*_task_table(bank), *_grown(bank), *_shown(bank), *own_task_sections(bank.manifest.specs.values(), text)]
+
+
+def _grown(bank: ExpertBank) -> list[str]:
+    """The tasks by which the bank has grown, and how their experts were trained."""
+    rows = []
+    for growth in bank.growths:
+        record = _checked(growth.training, "a growth")
+        config, data = _checked(record.get("config", {}), "a growth"), record.get("data")
+        known = (config.get("steps"), config.get("batch_size"), config.get("learning_rate"))
+        for expert in growth.experts:
+            tasks = escape(", ".join(growth.members(expert)))
+            rows.append([f"{expert}", tasks, *map(shown, known), shown(None if data is None else str(data)[:12])])
+    text = (
+        "The bank has grown: after its stages it got these tasks, each with an expert of its own over the same backbone. The "
+        "router does not know these experts, and what the bank does in its other tasks is as it was, to the last bit."
+    )
+    columns = ("expert", "tasks", "steps", "windows per step", "learning rate", "data")
+    return ["## Tasks that came later", text, table(columns, rows, left=2)] if rows else []
 
 
 def _shown(bank: ExpertBank) -> list[str]:

@@ -4,6 +4,7 @@
     m3dt collect                     demonstrations                               (collect.py)
     m3dt behavior, data              behavior policies and datasets               (data.py)
     m3dt train                       the three stages, into a bank                (train.py)
+    m3dt grow                        a trained bank gets more tasks               (grow.py)
     m3dt eval                        scores of a bank or a behavior policy        (eval.py)
     m3dt info                        what a bank holds                            (info.py)
     m3dt view                        a page of datasets, a bank or a training     (view.py)
@@ -38,6 +39,7 @@ from .data import behavior_app, data_app
 from .doctor import doctor_command
 from .eval import eval_command
 from .export import export_command
+from .grow import grow_command
 from .hub import data_pull_command, data_push_command, pull_command, push_command
 from .info import info_command
 from .options import path_option
@@ -77,6 +79,7 @@ app.command("collect")(collect_command)
 app.add_typer(behavior_app, name="behavior")
 app.add_typer(data_app, name="data")
 app.command("train", cls=CommandWithFile)(train_command)
+app.command("grow")(grow_command)
 app.command("eval")(eval_command)
 app.command("play")(play_command)
 app.command("info")(info_command)

@@ -27,8 +27,11 @@ def info_command(
 def describe_bank(bank: ExpertBank) -> dict[str, Any]:
     """A bank as plain values: path, hash, model, tasks, groups, status of each stage, finished experts, storage, file sizes.
 
-    specs: of the tasks that are not among the 160.
+    specs: of the tasks that are not among the 160. grown: task → expert, for each time that the bank has grown. untrained: the
+    numbers of those experts that are not trained yet.
     """
+    from ..bank.adding import untrained_experts
+
     return {
         "path": str(bank.path),
         "content_hash": bank.content_hash,
@@ -36,6 +39,8 @@ def describe_bank(bank: ExpertBank) -> dict[str, Any]:
         "tasks": [task.name for task in bank.tasks],
         "specs": {name: spec.to_dict() for name, spec in bank.manifest.specs.items()},
         "shown": list(bank.manifest.shown),
+        "grown": [growth.groups for growth in bank.growths],
+        "untrained": untrained_experts(bank.manifest),
         "groups": bank.groups,
         "stages": {stage: bank.status(stage) for stage in STAGES},
         "finished_experts": list(bank.finished_experts),
@@ -59,6 +64,11 @@ def bank_table(document: dict[str, Any]) -> TextTable:
         table.add_row(f"group of expert {expert}", ", ".join(task for task, group in groups.items() if group == expert))
     if document["specs"]:
         table.add_row("tasks of one's own", ", ".join(document["specs"]))
+    for growth in document["grown"]:
+        for expert in sorted(set(growth.values())):
+            state = ", not trained yet" if expert in document["untrained"] else ""
+            members = ", ".join(task for task, its in growth.items() if its == expert)
+            table.add_row(f"grown by expert {expert}{state}", members)
     if document["shown"]:
         table.add_row("shown, not trained on", ", ".join(document["shown"]))
     table.add_row("weights", f"stored as {document['storage']}")

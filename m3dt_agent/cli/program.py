@@ -25,7 +25,7 @@ from ..errors import M3DTError, WorkerError
 from .app import QUIET_OPTION, app
 from .output import complain, notes, say
 
-CONTINUES = {"collect", "train", "quickstart", "behavior", "push", "pull", "import"}
+CONTINUES = {"collect", "train", "grow", "quickstart", "behavior", "push", "pull", "import"}
 """Commands that keep what they finished, and continue from there when run again."""
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +32,7 @@ from .options import (
 from .output import emit, quiet_stdout
 from .run_file import keep_run, run_text
 from .train_request import DatasetChoice, Spread, TaskChoice, TrainRequest
-from .train_settings import setting_options, stage_configs, stages_asked
+from .train_settings import setting_options, stage_configs, stages_asked, with_setting_options
 
 Pull = Annotated[
     str | None,
@@ -68,27 +66,7 @@ PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the run
 Resume = Annotated[bool, typer.Option(help="Continue a stage that was interrupted; --no-resume: refuse one that was begun.")]
 
 
-def _with_setting_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replaces `**settings` in a command's signature, which typer reads, by an option for each training setting."""
-    signature = inspect.signature(command, eval_str=True)
-    parameters = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
-    for option in setting_options():
-        flag = option.type is bool
-        names = [f"--{option.name.replace('_', '-')}"] if flag else []  # a flag without a --no-… beside it
-        shown = typer.Option(*names, help=option.help, rich_help_panel="Training settings; default: the preset's")
-        parameters.append(
-            inspect.Parameter(
-                option.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=False if flag else None,
-                annotation=Annotated[option.type if flag else option.type | None, shown],
-            )
-        )
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return command
-
-
-@_with_setting_options
+@with_setting_options(setting_options(), "Training settings; default: the preset's")
 def train_command(
     ctx: typer.Context,
     names: TaskNames = None,

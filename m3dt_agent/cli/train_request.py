@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING
 
 from ..config import DataConfig, ModelConfig, Stage, TrainConfig, train_preset
 from ..errors import ConfigError, StageError
@@ -154,6 +154,7 @@ class TrainRequest:
         """
         from ..bank import ExpertBank, is_bank
         from ..training.distributed import require_one_worker
+        from ..training.stage_inputs import require_ungrown
 
         bank = ExpertBank.open(self.bank, check="sizes") if is_bank(self.bank) else None
         tasks = self.tasks.of(bank)
@@ -163,6 +164,7 @@ class TrainRequest:
             model = replace(preset, n_experts=experts).for_tasks(tasks)
             data_config = DataConfig.preset("paper" if self.preset == "paper" else "default")
         else:
+            require_ungrown(bank)
             model, data_config = bank.config, bank.data_config
         stages = tuple(stage for stage in self.stages if self._has_work(bank, stage, tell=world.is_main))
         if "experts" in stages:

@@ -14,39 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_banks import CONFIG, new_bank, parts, random_model
+from small_banks import CONFIG, edit, forge, new_bank, parts, random_model, tree
 
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.bank.journal import JOURNAL
 from m3dt_agent.bank.sizes import element_counts
-from m3dt_agent.bank.tensor_files import write_tensors
 from m3dt_agent.config import DataConfig, ModelConfig
 from m3dt_agent.errors import BankError, ConfigError, M3DTError, PathError
 from m3dt_agent.model import M3DT
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    manifest = json.loads((path / "bank.json").read_text())
-    change(manifest)
-    (path / "bank.json").write_text(json.dumps(manifest))
-
-
-def forge(path: Path, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Puts a file into a bank, with valid size and hash."""
-    record = write_tensors(path / name, tensors)
-    edit(path, lambda manifest: manifest["files"].update({name: {"sha256": record.sha256, "bytes": record.bytes}}))
-
-
-def tree(folder: Path) -> dict[str, tuple[float, bytes]]:
-    """Everything below a folder, with content and time of change; links as what they say."""
-    return {
-        str(path.relative_to(folder)): (
-            path.lstat().st_mtime,
-            os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b"",
-        )
-        for path in (*folder.rglob("*"), folder)
-    }
-
 
 LIMITED = """
 import resource, sys, time

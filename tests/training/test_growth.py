@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grown_banks import data_of_spec
 from own_tasks import WIDE
 
 from m3dt_agent import tasks
@@ -19,8 +20,6 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.bank.manifest import expert_file
 from m3dt_agent.config import BackboneConfig, DataConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.batches import derive_seed
-from m3dt_agent.data.pack import PackedTask
-from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, StageError
 from m3dt_agent.model import M3DT, Routing
 from m3dt_agent.model.determinism import seeded
@@ -33,26 +32,6 @@ NEW = ("ant-dir-7", "reacher-easy", "cheetah-vel-30")
 LONG: TaskSpec = dataclasses.replace(WIDE, name="own-long", max_episode_steps=520)
 SETTINGS: dict[str, Any] = {"steps": 4, "batch_size": 4, "checkpoint_every": 2, "log_every": 1, "warmup_steps": 1}
 CONFIG = growth_config(**SETTINGS, cooldown_steps=0, threads=1)
-
-
-def data_of_spec(task: TaskSpec, length: int = 12, seed: int = 0) -> TaskDatasets:
-    """Episodes of a random linear policy for a task of one's own."""
-    rng, episodes = np.random.default_rng(seed), 5
-    n = length * episodes
-    states = rng.normal(size=(n, task.obs_dim)).astype(np.float32)
-    actions = np.tanh(states @ rng.normal(size=(task.obs_dim, task.act_dim)) / task.obs_dim**0.5).astype(np.float32)
-    to_go = np.tile(np.arange(length, 0, -1, np.float32), episodes)
-    packed = PackedTask(
-        task=task,
-        stored=np.concatenate([states, actions, to_go[:, None]], axis=1),
-        offsets=np.arange(episodes + 1) * length,
-        returns=np.full(episodes, float(length)),
-        success=None,
-        stop_after_success=0,
-        obs_mean=states.mean(0, dtype=np.float64),
-        obs_std=states.std(0, dtype=np.float64),
-    )
-    return TaskDatasets((task,), (packed,))
 
 
 def hashes(bank: ExpertBank) -> dict[str, str]:
@@ -103,7 +82,7 @@ def old(tmp_path_factory: pytest.TempPathFactory, made_up: Any) -> ExpertBank:
 def grown(old: ExpertBank, made_up: Any) -> ExpertBank:
     """`old`, grown by three tasks with two experts, then by one that is wider and longer."""
     first = grow(old, old.path.with_name("first"), made_up.made_up_data(NEW), experts=2, config=CONFIG, progress=False)
-    return grow(first, old.path.with_name("grown"), data_of_spec(LONG, 70), config=CONFIG, progress=False)
+    return grow(first, old.path.with_name("grown"), data_of_spec(LONG, length=70), config=CONFIG, progress=False)
 
 
 def test_nothing_that_the_bank_had_changes(old: ExpertBank, grown: ExpertBank) -> None:
@@ -234,11 +213,11 @@ def test_what_cannot_grow_is_named(case: str, old: ExpertBank, grown: ExpertBank
             grown.grown(tmp_path / "new", data_of_spec(LONG))
     elif case == "other data":
         with pytest.raises(BankError, match=r"has grown on data .*; the data given are"):
-            fit_growth(data_of_spec(LONG, 70, seed=1), grown, progress=False)
+            fit_growth(data_of_spec(LONG, length=70, seed=1), grown, progress=False)
         with pytest.raises(BankError, match=r"has grown by own-long; the data are of ant-dir-7"):
             fit_growth(data, grown, progress=False)
         with pytest.raises(BankError, match="their specs differ"):
-            fit_growth(data_of_spec(dataclasses.replace(LONG, return_scale=3.0), 70), grown, progress=False)
+            fit_growth(data_of_spec(dataclasses.replace(LONG, return_scale=3.0), length=70), grown, progress=False)
         with pytest.raises(StageError, match="has not grown"):
             fit_growth(data, old, progress=False)
     elif case == "other bank":
@@ -296,6 +275,7 @@ def test_copies_and_parts_of_a_grown_bank(old: ExpertBank, grown: ExpertBank, tm
     assert some.content_hash == old.for_tasks(tmp_path / "of old", OLD[:2]).content_hash
 
 
+@pytest.mark.slow
 def test_agents_in_other_precisions_act_on_grown_tasks(grown: ExpertBank) -> None:
     plain = actions(M3DTAgent.load(grown.path), ("own-long", "reach"))
     exact = M3DTAgent.load(grown.path)
