@@ -24,7 +24,7 @@ def make(task):
         energy = velocity**2 / 2 + 15 * (cos - 1)
         pump = min(max(-energy * velocity / 3, -1), 1)
         hold = -(10 * math.atan2(sin, cos) + 2 * velocity) / 2
-        near = 1 / (1 + math.exp(-20 * (cos - 0.85)))  # the top; without a jump there is less to learn
+        near = 1 / (1 + math.exp(-20 * (cos - 0.85)))  # the top; a jump would be harder to imitate
         return [near * hold + (1 - near) * pump]
 
     return act
