@@ -71,7 +71,7 @@ class Scale:
     old_episodes: int = 2
     tasks: int | None = None
     increments: int = 4
-    condition: str = "best"
+    condition: str = "expert"
 
 
 _FAST = {"batch_size": 128, "learning_rate": 1e-3, "grad_clip": 10.0, "warmup_steps": 100, "threads": 1}
@@ -91,7 +91,6 @@ SCALES: Mapping[str, Scale] = {
         old_episodes=1,
         tasks=2,
         increments=2,
-        condition="expert",
     ),
     "small": Scale(
         model=ModelConfig(128, 3, 4, n_experts=8, context_length=1, prompt_length=2, dropout=0.0),
