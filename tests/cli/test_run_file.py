@@ -6,6 +6,7 @@ import contextlib
 import io
 import tomllib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from small_trackers import Broken, Notebook
 
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.cli import main
-from m3dt_agent.config import STAGES, train_preset
+from m3dt_agent.config import STAGE_CONFIGS, STAGES, from_dict, train_preset
 from m3dt_agent.training import trackers
 
 Run = Callable[..., tuple[int, str, str]]
@@ -68,8 +69,8 @@ def test_the_file_that_the_bank_keeps_means_the_same_run(trained: tuple[Path, st
     expected = tomllib.loads(printed)
     assert kept.pop("track") == "notebook,broken"
     for stage in STAGES:
-        record = ExpertBank.open(folder / "bank").manifest.stages[stage]["config"]
-        assert kept["stages"][stage] == {name: value for name, value in record.items() if value is not None}
+        record = from_dict(STAGE_CONFIGS[stage], ExpertBank.open(folder / "bank").manifest.stages[stage]["config"])
+        assert kept["stages"][stage] == {name: value for name, value in asdict(record).items() if value is not None}
         kept["stages"][stage].pop("experts_at_once", None)  # settled when the stage began
     assert kept == expected
     code, again, _ = run("train", "--config", folder / "bank/logs/train.toml", "--bank", folder / "third", "--print-config")
