@@ -33,11 +33,11 @@ def test_a_module_registers_environments_here_and_in_workers(run: Any, tmp_path:
     (tmp_path / "own.toml").write_text(TASK)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))  # which also takes out, at the end, what the command puts in
-    command = ("--tasks", "own.toml", "eval", "zero", "own-swing", "--episodes", 1, "--workers", 1)
-    code, _, err = run(*command)
-    assert (code, "a-test" in err, err.count("\n")) == (1, True, 1)
-    code, out, err = run("--import", "envs_of_a_test", *command)
+    command = ("--tasks", "own.toml", "eval", "zero", "own-swing", "--episodes", 1, "--workers")
+    code, _, err = run(*command, 2)
+    assert (code, "m3dt --import MODULE" in err, err.count("\n")) == (1, True, 1)  # before a worker is started
+    code, out, err = run("--import", "envs_of_a_test", *command, 0)  # tests/envs/test_make.py does the same with workers
     assert (code, "= return" in out) == (0, True), err
     del gym.registry["a-test/Swing-v0"], sys.modules["envs_of_a_test"]
-    code, _, err = run("--import", "no_such_module", *command)
+    code, _, err = run("--import", "no_such_module", *command, 0)
     assert (code, "--import no_such_module: the module cannot be imported" in err) == (1, True)
