@@ -24,6 +24,7 @@ PAGES = (
     "docs/get-started.md",  # makes the datasets and the bank that later pages use
     "docs/install.md",
     "docs/own-tasks.md",
+    "docs/growing.md",  # with the grown bank of the page before
     "docs/m3dt.md",
     "docs/tasks.md",
     "docs/data.md",

@@ -35,14 +35,16 @@ def action_error(
         ConfigError: experts the agent does not have.
     """
     experts = agent.experts if experts is None else agent.checked_experts(experts)
-    sampler = best_prompt_sampler(agent, data, "backbone", min(n_windows, _ERROR_BATCH), seed)
     errors = {}
-    for i, task in enumerate(data.tasks):
+    for task in data.tasks:
+        model, its_own = agent.acts_with(task)
+        choice = experts if model is agent.model else its_own
+        sampler = best_prompt_sampler(agent, data.subset([task]), "backbone", min(n_windows, _ERROR_BATCH), seed)
         total, count = 0.0, 0
         for step, first in enumerate(range(0, n_windows, _ERROR_BATCH)):
-            batch = sampler.sample_task(i, step).to(agent.device, agent.dtype)
+            batch = sampler.sample_task(0, step).to(agent.device, agent.dtype)
             mask = batch.action_mask & (torch.arange(len(batch.tasks), device=agent.device) < n_windows - first)[:, None, None]
-            difference = agent.model(batch.window, batch.prompt, experts) - batch.targets  # (B, T, D_a)
+            difference = model(batch.window, batch.prompt, choice) - batch.targets  # (B, T, D_a)
             total += float(difference[mask].cpu().double().square().sum())  # not every device has float64
             count += int(mask.sum())
         errors[task.name] = total / count
@@ -79,12 +81,11 @@ def _router_weights(agent: M3DTAgent, data: TaskDatasets, n_windows: int, seed: 
 
 
 def best_prompt_sampler(agent: M3DTAgent, data: TaskDatasets, stage: Stage, batch_size: int, seed: int) -> BatchSampler:
-    """Samples windows of one task at a time, prompted as the agent is when it acts.
+    """Samples windows of one task at a time, prompted as the agent is when it acts, as wide as the model of the first takes.
 
     Raises:
-        UnknownTaskError: a task the agent does not have.
+        UnknownTaskError: a task the agent does not have. StageError: its expert is not trained yet.
     """
+    config = agent.acts_with(data.tasks[0])[0].config
     best = {task.name: lookup(dict(agent.prompts), task.name, "task of this agent")[:1] for task in data.tasks}
-    return BatchSampler(
-        data, agent.statistics, best, agent.config, batch_size=batch_size, tasks_per_batch=1, seed=seed, stage=stage
-    )
+    return BatchSampler(data, agent.statistics, best, config, batch_size=batch_size, tasks_per_batch=1, seed=seed, stage=stage)

@@ -27,7 +27,7 @@ import torch._dynamo
 
 from m3dt_agent.bank import ExpertBank, tensor_files
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, TrainConfig
-from m3dt_agent.training import fit_stage, loop
+from m3dt_agent.training import fit_growth, fit_stage, growth_config, loop
 
 spec = importlib.util.spec_from_file_location("made_up", Path(__file__).with_name("conftest.py"))
 assert spec is not None
@@ -40,7 +40,10 @@ CONFIGS: dict[str, TrainConfig] = {
     "backbone": BackboneConfig(**SHARED, conflict_every=5, ema=0.9, truncate_history=0.5),
     "experts": ExpertsConfig(**SHARED, experts_at_once=2, grouping_batches=1, grouping_runs=1),
     "router": RouterConfig(**SHARED, ema=0.5),
+    "growth": growth_config(**SHARED, ema=0.5),
 }
+NEW = ("cup-catch", "ant-dir-9")
+"""The tasks by which the bank of stage "growth" grows, with two experts."""
 
 
 def counted(events: list[str], kill_at: int | None, journal: Path) -> None:
@@ -100,7 +103,10 @@ def train(bank: Path, stage: str, kill_at: int | None = None, report: Path | Non
     def action() -> None:
         events: list[str] = []
         counted(events, kill_at, bank.with_suffix(".journal"))
-        fit_stage(stage, made_up.made_up_data(), ExpertBank.open(bank), CONFIGS[stage], progress=False)
+        if stage == "growth":
+            fit_growth(made_up.made_up_data(NEW), ExpertBank.open(bank), growth_config(**SHARED, ema=0.5), progress=False)
+        else:
+            fit_stage(stage, made_up.made_up_data(), ExpertBank.open(bank), CONFIGS[stage], progress=False)
         if report is not None:
             report.write_text(json.dumps(events))
 
@@ -110,6 +116,11 @@ def train(bank: Path, stage: str, kill_at: int | None = None, report: Path | Non
 def prepare(bank: Path, stage: str) -> None:
     def action() -> None:
         data = made_up.made_up_data()
+        if stage == "growth":
+            fresh = made_up.new_bank(bank.with_name("old"), data)
+            fit_stage("backbone", data, fresh, CONFIGS["backbone"], progress=False)
+            fresh.grown(bank, made_up.made_up_data(NEW), experts=2)
+            return
         fresh = made_up.new_bank(bank, data)
         for earlier, config in CONFIGS.items():
             if earlier == stage:
@@ -120,7 +131,7 @@ def prepare(bank: Path, stage: str) -> None:
 
 
 def public_hashes(bank: Path) -> dict[str, str]:
-    files = [*bank.glob("*.safetensors"), *bank.glob("experts/*"), bank / "bank.json"]
+    files = [*bank.glob("*.safetensors"), *bank.glob("experts/*"), *bank.glob("grown/*"), bank / "bank.json"]
     return {str(file.relative_to(bank)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
 
 

@@ -21,6 +21,7 @@ from m3dt_agent.bank.manifest import expert_file
 from m3dt_agent.config import BackboneConfig, DataConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.batches import derive_seed
 from m3dt_agent.errors import BankError, ConfigError, StageError
+from m3dt_agent.evaluation.held_out import action_error
 from m3dt_agent.model import M3DT, Routing
 from m3dt_agent.model.determinism import seeded
 from m3dt_agent.model.grown import new_parts
@@ -284,3 +285,10 @@ def test_agents_in_other_precisions_act_on_grown_tasks(grown: ExpertBank) -> Non
     coarse = M3DTAgent.load(grown.path, precision="bfloat16")
     assert np.abs(actions(coarse, ("own-long", "reach")) - plain).max() < 0.1
     assert exact.acts_with("own-long")[0].blocks[0].get_parameter("experts.w_in").dtype is torch.float64
+
+
+def test_errors_on_held_out_data_are_of_the_model_that_acts(old: ExpertBank, grown: ExpertBank, made_up: Any) -> None:
+    before, after = M3DTAgent.load(old.path), M3DTAgent.load(grown.path)
+    data = made_up.made_up_data(OLD, seed=5)
+    assert action_error(before, data, n_windows=4) == action_error(after, data, n_windows=4)
+    assert 0 < action_error(after, data_of_spec(LONG, length=70), n_windows=4)["own-long"] < 10

@@ -42,7 +42,7 @@ def test_a_killed_stage_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["backbone", "experts", "router"])
+@pytest.mark.parametrize("stage", ["backbone", "experts", "router", "growth"])
 @pytest.mark.parametrize("seed", [2, 3])
 def test_a_stage_killed_at_ten_random_moments_ends_as_if_it_had_not_been(tmp_path: Path, stage: str, seed: int) -> None:
     check_kills(tmp_path, [stage], seed, n_random=10)
