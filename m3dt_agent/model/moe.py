@@ -38,7 +38,6 @@ TILE_BYTES = 10_000_000
 MIN_TILE = 2
 """Fewest experts in a tile: with one expert per tile, the batched products would become a loop over experts."""
 
-ALL = slice(None)
 Tile = tuple[slice, Tensor | None]
 """Consecutive experts, and the indices (n,) of the rows for which they are computed; None: all rows."""
 
@@ -95,10 +94,7 @@ class ExpertStack(nn.Module):
     def _frozen(self, h: Tensor, weights: Tensor, kept: Tensor | None) -> Tensor:
         """The output of `forward` for experts that are not trained; h (B, S, D), weights (B, S, E), kept (B, E)."""
         stacks: tuple[Tensor, ...] = self._stacks()
-        tiles: tuple[Tile, ...]
-        if torch.compiler.is_compiling():  # for export, for any rows: one tile of all experts; what is not kept has weight 0
-            tiles = ((ALL, None),)
-        elif kept is None:
+        if kept is None or torch.compiler.is_compiling():  # who is kept is not known before; the others have weight 0
             tiles = self._tiles(h, len(self.w_in))
         elif torch.is_inference_mode_enabled() and bool((kept == kept[0]).all()):
             experts = kept[0].nonzero()[:, 0]
@@ -130,6 +126,8 @@ class ExpertStack(nn.Module):
 
     def _tile_size(self, tokens: Tensor) -> int:
         E, _, F = self.w_in.shape
+        if torch.compiler.is_compiling():  # for any number of tokens
+            return E
         return tile_size(E, len(tokens), F, self.w_in.device, self.w_in.element_size())
 
 
