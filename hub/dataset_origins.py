@@ -6,19 +6,22 @@ Both answer the same two questions: which datasets there are (`records`), and th
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from m3dt_agent import tasks as task_table
-from m3dt_agent.data.episodes import find_sources
+from m3dt_agent.data.episodes import find_sources, unknown_tasks
 from m3dt_agent.errors import DatasetError
 from m3dt_agent.hub.client import HubRepo
 from m3dt_agent.hub.dataset_records import DATASET_FILES, DatasetRecord, Records, describe, from_json
 from m3dt_agent.hub.snapshots import Snapshot
 from m3dt_agent.system.disk import open_regular, path_errors
 from m3dt_agent.tasks import TaskSpec
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "datasets.json"
 _BLOCK = 1 << 20  # bytes copied at once
@@ -140,8 +143,11 @@ def local_datasets(root: Path, tasks: Iterable[str | TaskSpec] | None, source: s
     chosen = task_table.known() if tasks is None else task_table.resolve(tasks)
     found = [(task, path) for task in chosen for name, path in find_sources(root, task).items() if source in (None, name)]
     missing = [] if tasks is None else [task.name for task in chosen if task not in {task for task, _ in found}]
+    unknown = unknown_tasks(root) if tasks is None else ""
     if missing or not found:
-        raise DatasetError(f"{no_dataset(missing, source)} under {root}")
+        raise DatasetError(f"{no_dataset(missing, source)} under {root}{unknown and '; '}{unknown}")
+    if unknown:
+        log.warning("%s", unknown)
     return found
 
 

@@ -223,13 +223,17 @@ def _datasets(root: Path, names: Sequence[str] | None, source: str | None) -> li
     Raises:
         DatasetError: there are none, or a named task has none.
     """
-    from ..data.episodes import find_sources
+    from ..data.episodes import find_sources, unknown_tasks
 
+    unknown = "" if names else unknown_tasks(root)
     chosen = resolve(names) if names else known()
     found = [(task, name, path) for task in chosen for name, path in find_sources(root, task).items() if source in (None, name)]
     of_its_own = {task.name for task in known()}.intersection(names or ())  # of a set or domain, some may be missing
     missing = of_its_own - {task.name for task, _, _ in found}
     if missing or not found:
         what = f" of {', '.join(sorted(missing))}" if missing else ""
-        raise DatasetError(f"no dataset{what}{f' from source {source!r}' if source else ''} under {root}")
+        where = f"{f' from source {source!r}' if source else ''} under {root}{unknown and '; '}{unknown}"
+        raise DatasetError(f"no dataset{what}{where}")
+    if unknown:
+        say(f"note: {unknown}")
     return found

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from ..errors import DatasetError
 from ..system.disk import path_errors, replace_folder, require_space, restore_replaced, scratch_folder, user_path, write_file
-from ..tasks import TaskSpec, is_builtin
+from ..system.text import visible
+from ..tasks import TaskSpec, is_builtin, known
 from .metadata import LABELLED
 from .validation import ScannedEpisode, episode_problems, is_labelled, read_metadata, scan_episodes, validate_dataset
 
@@ -120,6 +121,22 @@ def find_sources(root: Path | str, task: TaskSpec) -> dict[str, Path]:
     with path_errors(folder):
         found = sorted(folder.glob(f"*{_VERSION}")) if folder.is_dir() else []
         return {path.name.removesuffix(_VERSION): path for path in found if path.is_dir() and not path.name.startswith(".")}
+
+
+def unknown_tasks(root: Path | str) -> str:
+    """What to say of tasks that have datasets under `root` and are not known here; empty if there are none.
+
+    Raises:
+        PathError: a folder cannot be read.
+    """
+    folder, here = user_path(root) / "m3dt", {task.name for task in known()}
+    with path_errors(folder):
+        there = sorted(folder.iterdir()) if folder.is_dir() else []
+        names = [one.name for one in there if one.name not in here and one.is_dir() and any(one.glob(f"*{_VERSION}"))]
+    if not names:
+        return ""
+    shown = visible(", ".join(names), longest=300)
+    return f"datasets of {shown} are left out: no such task is registered here (m3dt --tasks FILE names a file of tasks)"
 
 
 def read_episodes(path: Path | str) -> Iterator[Episode]:

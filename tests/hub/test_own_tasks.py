@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from contracts import random_datasets
 from hub_server import Hub
 from huggingface_hub import ModelCard
 from own_tasks import POINT, SWING, WIDE
@@ -18,7 +20,7 @@ from m3dt_agent import BackboneConfig, DataConfig, EvalConfig, M3DTAgent, ModelC
 from m3dt_agent.cli.info import describe_bank
 from m3dt_agent.data.collect import CollectConfig, collect
 from m3dt_agent.data.episodes import read_episodes
-from m3dt_agent.errors import M3DTError
+from m3dt_agent.errors import DatasetError, M3DTError
 from m3dt_agent.evaluation import evaluate
 from m3dt_agent.hub.cards import model_card
 from m3dt_agent.hub.datasets import pull_datasets, push_datasets
@@ -87,7 +89,9 @@ def test_rows_of_tasks_that_nobody_knows_are_shown_all_the_same(tmp_path: Path) 
     assert tasks.by_group(row.task for row in rows) == {"cheetah-vel": ["cheetah-vel-3"], "others": ["own-swing", "own-point"]}
 
 
-def test_datasets_of_own_tasks_are_pushed_and_pulled(lfs_hub: Hub, tmp_path: Path) -> None:
+def test_datasets_of_own_tasks_are_pushed_and_pulled(
+    lfs_hub: Hub, tmp_path: Path, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     tasks.register(POINT)
     collect([POINT], tmp_path / "data", CollectConfig(levels={"random": 1.0}, episodes=3), workers=0)
     push_datasets(tmp_path / "data", "alice/points", token="hf_alice")
@@ -100,3 +104,11 @@ def test_datasets_of_own_tasks_are_pushed_and_pulled(lfs_hub: Hub, tmp_path: Pat
     tasks.registry._own.clear()
     with pytest.raises(M3DTError, match="own-point"):
         pull_datasets("alice/points", tmp_path / "elsewhere", token="hf_alice")
+    left_out = "datasets of own-point are left out: no such task is registered here"
+    with pytest.raises(DatasetError, match=left_out):
+        push_datasets(tmp_path / "data", "alice/none", token="hf_alice")
+    random_datasets(tmp_path / "data", ["cheetah-vel-3"], episodes=3)
+    push_datasets(tmp_path / "data", "alice/one", token="hf_alice")
+    assert left_out in caplog.text
+    code, out, err = run("data", "validate", "--root", tmp_path / "data")
+    assert (code, "cheetah-vel-3" in out, left_out in err) == (0, True, True)
