@@ -37,7 +37,7 @@ from .config.checks import is_integer
 from .envs.make import make_env
 from .envs.wrappers import SeededResets, StopOnSuccess
 from .errors import ConfigError, MissingDependencyError, StageError, UnknownTaskError
-from .tasks import TaskSpec, get
+from .tasks import MAX_OBS_DIM, TaskSpec, get
 
 State = tuple[npt.NDArray[Any], ...]
 
@@ -116,7 +116,9 @@ class MetaWorldPolicy:
 
     def eval_action(self, observations: npt.NDArray[Any]) -> Float32Array:
         """Actions (N, 4) for observations (N, 39)."""
-        return self._agent.act(observations, reset_mask=self._starts)[:, : self._tasks[0].act_dim]
+        more = self._agent.config.state_dim - MAX_OBS_DIM  # of an agent that has wider tasks too
+        seen = np.pad(observations, [(0, 0), (0, more)]) if more else observations
+        return self._agent.act(seen, reset_mask=self._starts)[:, : self._tasks[0].act_dim]
 
 
 class _MetaWorldInterface(gym.Wrapper[Any, Any, Any, Any]):

@@ -11,6 +11,7 @@ from ..agent import Experts, M3DTAgent
 from ..config import Stage
 from ..data.batches import BatchSampler
 from ..data.task_datasets import TaskDatasets
+from ..errors import ConfigError
 from ..tasks import lookup
 
 _ERROR_BATCH = 128
@@ -73,7 +74,13 @@ def router_usage_of_blocks(
 
 @torch.inference_mode()
 def _router_weights(agent: M3DTAgent, data: TaskDatasets, n_windows: int, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Task by task the router's weights at each of n real steps, (n, L, E)."""
+    """Task by task the router's weights at each of n real steps, (n, L, E).
+
+    Raises:
+        ConfigError: a task by which the bank has grown.
+    """
+    if grown := [task.name for task in data.tasks if agent.acts_with(task)[0] is not agent.model]:
+        raise ConfigError(f"the router weighs no experts for {', '.join(grown)}, by which the bank has grown: their own acts")
     sampler = best_prompt_sampler(agent, data, "router", n_windows, seed)
     for i, task in enumerate(data.tasks):
         batch = sampler.sample_task(i, 0).to(agent.device, agent.dtype)

@@ -21,7 +21,7 @@ from m3dt_agent.bank.manifest import expert_file
 from m3dt_agent.config import BackboneConfig, DataConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.batches import derive_seed
 from m3dt_agent.errors import BankError, ConfigError, StageError
-from m3dt_agent.evaluation.held_out import action_error
+from m3dt_agent.evaluation.held_out import action_error, router_usage
 from m3dt_agent.model import M3DT, Routing
 from m3dt_agent.model.determinism import seeded
 from m3dt_agent.model.grown import new_parts
@@ -292,3 +292,6 @@ def test_errors_on_held_out_data_are_of_the_model_that_acts(old: ExpertBank, gro
     data = made_up.made_up_data(OLD, seed=5)
     assert action_error(before, data, n_windows=4) == action_error(after, data, n_windows=4)
     assert 0 < action_error(after, data_of_spec(LONG, length=70), n_windows=4)["own-long"] < 10
+    assert router_usage(after, data, n_windows=4) == router_usage(before, data, n_windows=4)
+    with pytest.raises(ConfigError, match="the router weighs no experts for own-long"):
+        router_usage(after, data_of_spec(LONG, length=70), n_windows=4)
