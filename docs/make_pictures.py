@@ -1,18 +1,23 @@
 """The pictures of README and docs that are made from data; run from a checkout, with a renderer.
 
-    MUJOCO_GL=osmesa python docs/make_pictures.py [frames] [film] [scores]
+    MUJOCO_GL=osmesa python docs/make_pictures.py [frames] [film] [scores] [pages]
     python docs/draw_house.py
 
     frames   docs/_static/frames/<task>.webp   one frame of every task, from an episode of its behavior policy
     film     docs/_static/tasks.webp           16 tasks played by `builtin:mt160`, as `m3dt eval --video` draws them
     scores   docs/_static/scores.png           mean scores by domain, from the rows of benchmarks/results
+    pages    docs/_static/view-*.webp          two pages of `m3dt view`, as a browser shows them; needs Chromium
 
-Without a name it makes all three, in a quarter of an hour on two cores.
+Without a name it makes all four, in twenty minutes on two cores.
 """
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +28,10 @@ from tqdm import tqdm
 from m3dt_agent import M3DTAgent, tasks
 from m3dt_agent.config import EvalConfig
 from m3dt_agent.data.behavior import behavior_policy
+from m3dt_agent.data.collect import CollectConfig, collect
 from m3dt_agent.evaluation.videos import record
 from m3dt_agent.scores import read_rows, summarize
+from m3dt_agent.view import Request, write_page
 
 ROOT = Path(__file__).parents[1]
 STATIC = ROOT / "docs" / "_static"
@@ -35,6 +42,10 @@ FILM_TASKS = (
     *("drawer-open", "door-open", "hammer", "pick-place", "assembly", "coffee-pull"),
     *("walker-walk", "walker-stand", "cheetah-run", "cartpole-balance", "reacher-three-easy", "pendulum-spin"),
     *("ant-dir-10", "ant-dir-25", "cheetah-vel-10", "cheetah-vel-30"),
+)
+PAGE_TASKS = (
+    *("reach", "drawer-open", "walker-walk", "cartpole-swingup"),
+    *("ant-dir-3", "ant-dir-20", "cheetah-vel-10", "cheetah-vel-25"),
 )
 POLICIES = {  # name in the figure → cell of the run, colour (Okabe and Ito)
     "random actions": ("dbe59f95e1eb", "#999999"),
@@ -100,7 +111,31 @@ def scores() -> None:
     figure.savefig(STATIC / "scores.png", dpi=130, facecolor="white")
 
 
-PICTURES = {"frames": frames, "film": film, "scores": scores}
+def pages() -> None:
+    """The tops of a page of eight datasets, which are collected for it, and of the page of the shipped bank."""
+    rows = tuple(RESULTS / POLICIES[name][0] / "rows-1.00.jsonl" for name in ("builtin:mt160", "behavior policies"))
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # paths are on the pages
+        levels = {"random": 0.25, "expert": 0.75}
+        collect(tasks.resolve(PAGE_TASKS), "datasets", CollectConfig(levels, episodes=8), workers=0)
+        for name, what, request in (
+            ("datasets", "datasets", Request(clips=PAGE_TASKS[:1])),
+            ("bank", "builtin:mt160", Request(rows=rows)),
+        ):
+            picture(write_page(what, request=request).path.absolute(), STATIC / f"view-{name}.webp")
+
+
+def picture(page: Path, out: Path) -> None:
+    """The top of a page, as WebP."""
+    chromium = shutil.which("chromium")
+    assert chromium is not None
+    shot = page.with_suffix(".png")
+    command = [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,1560"]
+    command += ["--virtual-time-budget=20000", f"--user-data-dir={page.parent / 'profile'}", f"--screenshot={shot}"]
+    subprocess.run([*command, page.as_uri()], check=True, capture_output=True, timeout=600)
+    Image.open(shot).convert("RGB").save(out, quality=75, method=6)
+
+
+PICTURES = {"frames": frames, "film": film, "scores": scores, "pages": pages}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PICTURES:

@@ -29,6 +29,7 @@ PAGES = (
     "docs/tasks.md",
     "docs/data.md",
     "docs/training.md",
+    "docs/view.md",
     "docs/cli.md",
     "docs/hub.md",
     "docs/export.md",

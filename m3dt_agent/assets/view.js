@@ -83,4 +83,7 @@ for (const place of all("[data-plot]")) {
   const figure = DATA.plots[place.dataset.plot];
   draw(place, figure.data, figure.layout);
 }
-if (document.getElementById("panel") !== null) show(Object.keys(DATA.panels.tasks)[0]);
+if (document.getElementById("panel") !== null) {
+  const drawn = document.querySelector("figure[data-of]:has(img)");
+  show(drawn === null ? Object.keys(DATA.panels.tasks)[0] : drawn.dataset.of);
+}

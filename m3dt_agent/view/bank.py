@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..agent import M3DTAgent
 from ..bank import ExpertBank
+from ..bank.builtin import is_builtin
 from ..config import STAGES, EvalConfig
 from ..data.episodes import find_sources
 from ..data.task_datasets import TaskDatasets
@@ -60,7 +61,7 @@ def bank_page(
     names = [task.name for task in tasks]
     view = BankView(bank, name, tasks, scores, _weights(bank, agent, data, notes))
     page = Page(f"Bank {name}", f"{len(tasks)} tasks. Click on a header to sort, on a task to see its experts.")
-    page.facts(_facts(bank, scores))
+    page.facts(_facts(view))
     for note in (*notes, *scores.missing):
         page.note(note)
     page.table("tasks", _columns(view), [(task.name, _row(view, task)) for task in tasks], pick=True)
@@ -100,10 +101,10 @@ def _weights(bank: ExpertBank, agent: M3DTAgent | None, data: TaskDatasets | Non
     return router_weights(agent, data)
 
 
-def _facts(bank: ExpertBank, scores: Scores) -> dict[str, object]:
-    config = bank.config
+def _facts(view: BankView) -> dict[str, object]:
+    bank, scores, config = view.bank, view.scores, view.bank.config
     facts: dict[str, object] = {
-        "folder": bank.path,
+        "folder": "part of the package" if is_builtin(view.name) else bank.path,
         "content hash": bank.content_hash,
         "model": f"{config.embed_dim} wide, {config.n_layers} layers, {config.n_experts} experts per block",
         "stages": ", ".join(f"{stage} {bank.status(stage)}" for stage in STAGES),
