@@ -111,8 +111,10 @@ def read_run(path: Path, command: TyperCommand) -> RunFile:
 def _stages(tables: Any, path: Path) -> Tables:
     if problem := shape_problem(tables, dict[str, dict[str, Any]], "stages"):
         raise ConfigError(f"{path}: {problem}; settings of a stage are a table, like [stages.router]")
+    known: dict[str, Stage] = {stage: stage for stage in STAGES}
     for stage, table in tables.items():
-        fields = {one.name: one for one in dataclasses.fields(lookup(STAGE_CONFIGS, stage, f"stage in {path}:"))}
+        config = STAGE_CONFIGS[lookup(known, stage, f"stage in {path}:")]
+        fields = {one.name: one for one in dataclasses.fields(config)}
         for key in table:
             lookup(fields, key, f"key of {path}, [stages.{stage}]:")
     return {stage: tables[stage] for stage in STAGES if stage in tables}
