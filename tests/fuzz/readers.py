@@ -68,7 +68,7 @@ def read_bank(box: Path, recipe: Recipe) -> str:
 
 def rewrite(bank: ExpertBank) -> None:
     """Writes some of the bank's files again, as training goes on in a folder that somebody else began."""
-    names = [name for name in bank.manifest.files if name.startswith(("experts/", "statistics"))]
+    names = [name for name in bank.manifest.files if name.startswith(("experts/", "grown/", "statistics"))]
     bank.commit({name: bank.read(name) for name in names})
 
 

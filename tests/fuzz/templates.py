@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grown_banks
 import h5py
 import published_writers as writers
 import small_banks
 from contracts import random_datasets
+from own_tasks import WIDE
 
+from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.data.episodes import read_episodes, write_dataset
 from m3dt_agent.hub.convert_weights import write_published
@@ -29,6 +32,12 @@ LENGTHS = (6, 5, 7, 6)
 def make_bank(folder: Path) -> None:
     bank = small_banks.new_bank(folder)
     bank.commit(small_banks.parts(small_banks.random_model()), groups={"walker-run": 0, "reach": 1})
+
+
+def make_grown_bank(folder: Path) -> None:
+    make_bank(folder.with_name("old"))
+    grown_banks.grown_bank(ExpertBank.open(folder.with_name("old")), folder, WIDE, get("ant-dir-7"))
+    shutil.rmtree(folder.with_name("old"))
 
 
 def make_packed_dataset(folder: Path) -> None:
@@ -74,7 +83,7 @@ def make_weights(folder: Path) -> None:
 
 
 TEMPLATES: dict[str, dict[str, Callable[[Path], None]]] = {
-    "banks": {"bank": make_bank},
+    "banks": {"bank": make_bank, "grown bank": make_grown_bank},
     "datasets": {"dataset": make_dataset, "labelled dataset": make_labelled_dataset, "packed dataset": make_packed_dataset},
     "published": {"mt160": make_mt160, "prompt-dt": make_prompt_dt, "tdmpc2": make_tdmpc2, "weights": make_weights},
     "hub": {"hub bank": make_bank, "hub datasets": make_hub_datasets},
