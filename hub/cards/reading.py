@@ -79,10 +79,9 @@ def _plain(text: str) -> str:
 def _score(row: Sequence[str], names: Sequence[str]) -> CardScore | None:
     try:
         low, _, high = row[5].partition(" … ")
-        values = [_number(row[4]), _number(low), _number(high)]
         success = None if row[6] == "-" else _number(row[6].removesuffix("%")) / 100
         others = {name: _number(cell) for name, cell in zip(names, row[len(_FIRST) : -1], strict=True) if cell != "-"}
-        return CardScore(int(row[2]), *values, success, others)
+        return CardScore(int(row[2]), _number(row[4]), _number(low), _number(high), success, others)
     except ValueError:
         return None
 

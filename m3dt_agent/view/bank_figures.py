@@ -90,9 +90,11 @@ def heat_map(names: Sequence[str], weights: RouterWeights, groups: Mapping[str, 
 
 def _menus(names: Sequence[str], levels: Mapping[str, Any], groups: Mapping[str, int]) -> list[dict[str, Any]]:
     """One that chooses the block, and one that orders the tasks."""
-    blocks = [{"label": name, "method": "restyle", "args": [{"z": [of]}, [0]]} for name, of in levels.items()]
+    blocks: list[dict[str, Any]] = [
+        {"label": name, "method": "restyle", "args": [{"z": [of]}, [0]]} for name, of in levels.items()
+    ]
     sorted_ = {"by domain": list(names), "by group": sorted(names, key=lambda name: groups.get(name, len(names)))}
-    orders = [
+    orders: list[dict[str, Any]] = [
         {"label": text, "method": "relayout", "args": [{"yaxis.categoryarray": [label(name) for name in order]}]}
         for text, order in sorted_.items()
     ]
