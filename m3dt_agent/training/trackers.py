@@ -31,7 +31,8 @@ class TensorBoard:
     def start(self, run: TrackedRun) -> None:
         _require("tensorboard")
         self._folder = own_path(run.folder, f"tensorboard/{run.name}")
-        self._run, self._step, self._writer = run, 0, None
+        self._run, self._step = run, 0
+        self._writer: Any = None
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         writer = self._open(step)

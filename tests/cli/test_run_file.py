@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict
@@ -77,6 +78,23 @@ def test_the_file_that_the_bank_keeps_means_the_same_run(trained: tuple[Path, st
     assert code == 0
     assert tomllib.loads(again)["experts"] == 2
     assert tomllib.loads(again)["bank"] == str(folder / "third")
+
+
+def test_an_evaluation_of_the_bank_is_tracked_beside_its_training(
+    trained: tuple[Path, str, Notebook], monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    folder, _, told = trained
+    scores = Notebook()
+    monkeypatch.setattr(trackers, "TRACKERS", {"notebook": lambda: scores})
+    options = (TASKS[0], "--episodes", 1, "--workers", 0, "--track", "notebook", "--json")
+    code, out, _ = run("eval", folder / "bank", *options)
+    assert code == 0
+    (start,), ((values, _),) = scores.of("start"), scores.of("log")
+    assert start.experiment == told.of("start")[0].experiment
+    assert values[f"score/{TASKS[0]}"] == json.loads(out)["tasks"][TASKS[0]]["mean_score"]
+    code, _, err = run("eval", "zero", *options)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "--track goes with a bank in a folder, whose logs/ it writes to; got zero" in err
 
 
 def printed(run: Run, folder: Path, content: str, *arguments: object) -> dict[str, Any]:

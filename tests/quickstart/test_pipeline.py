@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_trackers import Notebook
 
 from m3dt_agent import tasks
 from m3dt_agent.config import EvalConfig
@@ -60,7 +61,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         with pytest.raises(KeyboardInterrupt):
             run(out, MINIATURE, say=interrupt)
         assert not (out / "summary.json").exists()
-        return out, run(out, MINIATURE, say=said.append), said
+        told = Notebook()
+        summary = run(out, MINIATURE, say=said.append, trackers=[told])
+        assert [run.name.split("-")[0] for run in told.of("start")] == ["experts", "router", *["evaluation"] * len(POLICIES)]
+        return out, summary, said
 
 
 def test_an_interrupted_run_keeps_what_is_done(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
