@@ -138,7 +138,7 @@ class ExpertBank(BankContents):
         Raises:
             BankError: as `open`.
         """
-        self.manifest = verified_manifest(self.path, self._experts, check, read_only=self._read_only)
+        self._follow(verified_manifest(self.path, self._experts, check, read_only=self._read_only))
 
     def require_writable(self) -> None:
         """Checks that the bank may be changed.
@@ -196,7 +196,14 @@ class ExpertBank(BankContents):
             new = write_commit(self.path, now, files, changes, self.manifest.files)
         if self._experts is not None:
             self._experts = tuple(e for e in new.all_experts if e in self._experts or expert_file(e) in files)
-        self.manifest = self._seen(new)
+        self._follow(self._seen(new))
+
+    def _follow(self, now: Manifest) -> None:
+        """Takes over a newer manifest; what is known of tasks is read again if there are more."""
+        if now.all_tasks != self.manifest.all_tasks:
+            for name in ("statistics", "prompts"):
+                self.__dict__.pop(name, None)
+        self.manifest = now
 
     def _manifest_now(self) -> Manifest:
         """The manifest on disk; before the first commit of `create` there is none. Under the lock."""

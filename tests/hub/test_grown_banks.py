@@ -72,11 +72,13 @@ def test_a_folder_gets_what_the_bank_has_grown_by(bank: ExpertBank, tmp_path: Pa
     push_bank(bank, tmp_path / "there")
     grown = grown_bank(bank, tmp_path / "grown", WIDE)
     seen = ExpertBank.open(tmp_path / "there")
+    assert "own-wide" not in seen.statistics
     pushed = push_bank(grown, tmp_path / "there")
     assert (pushed.tag, set(pushed.files)) == ("stage-grown-1", set(grown.manifest.files) - set(bank.manifest.files))
     assert ExpertBank.open(tmp_path / "there").content_hash == grown.content_hash
     seen.commit({}, stages={})  # whoever had it open goes on
     assert seen.growths == grown.growths
+    assert "own-wide" in seen.statistics
 
 
 def test_what_is_not_trained_is_not_pushed(lfs_hub: Hub, bank: ExpertBank, tmp_path: Path) -> None:
