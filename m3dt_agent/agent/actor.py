@@ -32,12 +32,13 @@ from ..errors import ConfigError, StageError
 from ..model import M3DT, RoutingUsage, faster_precision, with_same_weights
 from ..system.machine import torch_device
 from ..tasks import TaskSpec, lookup, resolve
-from .acting import Acting, window_dtype
+from .acting import Acting
 from .choice import Experts, Precision, RtgMode, checked_experts, checked_precision
 from .conditions import KnownTasks
 from .inputs import Float32Array
 from .learning import learned
 from .one_thread import OneThread
+from .parts import window_dtype
 
 
 class Actor:

@@ -26,8 +26,7 @@ def learned(
     Raises:
         As `M3DTAgent.learn_task`.
     """
-    given = episodes if isinstance(episodes, TaskDatasets) else None
-    specs = resolve([task], first=() if given is None else given.tasks)
+    specs = resolve([task], first=episodes.tasks if isinstance(episodes, TaskDatasets) else ())
     if len(specs) != 1:
         raise ConfigError(f"learn_task takes one task; {task!r} means {len(specs)}: call it once for each")
     (spec,) = specs
@@ -36,7 +35,7 @@ def learned(
             f"the agent was trained on {spec.name!r}; reset({spec.name!r}) acts in it, and reset(prompt=…, statistics=…) with "
             "another prompt"
         )
-    found = demonstrations(spec, episodes, data) if given is None else given.subset([spec])
+    found = episodes.subset([spec]) if isinstance(episodes, TaskDatasets) else demonstrations(spec, episodes, data)
     if found.tasks != specs:
         raise ConfigError(f"the datasets hold another task of the name {spec.name!r}: their specs differ")
     return added_tasks(found, model, data)

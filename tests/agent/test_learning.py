@@ -33,9 +33,9 @@ def episodes(task: TaskSpec = NEW, count: int = 3) -> list[Episode]:
     rng, ends = np.random.default_rng(count), np.arange(8) == 7
     return [
         Episode(
-            observations=rng.normal(size=(9, task.obs_dim)),
-            actions=rng.uniform(-1, 1, (8, task.act_dim)),
-            rewards=rng.normal(size=8),
+            observations=rng.normal(size=(9, task.obs_dim)).astype(np.float32),
+            actions=rng.uniform(-1, 1, (8, task.act_dim)).astype(np.float32),
+            rewards=rng.normal(size=8).astype(np.float32),
             terminations=np.zeros(8, bool),
             truncations=ends,
         )
@@ -113,6 +113,23 @@ def test_a_name_of_the_160_needs_no_spec_and_several_tasks_make_one_bank(bank: E
         require_trained_tasks(kept)
 
 
+def test_a_bank_that_has_grown_learns_too(bank: ExpertBank, tmp_path: Path) -> None:
+    """The growth keeps its own files; the learned task acts with the bank's own model."""
+    later = dataclasses.replace(NEW, name="own-later")
+    write_dataset(tmp_path / "data", later, "mine", episodes(later), metadata={})
+    grown = bank.grown(tmp_path / "grown", TaskDatasets.open(tmp_path / "data", [later]))
+    agent, before = M3DTAgent.load(grown.path), M3DTAgent.load(bank.path)
+    for one in (agent, before):
+        one.learn_task(NEW, episodes())
+    np.testing.assert_array_equal(actions(agent), actions(before))
+    agent.save(tmp_path / "saved")
+    saved = ExpertBank.open(tmp_path / "saved")
+    assert (saved.content_hash, saved.growths, saved.manifest.shown) == (agent.content_hash, grown.growths, (NEW.name,))
+    assert saved.without_growth(tmp_path / "less").content_hash == before.content_hash
+    with pytest.raises(ConfigError, match="was trained on 'own-later'"):
+        agent.learn_task(later, episodes(later))
+
+
 def test_a_task_that_is_learned_again_has_the_new_prompt(agent: M3DTAgent, bank: ExpertBank) -> None:
     agent.learn_task(NEW, episodes(count=1))
     first, beside = agent.content_hash, agent.copy()
@@ -132,7 +149,7 @@ def test_experts_act_in_a_learned_task_as_they_are_named(agent: M3DTAgent, backb
     agent.learn_task(NEW, episodes())
     found = {}
     for experts in ("mixture", "none", 1):
-        agent.experts = experts  # type: ignore[assignment]
+        agent.experts = experts
         found[experts] = actions(agent)
     assert not np.array_equal(found["mixture"], found["none"])
     assert not np.array_equal(found["mixture"], found[1])
@@ -214,4 +231,5 @@ def demonstration(task: TaskSpec, act: Any, seed: int) -> Episode:
         steps.append((action, reward, terminated, truncated))
         over = terminated or truncated
     env.close()
-    return Episode(np.array(seen), *map(np.array, zip(*steps, strict=True)))
+    columns: list[Any] = [np.array(column) for column in zip(*steps, strict=True)]
+    return Episode(np.array(seen), *columns)

@@ -191,8 +191,10 @@ NAMES = ("../x", "..", "a/b", "a\\b", "a:b", "/etc/x", "\u202ex", "x" * 65, "", 
 
 
 def _episode(task: TaskSpec, length: int) -> Episode:
+    shapes = ((length + 1, task.obs_dim), (length, task.act_dim), (length,))
+    observations, actions, rewards = (np.zeros(shape, np.float32) for shape in shapes)
     ends = np.zeros(length, bool)
-    return Episode(np.zeros((length + 1, task.obs_dim)), np.zeros((length, task.act_dim)), np.zeros(length), ends, ends)
+    return Episode(observations, actions, rewards, ends, ends)
 
 
 def _shown(task: TaskSpec, of: TaskSpec, length: int, message: str) -> Case:
@@ -320,7 +322,7 @@ def guard() -> Guard:
 
 @pytest.fixture
 def place(tmp_path: Path, common: Path, own_registry: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    gym.register("m3dt-tests/Strange-v0", entry_point=Strange)
+    gym.register("m3dt-tests/Strange-v0", entry_point=Strange)  # type: ignore[arg-type]  # as Gymnasium's own environments are registered
     made = Place(tmp_path / "place", common)
     monkeypatch.syspath_prepend(str(made.folder / "around"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
