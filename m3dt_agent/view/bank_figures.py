@@ -78,7 +78,8 @@ def heat_map(names: Sequence[str], weights: RouterWeights, groups: Mapping[str, 
     heat |= {"colorscale": "Cividis", "colorbar": bar}
     heat["hovertemplate"] = "%{y}<br>expert %{x}: %{z:.3f}<extra></extra>"
     marked = [name for name in names if name in groups]
-    own = {"type": "scatter", "mode": "markers", "x": [groups[name] for name in marked], "y": [label(name) for name in marked]}
+    own: dict[str, Any] = {"type": "scatter", "mode": "markers"}
+    own |= {"x": [groups[name] for name in marked], "y": [label(name) for name in marked]}
     own |= {"marker": {"color": "#D55E00", "size": 6, "line": {"color": "#fff", "width": 1}}, "hoverinfo": "skip"}
     layout = _task_axis(names) | {"updatemenus": _menus(names, levels, groups), "showlegend": False}
     n_experts = stacked.shape[2]
