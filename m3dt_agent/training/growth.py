@@ -46,11 +46,12 @@ from .trackers import Trackers, make_trackers
 from .tracking import Guarded
 
 GROWTH_SETTINGS: dict[str, Any] = {
-    "steps": 1_500,
+    "steps": 1_000,
     "batch_size": 64,
     "learning_rate": 1e-3,
     "warmup_steps": 100,
-    "cooldown_steps": 500,
+    "cooldown_steps": 333,
+    "truncate_history": 0.5,
     "checkpoint_every": 250,
     "log_every": 50,
     "experts_at_once": 1,
