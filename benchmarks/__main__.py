@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -91,7 +91,7 @@ def methods_command(as_json: AsJson = False) -> None:
     from .methods import METHODS, added_settings
     from .methods.installed import names
 
-    found = [{"name": name, "package": "", "settings": {}} for name in METHODS]
+    found: list[dict[str, Any]] = [{"name": name, "package": "", "settings": {}} for name in METHODS]
     for name in names():
         settings = added_settings(name)
         found.append({"name": name, "package": settings.pop("package"), "settings": settings})

@@ -59,6 +59,7 @@ class NetworkMethod:
         """
         config = work.model_config(n_experts=0, prompt_length=1)
         model = new_model(work, config, lambda config: NetworkModel(config, self.make(work)))
+        assert isinstance(model, NetworkModel)
         numbers = task_numbers(work.data.tasks)
         _require_trainable(model, run_sampler(work, config, work.train_config("backbone"), numbers).sample(0))
         steps = steps_at(fraction, work.setting("backbone_steps"))
