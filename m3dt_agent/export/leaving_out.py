@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..data.prompts import Prompt, prompt_window
 from ..data.stats import TaskStatistics
 from ..model import M3DT
+from ..model.transformer import Block
 
 
 @torch.inference_mode()
@@ -45,15 +47,15 @@ def with_experts(model: M3DT, experts: Sequence[Sequence[int]]) -> M3DT:
     A token's weights are those of before, divided by their sum.
     """
     smaller = copy.deepcopy(model)
-    for block, kept in zip(smaller.blocks, experts, strict=True):
+    for block, kept in zip(cast("list[Block]", list(smaller.blocks)), experts, strict=True):
         for name, stack in list(block.experts.named_parameters()):
             setattr(block.experts, name, _rows(stack, kept))
-        logits = block.router.layers[-1]
+        logits = cast("nn.Linear", block.router.layers[-1])
         logits.weight, logits.bias = _rows(logits.weight, kept), _rows(logits.bias, kept)
         if block.router.top_k is not None:
             block.router.top_k = min(block.router.top_k, len(kept))
     return smaller
 
 
-def _rows(parameter: nn.Parameter, rows: Sequence[int]) -> nn.Parameter:
+def _rows(parameter: Tensor, rows: Sequence[int]) -> nn.Parameter:
     return nn.Parameter(parameter.detach()[list(rows)].clone(), requires_grad=False)

@@ -154,7 +154,7 @@ def _network(agent: M3DTAgent, specs: Sequence[TaskSpec], conditions: Sequence[C
         raise ConfigError(f"least_share leaves out experts of the mixture; here acts experts={experts!r}")
     if experts == "none":
         return _Network(model, experts, experts, ((),) * L, none)
-    if not mixes:
+    if isinstance(experts, int):
         return _Network(with_experts(model, [[experts]] * L), experts, 0, ((experts,),) * L, none)
     if not least_share:
         return _Network(model, experts, experts, (tuple(range(model.config.n_experts)),) * L, none)

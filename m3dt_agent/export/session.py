@@ -100,7 +100,7 @@ class ExportedPolicy:
     ) -> Float32Array:
         """As `evaluation.VectorPolicy` says."""
         actions = np.zeros((len(obs), self._width), np.float32)
-        given = {
+        given: dict[str, npt.NDArray[Any]] = {
             "observation": self._observations(obs[active]),
             "reward": np.zeros(int(active.sum())) if reward is None else np.asarray(reward, np.float64)[active],
             "reset": reset_mask[active],

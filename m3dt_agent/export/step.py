@@ -40,12 +40,17 @@ class ActingStep(nn.Module):
         InvalidValueError: a prompt of which the model makes no finite numbers.
     """
 
+    scale: Tensor  # (K,)
+    target: Tensor  # (K,) divided by the scale
+    low: Tensor  # (K, act_dim)
+    high: Tensor  # (K, act_dim)
+
     def __init__(self, model: M3DT, tasks: Sequence[TaskSpec], conditions: Sequence[Condition], experts: Experts) -> None:
         super().__init__()
         self.model, self._experts, self._several = model, experts, len(tasks) > 1
         config = model.config
         self.obs_dim, self.act_dim = max(task.obs_dim for task in tasks), max(task.act_dim for task in tasks)
-        self._widths = config.state_dim, config.act_dim, 1
+        self._widths = [config.state_dim, config.act_dim, 1]
         self._steps_back = range(config.context_length - 1, -1, -1)
         scale = np.array([condition.statistics.return_scale for condition in conditions], np.float64)
         target = np.array([condition.target_return for condition in conditions], np.float64) / scale
@@ -104,7 +109,7 @@ class ActingStep(nn.Module):
     def _window(self, history: Tensor, timestep: Tensor) -> Window:
         """The model's input, of a history (N, T, H) that ends with the step `timestep` (N,)."""
         steps = timestep[:, None] - torch.tensor(self._steps_back)  # (N, T), below 0 before the episode
-        states, actions, returns_to_go = history.split(self._widths, -1)
+        states, actions, returns_to_go = torch.split(history, self._widths, -1)
         return Window(states, actions, returns_to_go, steps.clamp(0, self.model.config.max_timesteps - 1), steps >= 0)
 
     def _in_bounds(self, taken: Tensor, at: Tensor) -> Tensor:
