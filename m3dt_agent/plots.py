@@ -101,7 +101,8 @@ def _score_rows(summaries: Sequence[Summary], tasks: Iterable[TaskSpec] = ()) ->
     bars, text = 0.1 + 0.11 * len(summaries), 0.21
     rows: dict[_Line, float] = {_MEAN: bars}
     for domain, names in task_table.by_group(specs.get(name, name) for name in found).items():
-        rows |= {("domain", domain): text} | {("task", name): bars for name in names}
+        rows["domain", domain] = text
+        rows.update({("task", name): bars for name in names})
     return rows
 
 

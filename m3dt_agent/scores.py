@@ -200,9 +200,7 @@ def _summarize_task(
 ) -> TaskSummary:
     rows = [row for run in runs for row in run]
     if any(row.rule != rows[0].rule for row in rows):
-        raise ConfigError(
-            f"episodes of task {name!r} are scored by different rules; summarize each rule's alone"
-        )
+        raise ConfigError(f"episodes of task {name!r} are scored by different rules; summarize each rule's alone")
     successes = [row.success for row in rows if row.success is not None]
     returns = [np.array([row.episode_return for row in run]) for run in runs]
     scores = [_scores(run) for run in runs]

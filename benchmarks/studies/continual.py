@@ -74,8 +74,8 @@ class Scale:
     condition: str = "expert"
 
 
-_FAST = {"batch_size": 128, "learning_rate": 1e-3, "grad_clip": 10.0, "warmup_steps": 100, "threads": 1}
-_PAPER = {"batch_size": 16, "learning_rate": 1e-4, "warmup_steps": 10_000, "threads": 1}
+_FAST: dict[str, Any] = {"batch_size": 128, "learning_rate": 1e-3, "grad_clip": 10.0, "warmup_steps": 100, "threads": 1}
+_PAPER: dict[str, Any] = {"batch_size": 16, "learning_rate": 1e-4, "warmup_steps": 10_000, "threads": 1}
 SCALES: Mapping[str, Scale] = {
     "smoke": Scale(
         model=ModelConfig(32, 2, 2, n_experts=2, context_length=1, prompt_length=2, dropout=0.0),
@@ -195,7 +195,8 @@ def run_arm(place: Place, start: Before, name: str, seed: int) -> Result:
     scale, folder = place.scale, place.out / f"{name.replace(' ', '-')}-{seed}"
     for grown in folder.glob("grown-*"):  # a study that was killed grows them again
         shutil.rmtree(grown)
-    known, learned, areas = start.learned(name), dict(start.of(name)), {}
+    known, learned = start.learned(name), dict(start.of(name))
+    areas: dict[str, float] = {}
     groups = GROUPS[: scale.increments]
     settings = {**scale.training, "seed": seed}
     for number, group in enumerate(groups):

@@ -71,8 +71,8 @@ class Constants:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Constants:
         """The same on `device`, with the numbers as `dtype`."""
-        numbers = (tensor.to(device, dtype) for tensor in (self.mean, self.std, self.clip))
-        return Constants(*numbers, self.state_mask.to(device), self.action_mask.to(device))
+        mean, std, clip = (tensor.to(device, dtype) for tensor in (self.mean, self.std, self.clip))
+        return Constants(mean, std, clip, self.state_mask.to(device), self.action_mask.to(device))
 
     def normalized(self, observations: Tensor, at: slice | Tensor) -> Tensor:
         """Observations (n, D_s) of the conditions `at` as the model sees them: normalized and clipped, padding exactly 0."""

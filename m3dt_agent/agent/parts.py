@@ -86,13 +86,15 @@ class Parts:
     def act(self, window: Window, conditions: Int64Array) -> Tensor:
         """The actions of the last step of each window, (n, its act_dim). conditions: (n,) their numbers."""
         part_of, rows = self._part[conditions], self._row[conditions]
-        width, found = window.actions.shape[-1], None
+        width = window.actions.shape[-1]
+        found: Tensor | None = None
         for number in np.unique(part_of).tolist():
             part, mine = self._parts[number], part_of == number
             if mine.all() and part.model.config.act_dim == width:
-                return part.act(window, rows)
+                all_actions: Tensor = part.act(window, rows)
+                return all_actions
             at = torch.from_numpy(np.flatnonzero(mine)).to(window.mask.device)
-            actions = part.act(_rows(window, at), rows[mine])
+            actions: Tensor = part.act(_rows(window, at), rows[mine])
             found = actions.new_zeros(len(rows), width, dtype=torch.float32) if found is None else found
             found[at, : actions.shape[1]] = actions.float()
         assert found is not None  # somebody acts

@@ -91,7 +91,8 @@ class Manifest:
     def content_hash(self) -> str:
         """sha256 of everything that determines what the bank's agent does: configs, tasks and files."""
         values = self.to_dict()
-        content = {key: values[key] for key in ("model", "data", "tasks", "files", "specs") if key in values}
+        names = ["model", "data", "tasks", "files", "specs"]
+        content = {name: values[name] for name in names if name in values}
         if self.grown:
             content["grown"] = [growth.groups for growth in self.grown]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

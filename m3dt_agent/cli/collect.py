@@ -94,20 +94,11 @@ def collect_command(
 
     If it is interrupted, run the same command again to continue.
     """
-    from ..data.behavior import behavior_policy
     from ..data.collect import CollectConfig, collect
 
     tasks = shard_of(choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed), parse_shard(shard))
     engine = ray_cluster(ray, cpus_per_job, 0.0, retries) or LocalProcesses(workers, retries)
-    if len(given := [name for name, value in (("--policy", own), ("--weights", weights), ("--actor", actor)) if value]) > 1:
-        raise ConfigError(f"{' and '.join(given)} each say who acts; give one of them")
-    policy: PolicyFactory | None = None
-    if own is not None:
-        policy = own_function(own, "--policy")
-    elif actor is not None:
-        policy = bank_actor(actor, tasks)
-    elif weights is not None:
-        policy = functools.partial(behavior_policy, level=level, weights=weights)
+    policy = who_acts(own, actor, weights, level, tasks)
     config = CollectConfig(
         levels={"custom" if policy else level: 1.0} if mixture is None else parse_mixture(mixture),
         noise=noise,
@@ -122,6 +113,27 @@ def collect_command(
     with quiet_stdout():
         summaries = collect(tasks, root, config, policy=policy, engine=engine, overwrite=overwrite)
     emit_summaries(summaries, f"m3dt/<task>/{config.source_name}-v0 under {root}", as_json=as_json)
+
+
+def who_acts(
+    own: str | None, actor: str | None, weights: Path | None, level: str, tasks: Sequence[TaskSpec]
+) -> PolicyFactory | None:
+    """The policy of `--policy`, `--actor` or `--weights`; None: the behavior policies that come with the package.
+
+    Raises:
+        ConfigError: more than one is given.
+        M3DTError: as `own_function` and `bank_actor`.
+    """
+    from ..data.behavior import behavior_policy
+
+    if len(given := [name for name, value in (("--policy", own), ("--weights", weights), ("--actor", actor)) if value]) > 1:
+        raise ConfigError(f"{' and '.join(given)} each say who acts; give one of them")
+    if own is not None:
+        policy: PolicyFactory = own_function(own, "--policy")
+        return policy
+    if actor is not None:
+        return bank_actor(actor, tasks)
+    return None if weights is None else functools.partial(behavior_policy, level=level, weights=weights)
 
 
 def bank_actor(path: str, tasks: Sequence[TaskSpec]) -> BankActor:

@@ -125,11 +125,8 @@ def eval_command(
     acting = Acting.from_options(experts, routing_mass, max_experts, precision, device, prompt_from, source)
     cluster = ray_cluster(ray, cpus_per_job, gpus_per_job, retries)
     policy = find_policy(who)
-    if track is not None and (isinstance(policy, str) or who.startswith("builtin:")):
-        raise ConfigError(f"--track goes with a bank in a folder, whose logs/ it writes to; got {who}")
+    _require_bank_options(policy, who, track, prompt_from, cluster)
     following = make_trackers(track or ())
-    if prompt_from is not None and (isinstance(policy, str) or cluster is not None):
-        raise ConfigError("--prompt-from goes with a bank and without --ray; `ExpertBank.with_tasks` keeps the tasks in a bank")
     if isinstance(policy, str) or names or all_tasks or task_set:
         first = () if isinstance(policy, str) else policy.tasks
         tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed, first=first)
@@ -147,6 +144,20 @@ def eval_command(
         track_scores(following, policy, summary, dataclasses.asdict(config))
     if unwritten is not None:
         raise unwritten
+
+
+def _require_bank_options(
+    policy: ExpertBank | str, who: str, track: str | None, prompt_from: Path | None, cluster: RayCluster | None
+) -> None:
+    """Refuses options that `who` cannot have, before anything is played.
+
+    Raises:
+        ConfigError: --track or --prompt-from, which go with some banks only.
+    """
+    if track is not None and (isinstance(policy, str) or who.startswith("builtin:")):
+        raise ConfigError(f"--track goes with a bank in a folder, whose logs/ it writes to; got {who}")
+    if prompt_from is not None and (isinstance(policy, str) or cluster is not None):
+        raise ConfigError("--prompt-from goes with a bank and without --ray; `ExpertBank.with_tasks` keeps the tasks in a bank")
 
 
 def _evaluate(

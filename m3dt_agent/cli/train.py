@@ -104,14 +104,13 @@ def train_command(
     """
     from ..bank.builtin import folder_to_write
 
-    folder_to_write(bank)
     stages = stages_asked(stage, {"--only-experts": only_experts, "--shard": shard})
     cluster = ray_cluster(ray, cpus_per_job, gpus_per_job, retries)
     spread = Spread.over(
         cluster, workers=workers, experts_per_job=experts_per_job, shard=shard, retries=retries, data_parallel=data_parallel
     )
     request = TrainRequest(
-        bank=bank,
+        bank=folder_to_write(bank),
         stages=stages,
         by_name=stage != "all",
         configs=stage_configs(preset, stages, settings, ctx.obj.stages),

@@ -96,10 +96,7 @@ def fit_stage(
         InvalidValueError: the loss became NaN or infinite; earlier checkpoints are kept.
     """
     stage = stage_name(stage)
-    check_data(data, bank)
-    if stage != "router":
-        require_trained_tasks(bank)
-    bank.require_writable()
+    _require_fit(stage, data, bank)
     _require_own_stage(stage, fanout, start, on_log)
     following = make_trackers(trackers, progress)
     with joined(device) as world, contextlib.ExitStack() as stack:
@@ -115,14 +112,17 @@ def fit_stage(
 
         settled = world.from_main(plan)
         _follow_main(bank, world)
-        if settled.config is None:
-            return
-        inputs = StageInputs(data=data, bank=bank, config=settled.config, experts=settled.experts, start=start)
-        with cpu_threads(settled.threads):
-            if fanout is None:
-                _fit_here(inputs, settled, device, reporting, world)
-            else:
-                _fit_in_jobs(inputs, settled.threads, fanout, str(device), reporting)
+        if settled.config is not None:
+            inputs = StageInputs(data=data, bank=bank, config=settled.config, experts=settled.experts, start=start)
+            _fit_planned(inputs, settled, fanout, device, reporting, world)
+
+
+def _require_fit(stage: Stage, data: TaskDatasets, bank: ExpertBank) -> None:
+    """Checks that data and bank belong together, and that the bank can be trained."""
+    check_data(data, bank)
+    if stage != "router":
+        require_trained_tasks(bank)
+    bank.require_writable()
 
 
 def _require_own_stage(stage: Stage, fanout: Fanout | None, start: ExpertBank | None, on_log: OnLog | None) -> None:
@@ -133,6 +133,16 @@ def _require_own_stage(stage: Stage, fanout: Fanout | None, start: ExpertBank | 
     for name, given, of in (("fanout", fanout, "experts"), ("start", start, "router")):
         if given is not None and stage != of:
             raise ConfigError(f"{name}= goes with stage {of!r}; got stage {stage!r}")
+
+
+def _fit_planned(
+    inputs: StageInputs[Any], plan: Plan, fanout: Fanout | None, device: torch.device, reporting: _Reporting, world: World
+) -> None:
+    with cpu_threads(plan.threads):
+        if fanout is None:
+            _fit_here(inputs, plan, device, reporting, world)
+        else:
+            _fit_in_jobs(inputs, plan.threads, fanout, str(device), reporting)
 
 
 def _fit_here(inputs: StageInputs[Any], plan: Plan, device: torch.device, reporting: _Reporting, world: World) -> None:
