@@ -51,7 +51,7 @@ def view_command(
     for note in made.notes:
         say(note)
     document = {**dataclasses.asdict(made), "path": str(made.path)}
-    cells = [("page", made.path), ("shows", made.kind), ("size", size(made.bytes)), ("took", f"{made.seconds:.1f} s")]
+    cells = [("page", made.path), ("shows", made.kind), ("size", size(made.n_bytes)), ("took", f"{made.seconds:.1f} s")]
     emit(document, as_json=as_json, table=make_table("", ("", ""), cells, left=2))
     if open_page and sys.stdout.isatty():
         import webbrowser

@@ -47,7 +47,7 @@ class Written:
 
     path: Path
     kind: Kind
-    bytes: int
+    n_bytes: int
     seconds: float
     notes: tuple[str, ...]
 

@@ -31,7 +31,7 @@ def test_the_result_alone_is_on_stdout(training: Path, tmp_path: Path, run: Run,
     page = tmp_path / "page.html"
     code, out, _ = run("view", training, "--to", page, "--json")
     made = json.loads(out)
-    assert (code, made["path"], made["kind"], made["bytes"]) == (0, str(page), "run", page.stat().st_size)
+    assert (code, made["path"], made["kind"], made["n_bytes"]) == (0, str(page), "run", page.stat().st_size)
     assert opened == []  # there is no terminal
 
 

@@ -40,7 +40,7 @@ def test_the_page_is_written_whole_where_it_was_asked_for(
     training: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = write_page(training, tmp_path / "new" / "page.html")
-    assert (made.kind, made.path, made.bytes) == ("run", tmp_path / "new" / "page.html", made.path.stat().st_size)
+    assert (made.kind, made.path, made.n_bytes) == ("run", tmp_path / "new" / "page.html", made.path.stat().st_size)
     assert "loss" in ReadPage(made.path.read_text()).data["plots"]
     monkeypatch.chdir(tmp_path)
     assert write_page(training).path.samefile(tmp_path / "m3dt-view-run.html")
