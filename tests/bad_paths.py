@@ -28,6 +28,9 @@ from typing import Any
 TASK = "cheetah-vel-3"
 BAD = "{bad}"
 """Stands in a command for the bad path."""
+NEW_TASK = "cheetah-vel-5"
+"""A task that the bank does not have; its datasets are in `{made}/more`."""
+GROW = (NEW_TASK, "--steps", "1")
 COLLECT = ("collect", TASK, "--episodes", "1", "--workers", "0")
 TRAIN = ("train", TASK, "--preset", "tiny", "--steps", "1", "--threads", "1")
 PUBLISHED = ("--to-published", "--allow-standard-residual")
@@ -49,6 +52,10 @@ CASES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
     ("data pack", "root"): (INPUT_FOLDER, ("data", "pack", "--root", BAD)),
     ("data pack", "cache"): (OUTPUT_FOLDER, ("data", "pack", "--root", "{made}/datasets", "--cache", BAD)),
     ("data task", "path"): (INPUT_FOLDER, ("data", "task", BAD, "own", "--score", "return")),
+    ("data task", "to"): (
+        OUTPUT_FILE,
+        ("data", "task", f"{{made}}/datasets/m3dt/{TASK}/random-v0", "own", "--score", "return", "--to", BAD),
+    ),
     ("data import", "path"): (INPUT_FOLDER, ("data", "import", "minari", BAD, TASK, "--root", "{new}")),
     ("data import", "root"): (
         OUTPUT_FOLDER,
@@ -67,6 +74,11 @@ CASES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
     ("eval", "who"): (INPUT_FOLDER, ("eval", BAD, TASK)),
     ("eval", "rows"): ((*OUTPUT_FILE, "full disk"), (*EVAL, "--rows", BAD)),
     ("eval", "video"): (OUTPUT_FILE, (*EVAL, "--video", BAD)),
+    ("eval", "prompt_from"): (
+        INPUT_FOLDER,
+        ("eval", "{made}/bank", NEW_TASK, "--episodes", "1", "--workers", "0", "--prompt-from", BAD),
+    ),
+    ("play", "prompt_from"): (INPUT_FOLDER, ("play", NEW_TASK, "--bank", "{made}/bank", "--prompt-from", BAD)),
     ("play", "bank"): (INPUT_FOLDER, ("play", TASK, "--bank", BAD)),
     ("play", "video"): (OUTPUT_FILE, ("play", TASK, "--bank", "{made}/bank", "--video", BAD)),
     ("info", "bank"): (INPUT_FOLDER, ("info", BAD)),
@@ -77,6 +89,14 @@ CASES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
         INPUT_FILE,
         ("convert", "{made}/published", "{new}", TASK, "cheetah-vel-4", "--root", "{made}/datasets", "--groups", BAD),
     ),
+    ("grow", "bank"): (INPUT_FOLDER, ("grow", BAD, "{new}", *GROW, "--root", "{made}/more")),
+    ("grow", "to"): (OUTPUT_FOLDER, ("grow", "{made}/bank", BAD, *GROW, "--root", "{made}/more")),
+    ("grow", "root"): (INPUT_FOLDER, ("grow", "{made}/bank", "{new}", *GROW, "--root", BAD)),
+    ("grow", "cache"): (OUTPUT_FOLDER, ("grow", "{made}/bank", "{new}", *GROW, "--root", "{made}/more", "--cache", BAD)),
+    ("view", "what"): (INPUT_FOLDER, ("view", BAD, "--to", "{new}.html")),
+    ("view", "to"): (OUTPUT_FILE, ("view", "{made}/bank", "--clips", "none", "--to", BAD)),
+    ("view", "rows"): (INPUT_FILE, ("view", "{made}/bank", "--clips", "none", "--to", "{new}.html", "--rows", BAD)),
+    ("view", "data"): (INPUT_FOLDER, ("view", "{made}/bank", "--clips", "none", "--to", "{new}.html", "--data", BAD)),
     ("export", "bank"): (INPUT_FOLDER, ("export", BAD, TASK, "--to", "{new}.onnx")),
     ("export", "to"): (OUTPUT_FILE, ("export", "{made}/bank", TASK, "--to", BAD)),
     ("push", "bank"): (INPUT_FOLDER, ("push", BAD, "{new}")),

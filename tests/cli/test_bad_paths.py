@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from bad_paths import CASES, MORE, ROOM, TASK, Outcome, outcome
+from bad_paths import CASES, MORE, NEW_TASK, ROOM, TASK, Outcome, outcome
 from contracts import random_bank, random_datasets
 
 from m3dt_agent.cli.app import app
@@ -68,6 +68,7 @@ def outcomes_of(tmp_path_factory: pytest.TempPathFactory, *kinds: str) -> Outcom
     pytest.importorskip("mujoco")
     made = tmp_path_factory.mktemp("made")
     data = random_datasets(made / "datasets", TASKS)
+    random_datasets(made / "more", (NEW_TASK,))
     bank = random_bank(made / "bank", data, ModelConfig.preset("tiny", n_experts=2))
     bank.commit({}, groups=dict(zip(TASKS, (0, 1), strict=True)))
     write_published(bank, made / "published", allow_standard_residual=True)
