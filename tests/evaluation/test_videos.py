@@ -57,6 +57,7 @@ def recorded(path: Path, *names: str) -> dict[str, Any]:
 
 
 @needs_osmesa
+@pytest.mark.slow
 def test_a_grid_of_the_evaluated_episodes(tmp_path: Path) -> None:
     path = tmp_path / "made" / "video.gif"
     found = recorded(path, *NAMES)

@@ -60,7 +60,9 @@ def test_every_method_exists_and_is_in_one_experiment() -> None:
     assert used <= set(METHODS)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "claim" else ()) for name in EXPERIMENTS]
+)
 def test_scales_differ_in_sizes_and_steps_only(name: str) -> None:
     paper = cells(name, "paper")
     for scale, rules in SCALES.items():

@@ -219,7 +219,7 @@ def test_with_masks_of_ones_it_is_prompt_dt_bit_for_bit(make_work: Callable[...,
         assert torch.equal(weight.float(), weights(masked)[name].float()), name
 
 
-@pytest.mark.parametrize("name", ["harmo-dt", "harmo-dt-published"])
+@pytest.mark.parametrize("name", ["harmo-dt", pytest.param("harmo-dt-published", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_weights_and_masks_of_an_uninterrupted_one(
     make_work: Callable[..., Work], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
