@@ -19,9 +19,9 @@ def quickstart_command(
         typer.Option(help="Steps of the three stages, like 1500,300,200; default: what this machine can do."),
     ] = None,
     precision: Annotated[
-        Literal["float32", "bfloat16"] | None,
-        typer.Option(help="Precision of the training; default: whichever is faster here."),
-    ] = None,
+        Literal["float32", "bfloat16"],
+        typer.Option(help="Precision of the training; bfloat16 may be faster, and costs precision of the actions."),
+    ] = "float32",
     seed: Seed = 0,
     workers: Workers = None,
     fresh: Annotated[
@@ -30,7 +30,7 @@ def quickstart_command(
     track: Track = None,
     as_json: AsJson = False,
 ) -> None:
-    """Collect data of eight tasks, train all three stages, evaluate and draw a figure. Takes about ten minutes on two cores."""
+    """Collect data of eight tasks, train all three stages, evaluate and draw a figure. Takes eight minutes on two cores."""
     from ..quickstart import QuickstartConfig, parse_steps, run
 
     config = QuickstartConfig(steps=parse_steps(steps), precision=precision, seed=seed, workers=workers)

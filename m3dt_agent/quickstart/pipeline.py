@@ -1,10 +1,10 @@
-"""The whole path in ten minutes on two cores: eight real tasks, from no data to an evaluated agent and a figure.
+"""The whole path in eight minutes on two cores: eight real tasks, from no data to an evaluated agent and a figure.
 
     part               what it does                                                          budget
     collect            demonstrations of eight tasks by their behavior policies             }  90 s
     held_out           a few more with other seeds, which training never sees               }
-    plan               a few training steps per precision: which is faster, and how many fit
-    backbone, experts, router                the three stages, small preset, four experts     300 s
+    plan               a few training steps: how many fit
+    backbone, experts, router                the three stages, four experts                   220 s
     random, zero, backbone, final            ten episodes per task each, on the same seeds    150 s
     held_out_error, expert_weights, figure
 
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config import EVALUATION_SEED, STAGES, EvalConfig, ModelConfig, Stage
+from ..config import EVALUATION_SEED, STAGES, EvalConfig, Stage
 from ..plots import require_matplotlib
 from ..system.disk import disk_space_errors, write_file
 from ..tasks import resolve
@@ -39,9 +39,9 @@ from .parts import Parts, Say
 from .settings import (
     HELD_OUT_SEED,
     HELD_OUT_WINDOWS,
+    MODEL,
     NOISE,
     POLICIES,
-    PRECISIONS,
     STAGE_SECONDS,
     TASKS,
     THREADS,
@@ -102,32 +102,29 @@ class Quickstart:
         return scores
 
     def plan(self) -> dict[str, Any]:
-        """Decides precision and steps of each stage, as configured or else by measuring seconds per step."""
+        """Decides the steps of each stage, as configured or else by measuring seconds per step."""
         steps, precision = self.config.steps, self.config.precision
-        tried = PRECISIONS if precision is None else (precision,)
-        per_step = {} if steps and precision else {name: self._seconds_per_step(name) for name in tried}
-        chosen = tried[0] if len(tried) == 1 else min(tried, key=lambda name: per_step[name]["backbone"])
+        per_step = {} if steps else self._seconds_per_step()
         if steps is None:
-            fitting = {stage: max(1, round(STAGE_SECONDS[stage] / per_step[chosen][stage])) for stage in STAGES}
+            fitting = {stage: max(1, round(STAGE_SECONDS[stage] / per_step[stage])) for stage in STAGES}
         else:
             fitting = dict(zip(STAGES, steps, strict=True))
-        return {"precision": chosen, "steps": fitting, "seconds_per_step": per_step}
+        return {"precision": precision, "steps": fitting, "seconds_per_step": per_step}
 
-    def _seconds_per_step(self, precision: str) -> dict[str, float]:
+    def _seconds_per_step(self) -> dict[str, float]:
         """Stage → the shorter of two measurements, since other work on the machine can only add to them."""
         from ..training.cost import estimate
 
-        model = ModelConfig.preset("small")
-        configs = {stage: stage_config(stage, 1, precision, self.config.seed) for stage in STAGES}
+        configs = {stage: stage_config(stage, 1, self.config.precision, self.config.seed) for stage in STAGES}
         return {
-            stage: min(estimate(stage, config, model).seconds_per_step for _ in range(2)) for stage, config in configs.items()
+            stage: min(estimate(stage, config, MODEL).seconds_per_step for _ in range(2)) for stage, config in configs.items()
         }
 
     def train(self, stage: Stage, plan: Mapping[str, Any]) -> dict[str, Any]:
         """Trains one stage, from where it was interrupted if it was."""
         from ..agent import M3DTAgent
 
-        agent = M3DTAgent(ModelConfig.preset("small"), TASKS)
+        agent = M3DTAgent(MODEL, TASKS)
         config = stage_config(stage, plan["steps"][stage], plan["precision"], self.config.seed)
         agent.fit_stage(stage, self.data("datasets"), bank=self.bank, config=config, trackers=self.trackers)
         return {"steps": config.steps, "threads": config.threads}

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 from ..errors import ConfigError
 from ..system.documents import checked_shape
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 LARGEST_WIDTH = 1_024
 """The widest observation or action of a task. Everything that a task decides the size of is allocated by it."""
 LONGEST_EPISODE = 10_000
@@ -79,7 +79,8 @@ def score_of(rule: ScoreRule, episode_return: float, success: bool | None, name:
 class TaskSpec:
     """One task: the widths of its observations and actions, its length, and how its returns are scaled and scored.
 
-    name, domain: letters, digits, ".", "_" and "-"; the domain is the group in which tables and plots show the task.
+    name, domain: letters, digits, "_" and "-", as in the ids of Minari's datasets; the domain is the group in which tables and
+    plots show the task.
     return_scale: the model sees returns-to-go divided by this.
     has_success: episodes say in their info ("success" or "is_success") whether the task is solved; set where `score` needs it.
     env: Gymnasium id; "": `M3DT/<name>-v0`. env_kwargs: its arguments, values of JSON only.
@@ -121,7 +122,7 @@ class TaskSpec:
         for what in ("name", "domain"):
             text = getattr(self, what)
             if not (isinstance(text, str) and _NAME.fullmatch(text)):
-                raise self._wrong(what, 'at most 64 letters, digits, ".", "_" and "-", the first a letter or digit', text)
+                raise self._wrong(what, 'at most 64 letters, digits, "_" and "-", the first a letter or digit', text)
         for what, largest in (
             ("obs_dim", LARGEST_WIDTH),
             ("act_dim", LARGEST_WIDTH),

@@ -37,12 +37,12 @@ def test_a_file_written_by_hand(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    dotted = dataclasses.replace(
-        SWING, name="a.b", observation=("x", "goal/xyz"), env_kwargs={'q"': [1, "ä\n"]}, score="success"
+    nested = dataclasses.replace(
+        SWING, name="a-b", observation=("x", "goal/xyz"), env_kwargs={'q"': [1, "ä\n"]}, score="success"
     )
     path = tmp_path / "own.toml"
-    path.write_text(to_toml([SWING, dotted, *TASKS]), encoding="utf-8")
-    assert read_tasks(path) == (SWING, dotted, *TASKS)
+    path.write_text(to_toml([SWING, nested, *TASKS]), encoding="utf-8")
+    assert read_tasks(path) == (SWING, nested, *TASKS)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from m3dt_agent.tasks import TASKS, Linear, TaskSpec
     [
         ({"name": "../x"}, "name must be"),
         ({"name": "a/b"}, "name must be"),
+        ({"name": "a.b"}, "name must be"),  # Minari refuses it in a dataset id
         ({"name": "x" * 65}, "name must be"),
         ({"name": "٣"}, "name must be"),
         ({"name": 3}, "name must be"),

@@ -24,7 +24,8 @@ from m3dt_agent.training import grow, growth_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_registry")]
 FAST = tuple(
-    dataclasses.replace(CHEETAH, name=f"own-cheetah-{velocity}", env_kwargs={"velocity": velocity}) for velocity in (2.66, 3.3)
+    dataclasses.replace(CHEETAH, name=f"own-cheetah-{round(100 * velocity)}", env_kwargs={"velocity": velocity})
+    for velocity in (2.66, 3.3)
 )
 """Learned from demonstrations alone they score 54 and 29; see docs/own-tasks.md."""
 
