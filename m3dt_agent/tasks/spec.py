@@ -80,7 +80,7 @@ class TaskSpec:
     """One task: the widths of its observations and actions, its length, and how its returns are scaled and scored.
 
     name, domain: letters, digits, "_" and "-", as in the ids of Minari's datasets; the domain is the group in which tables and
-    plots show the task.
+        plots show the task.
     return_scale: the model sees returns-to-go divided by this.
     has_success: episodes say in their info ("success" or "is_success") whether the task is solved; set where `score` needs it.
     env: Gymnasium id; "": `M3DT/<name>-v0`. env_kwargs: its arguments, values of JSON only.
