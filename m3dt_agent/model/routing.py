@@ -52,7 +52,7 @@ class Routing:
         weights: the router's, (B, S, E). real: (B, S) bool, False for padding.
         """
         masked = weights.detach() * real[..., None]
-        ordered, order = masked.sum(1).sort(dim=-1, descending=True, stable=True)  # (B, E)
+        ordered, order = _heaviest_first(masked.sum(1))  # (B, E) each
         wanted = torch.ones_like(ordered, dtype=torch.bool)
         if self.mass < 1.0:
             wanted &= ordered.cumsum(-1) - ordered < self.mass * ordered.sum(-1, keepdim=True)
@@ -62,6 +62,15 @@ class Routing:
             wanted &= masked.amax(1).gather(-1, order) >= self.min_weight
         wanted[:, 0] = True
         return torch.zeros_like(wanted).scatter(-1, order, wanted)
+
+
+def _heaviest_first(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (B, E) in descending order, and the experts that they are of; among equal ones the lower number comes first."""
+    if torch.compiler.is_compiling():  # ONNX has no stable sort, but its TopK orders equal values by their index
+        ordered, order = weights.topk(weights.shape[-1], dim=-1)
+    else:
+        ordered, order = weights.sort(dim=-1, descending=True, stable=True)
+    return ordered, order
 
 
 @dataclass(frozen=True, slots=True, eq=False)
