@@ -85,7 +85,7 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> ModelConfig:
-        """`tiny` (tests), `quick` (own tasks), `small` (quickstart) or `paper` (48 experts); keywords replace single fields.
+        """`tiny` (tests), `quick` (own tasks), `small` (a laptop) or `paper` (48 experts); keywords replace single fields.
 
         Raises:
             UnknownTaskError: no preset of that name.
