@@ -144,7 +144,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What is there before the first task joins: the bank of the other tasks, as its mixture and as its backbone alone.
+    """The bank before the first task joins, and how it scores with its mixture and with its backbone alone.
 
     scores: of "mixture" and "backbone", by task.
     """

@@ -1,4 +1,4 @@
-"""A model without the experts that hardly any weight of the router goes to.
+"""A model without the experts that get hardly any of the router's weight.
 
 Shape legend: K tasks, T steps, L layers, E experts.
 """

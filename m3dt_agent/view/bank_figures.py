@@ -90,7 +90,7 @@ def heat_map(names: Sequence[str], weights: RouterWeights, groups: Mapping[str, 
 
 
 def _menus(names: Sequence[str], levels: Mapping[str, Any], groups: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One that chooses the block, and one that orders the tasks."""
+    """The two menus of the heat map: one chooses the block, the other how tasks are ordered."""
     blocks: list[dict[str, Any]] = [
         {"label": name, "method": "restyle", "args": [{"z": [of]}, [0]]} for name, of in levels.items()
     ]
