@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Group, RenderableType
 
-from m3dt_agent.cli.options import (
+from m3dt_agent.cli.shared.options import (
     AsJson,
     CpusPerJob,
     GpusPerJob,
@@ -33,7 +33,7 @@ from m3dt_agent.cli.options import (
     path_option,
     ray_cluster,
 )
-from m3dt_agent.cli.output import emit, make_table, quiet_stdout, say
+from m3dt_agent.cli.shared.output import emit, make_table, quiet_stdout, say
 from m3dt_agent.errors import M3DTError
 from m3dt_agent.jobs import RETRIES, LocalProcesses
 

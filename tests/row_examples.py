@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from m3dt_agent.rows import EpisodeResult
+from m3dt_agent.scores.rows import EpisodeResult
 from m3dt_agent.tasks import get
 
 

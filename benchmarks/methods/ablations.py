@@ -35,8 +35,8 @@ from m3dt_agent.training import experts as expert_stage
 from m3dt_agent.training import group_tasks
 from m3dt_agent.training import router as router_stage
 from m3dt_agent.training.loop import train
+from m3dt_agent.training.planning.settling import with_stacking
 from m3dt_agent.training.run import Run
-from m3dt_agent.training.settling import with_stacking
 from m3dt_agent.training.stage_inputs import StageInputs
 
 from ..records import FINAL, TaskIdUse

@@ -23,8 +23,8 @@ from torch import nn
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig, Stage, TrainConfig
 from m3dt_agent.data.batches import Batch, Window
 from m3dt_agent.model import M3DT, ExpertChoice
+from m3dt_agent.training.planning.settling import with_stacking
 from m3dt_agent.training.run import Run as TrainingRun
-from m3dt_agent.training.settling import with_stacking
 from m3dt_agent.training.trainer import Trainer
 
 from .baseline import BaselineM3DT

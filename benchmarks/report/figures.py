@@ -8,7 +8,7 @@
     <name>-experts-I   mean router weights, tasks × experts, of the first training seed in row I that has them
     <name>-tasks       score against the number of tasks, for an overview
 
-Colours are Okabe and Ito's, as in `m3dt_agent.plots`. After the first eight rows, lines are dashed and markers change.
+Colours are Okabe and Ito's, as in `m3dt_agent.scores.plots`. After the first eight rows, lines are dashed and markers change.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from m3dt_agent.errors import DatasetError
-from m3dt_agent.plots import plain_label, require_matplotlib
 from m3dt_agent.scores import Floats
+from m3dt_agent.scores.plots import plain_label, require_matplotlib
 from m3dt_agent.system.disk import whole_file
 
 from .paper_numbers import best_baselines, paper_number

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m3dt_agent.hub.cards.markdown import count
+from m3dt_agent.view.page import html_document
 
 from .records import Contents, Table
 from .tables import (
@@ -52,24 +53,9 @@ def page(contents: Contents, runs: Sequence[Path], folder: Path) -> str:
         parts += [f'<h2 id="{name}">{html.escape(overview.title)}</h2>', _paragraph(overview.note, "note")]
         parts += [_table(overview_columns(overview)), _figures(contents.figures[name], name, folder)]
     parts += [_section(name, table, contents.figures[name], folder) for name, table in contents.tables.items()]
-    body = "\n".join([*parts, _videos(runs)])
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width">
-<link rel="icon" href="data:,">
-<title>Benchmark report</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>Benchmark report</h1>
-<p>Scores are normalized, 0 to 100; every task has the same weight.</p>
-{body}
-</body>
-</html>
-"""
+    opening = ["<h1>Benchmark report</h1>", "<p>Scores are normalized, 0 to 100; every task has the same weight.</p>"]
+    body = "\n".join([*opening, *parts, _videos(runs)])
+    return html_document("Benchmark report", body, policy=_POLICY, style=_STYLE)
 
 
 def _links(contents: Contents) -> str:

@@ -26,9 +26,9 @@ import safetensors.numpy
 
 import m3dt_agent
 from m3dt_agent.data.behavior import MeasuredReturn, behavior_policy
-from m3dt_agent.data.behavior_policies import LAYER_NAMES, BehaviorPolicy
+from m3dt_agent.data.behavior.policies import LAYER_NAMES, BehaviorPolicy
+from m3dt_agent.data.behavior.training import BehaviorTrainingConfig, train_behavior
 from m3dt_agent.data.shards import rollout
-from m3dt_agent.data.train_behavior import BehaviorTrainingConfig, train_behavior
 from m3dt_agent.envs.make import make_env
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.system.disk import write_file

@@ -31,7 +31,7 @@ from ..training.distributed import joined
 from ..training.expert_jobs import Fanout
 from ..training.logs import OnLog
 from ..training.stage_inputs import require_ungrown
-from ..training.trackers import Trackers
+from ..training.tracking.trackers import Trackers
 from .actor import Actor
 from .choice import Experts, Precision, checked_experts, checked_precision, default_experts
 from .fitting import bank_to_fit

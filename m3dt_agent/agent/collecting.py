@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass, field
 
 from ..bank.builtin import open_bank
-from ..data.behavior_policies import Float32Array
+from ..data.behavior.policies import Float32Array
 from ..errors import BankError
 from ..tasks import TaskSpec
 from .agent import M3DTAgent

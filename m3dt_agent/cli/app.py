@@ -42,14 +42,14 @@ from .export import export_command
 from .grow import grow_command
 from .hub import data_pull_command, data_push_command, pull_command, push_command
 from .info import info_command
-from .options import path_option
-from .output import leave_out_ignored_errors
-from .own_code import own_module
 from .play import play_command
 from .quickstart import quickstart_command
-from .run_file import CommandWithFile
+from .shared.options import path_option
+from .shared.output import leave_out_ignored_errors
+from .shared.own_code import own_module
 from .tasks import tasks_command
 from .train import train_command
+from .train.run_file import CommandWithFile
 from .view import view_command
 
 QUIET_OPTION = "--quiet"

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
-from .options import AsJson
+from .shared.options import AsJson
 
 
 def bench_command(

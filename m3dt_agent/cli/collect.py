@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..jobs import RETRIES, LocalProcesses, shard_of
 from ..system.machine import duration, usable_cores
 from ..tasks import TaskSpec, lookup
-from .options import (
+from .shared.options import (
     DEFAULT_ROOT,
     AllTasks,
     AsJson,
@@ -34,8 +34,8 @@ from .options import (
     path_option,
     ray_cluster,
 )
-from .output import emit, make_table, quiet_stdout, say, size
-from .own_code import own_function
+from .shared.output import emit, make_table, quiet_stdout, say, size
+from .shared.own_code import own_function
 
 if TYPE_CHECKING:
     from ..agent.collecting import BankActor

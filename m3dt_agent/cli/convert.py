@@ -16,7 +16,7 @@ from ..config import DataConfig
 from ..errors import ConfigError
 from ..tasks import TaskSpec
 from .info import bank_table, describe_bank
-from .options import (
+from .shared.options import (
     DEFAULT_ROOT,
     AllTasks,
     AsJson,
@@ -29,7 +29,7 @@ from .options import (
     path_argument,
     path_option,
 )
-from .output import emit, make_table, quiet_stdout, size
+from .shared.output import emit, make_table, quiet_stdout, size
 
 if TYPE_CHECKING:
     from ..bank.storage import Storage

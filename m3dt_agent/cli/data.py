@@ -13,8 +13,8 @@ import typer
 from ..errors import ConfigError, DatasetError
 from ..system.machine import duration
 from ..tasks import Linear, ScoreRule, TaskSpec, add_to_file, get, known, resolve, to_toml
-from .options import DEFAULT_ROOT, AsJson, Cache, Root, Seed, Source, TaskNames, path_argument, path_option
-from .output import emit, make_table, quiet_stdout, say, size
+from .shared.options import DEFAULT_ROOT, AsJson, Cache, Root, Seed, Source, TaskNames, path_argument, path_option
+from .shared.output import emit, make_table, quiet_stdout, say, size
 
 if TYPE_CHECKING:
     from ..data.behavior import BehaviorInfo
@@ -71,7 +71,7 @@ def behavior_train(
 
     If it is interrupted, run the same command again to continue.
     """
-    from ..data.train_behavior import BehaviorTrainingConfig, train_behavior
+    from ..data.behavior.training import BehaviorTrainingConfig, train_behavior
 
     task, folder = get(name), out or Path("runs", "behavior", name)
     config = BehaviorTrainingConfig(steps=steps, seed=seed, checkpoint_every=checkpoint_every, algorithm=algorithm, start=start)

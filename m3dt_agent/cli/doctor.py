@@ -8,8 +8,8 @@ from typing import Annotated
 
 from ..errors import M3DTError
 from ..tasks import own_tasks
-from .options import AsJson, path_option
-from .output import emit, make_table, quiet_stdout, size
+from .shared.options import AsJson, path_option
+from .shared.output import emit, make_table, quiet_stdout, size
 
 
 def doctor_command(

@@ -16,8 +16,8 @@ from ..errors import ConfigError, M3DTError, UnwrittenRowsError
 from ..jobs import RETRIES, RayCluster, shard_of
 from ..system.machine import shows_progress
 from ..tasks import TaskSpec
-from .acting import Acting, find_policy
-from .options import (
+from .shared.acting import Acting, find_policy
+from .shared.options import (
     ActingExperts,
     ActingPrecision,
     AllTasks,
@@ -45,13 +45,13 @@ from .options import (
     path_option,
     ray_cluster,
 )
-from .output import TextTable, emit, make_table, quiet_stdout, say
+from .shared.output import TextTable, emit, make_table, quiet_stdout, say
 
 if TYPE_CHECKING:
     from ..agent import M3DTAgent
     from ..bank import ExpertBank
-    from ..rows import EpisodeResult
     from ..scores import Summary
+    from ..scores.rows import EpisodeResult
 
 DEFAULTS = EvalConfig()
 
@@ -110,8 +110,8 @@ def eval_command(
     Without task names, a bank is evaluated on all of its tasks.
     """
     from ..scores import summarize
-    from ..training.tracked_runs import track_scores
-    from ..training.trackers import make_trackers
+    from ..training.tracking.runs import track_scores
+    from ..training.tracking.trackers import make_trackers
 
     config = EvalConfig(
         episodes=episodes,

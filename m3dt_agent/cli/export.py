@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .acting import Acting
-from .options import (
+from .shared.acting import Acting
+from .shared.options import (
     ActingExperts,
     AllTasks,
     AsJson,
@@ -22,7 +22,7 @@ from .options import (
     choose_tasks,
     path_option,
 )
-from .output import TextTable, emit, make_table, quiet_stdout, size
+from .shared.output import TextTable, emit, make_table, quiet_stdout, size
 
 if TYPE_CHECKING:
     from ..export import Description

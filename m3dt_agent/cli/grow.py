@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .info import bank_table, describe_bank
-from .options import (
+from .shared.options import (
     DEFAULT_ROOT,
     AsJson,
     Cache,
@@ -20,8 +20,8 @@ from .options import (
     complete_tasks,
     path_argument,
 )
-from .output import emit, quiet_stdout
-from .train_settings import given_settings, setting_options, with_setting_options
+from .shared.output import emit, quiet_stdout
+from .train.settings import given_settings, setting_options, with_setting_options
 
 Grows = Annotated[str, path_argument(metavar="BANK", help="The bank that grows: a folder, builtin:NAME, or an id on the Hub.")]
 To = Annotated[Path, path_argument(metavar="TO", help="Folder of the grown bank; BANK stays as it is.")]
@@ -58,7 +58,7 @@ def grow_command(
     from ..hub.banks import pull_bank
     from ..system.machine import torch_device
     from ..training import grow, growth_config
-    from ..training.trackers import make_trackers
+    from ..training.tracking.trackers import make_trackers
 
     given = given_settings(settings)
     config = growth_config(**given) if given else None

@@ -19,7 +19,7 @@ import typer
 from ..errors import ConfigError
 from ..tasks import TaskSpec
 from .info import bank_table, describe_bank
-from .options import (
+from .shared.options import (
     DEFAULT_ROOT,
     AsJson,
     Root,
@@ -33,7 +33,7 @@ from .options import (
     path_option,
     with_options_of,
 )
-from .output import emit, make_table, quiet_stdout, size
+from .shared.output import emit, make_table, quiet_stdout, size
 
 if TYPE_CHECKING:
     from ..scores import EpisodeResult
@@ -95,8 +95,8 @@ def draw_scores(rows: Sequence[EpisodeResult], path: Path, bank: str) -> Path | 
     bank: says which domain a task is of.
     """
     from ..bank.builtin import open_bank
-    from ..plots import save_score_figure
     from ..scores import summarize
+    from ..scores.plots import save_score_figure
 
     if not rows or importlib.util.find_spec("matplotlib") is None:
         return None

@@ -6,8 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ..config import STAGES
-from .options import AsJson, BankName
-from .output import TextTable, emit, make_table, size
+from .shared.options import AsJson, BankName
+from .shared.output import TextTable, emit, make_table, size
 
 if TYPE_CHECKING:
     from ..bank import ExpertBank

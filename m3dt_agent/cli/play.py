@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..config import EvalConfig
-from .acting import Acting
-from .options import (
+from .shared.acting import Acting
+from .shared.options import (
     ActingExperts,
     ActingPrecision,
     AsJson,
@@ -23,7 +23,7 @@ from .options import (
     StopOnSuccess,
     path_option,
 )
-from .output import emit, make_table, quiet_stdout
+from .shared.output import emit, make_table, quiet_stdout
 
 if TYPE_CHECKING:
     from ..evaluation.one_episode import Played

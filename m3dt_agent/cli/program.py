@@ -23,7 +23,7 @@ from typing import Any
 
 from ..errors import M3DTError, WorkerError
 from .app import QUIET_OPTION, app
-from .output import complain, notes, say
+from .shared.output import complain, notes, say
 
 CONTINUES = {"collect", "train", "grow", "quickstart", "behavior", "push", "pull", "import"}
 """Commands that keep what they finished, and continue from there when run again."""

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import RenderableType
 
-from .options import AsJson, Seed, Track, Workers, path_option
-from .output import emit, make_table, quiet_stdout, say, together
+from .shared.options import AsJson, Seed, Track, Workers, path_option
+from .shared.output import emit, make_table, quiet_stdout, say, together
 
 
 def quickstart_command(

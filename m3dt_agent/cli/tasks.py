@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from ..tasks import known
-from .options import AsJson, SetSeed, TaskNames, TaskSet, named_tasks
-from .output import emit, make_table
+from .shared.options import AsJson, SetSeed, TaskNames, TaskSet, named_tasks
+from .shared.output import emit, make_table
 
 
 def tasks_command(

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Source, path_argument, path_option
-from .output import emit, make_table, quiet_stdout, say, size
+from .shared.options import AsJson, Source, path_argument, path_option
+from .shared.output import emit, make_table, quiet_stdout, say, size
 
 
 def view_command(

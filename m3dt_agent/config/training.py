@@ -1,6 +1,6 @@
 """Settings of the three stages. Each is declared once, as a field with its help and whether it is an option of `m3dt train`.
 
-The command line makes its options from these fields (cli/train_settings.py), and benchmarks look for settings of these names.
+The command line makes its options from these fields (cli/train/settings.py), and benchmarks look for settings of these names.
 """
 
 from __future__ import annotations

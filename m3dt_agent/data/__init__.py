@@ -1,8 +1,6 @@
 """Makes Minari datasets, and draws from them the batches of (task, window, prompt) that training reads.
 
-behavior.py               levels of behavior policies         behavior_policies.py      the policies themselves
-planner.py                a policy that plans                 train_behavior.py         trains one with soft actor-critic
-behavior_checkpoints.py   what such a training leaves on disk
+behavior/                 the policies that act in demonstrations
 collect.py                makes demonstrations                collect_plan.py           what to collect, shard by shard
 shards.py                 jobs that run a few episodes        kept.py                   recognises datasets made before
 episodes.py               reads and writes Minari datasets    validation.py             lists what is wrong with one

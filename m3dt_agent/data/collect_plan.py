@@ -29,7 +29,10 @@ from .shards import PolicyFactory, ShardJob
 EPISODES_PER_SHARD = 5
 """How many episodes a kill can cost each worker. Five Meta-World episodes are half a megabyte and take a few seconds."""
 
-_MODULES_IN_FINGERPRINTS = {"m3dt_agent.data.behavior_policies": "m3dt_agent.data.behavior"}
+_MODULES_IN_FINGERPRINTS = {
+    "m3dt_agent.data.behavior.catalog": "m3dt_agent.data.behavior",
+    "m3dt_agent.data.behavior.policies": "m3dt_agent.data.behavior",
+}
 """Fingerprints name a policy by its module. These modules have moved; datasets made before are recognised by the old name."""
 
 

@@ -28,7 +28,7 @@ from ..errors import DatasetError, PathError
 from ..system.disk import open_regular
 from ..tasks import TaskSpec
 from .behavior import behavior_policy, parse_level
-from .behavior_policies import BehaviorPolicy, Float32Array, LabelledPolicy, NoisyPolicy, from_callable
+from .behavior.policies import BehaviorPolicy, Float32Array, LabelledPolicy, NoisyPolicy, from_callable
 from .episodes import Episode, check_episode
 
 _AFTER_A_BAD_EPISODE = "; it would be the same the next time, so mend the policy, or choose another level, noise or seed"

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, DatasetError, M3DTError, PathError, UnwrittenRowsError
-from ..rows import EpisodeResult, line_of, lines_of, row_of
+from ..scores.rows import EpisodeResult, line_of, lines_of, row_of
 from ..system.disk import path_errors, user_path, write_file
 from ..system.platforms import lock_open_file
 from .schedule import Episode

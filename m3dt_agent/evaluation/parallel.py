@@ -24,7 +24,7 @@ from ..config import EvalConfig
 from ..envs.make import Registrations, registrations
 from ..errors import ConfigError
 from ..jobs import Engine, LocalProcesses, RayCluster, opened, run_jobs, runs_here
-from ..rows import EpisodeResult
+from ..scores.rows import EpisodeResult
 from ..system.machine import shows_progress
 from ..tasks import TaskSpec, resolve
 from .kept import Protocol, keep_rows

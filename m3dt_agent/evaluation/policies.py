@@ -13,7 +13,7 @@ from ..agent import Experts, M3DTAgent, RtgMode
 from ..agent.inputs import Bools, Float32Array
 from ..config import EvalConfig
 from ..data.behavior import behavior_policy
-from ..data.behavior_policies import BehaviorPolicy
+from ..data.behavior.policies import BehaviorPolicy
 from ..errors import ConfigError
 from ..model import Routing
 from ..scores import AGENT_POLICIES, EXPERT_POLICY

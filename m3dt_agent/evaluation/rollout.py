@@ -34,7 +34,7 @@ from ..config import EvalConfig
 from ..envs.vector import MixedTaskVectorEnv
 from ..errors import ConfigError, InvalidValueError, ShapeError
 from ..model.determinism import cpu_threads
-from ..rows import EpisodeResult
+from ..scores.rows import EpisodeResult
 from ..system.machine import shows_progress
 from ..tasks import TaskSpec, is_builtin, padded_widths, resolve
 from .kept import KeptRows, Protocol, keep_rows

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plots import (
+from ..scores.plots import (
     GRID,
     POLICY_COLOURS,
     plain_axes,

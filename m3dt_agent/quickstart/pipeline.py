@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import EVALUATION_SEED, STAGES, EvalConfig, Stage
-from ..plots import require_matplotlib
+from ..scores.plots import require_matplotlib
 from ..system.disk import disk_space_errors, write_file
 from ..tasks import resolve
 from .figure import FigureData, save_figure
@@ -52,8 +52,8 @@ from .settings import (
 if TYPE_CHECKING:
     from ..agent import M3DTAgent
     from ..data.task_datasets import TaskDatasets
-    from ..training.trackers import Trackers
     from ..training.tracking import Guarded
+    from ..training.tracking.trackers import Trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Quickstart:
 
     def _seconds_per_step(self) -> dict[str, float]:
         """Stage → the shorter of two measurements, since other work on the machine can only add to them."""
-        from ..training.cost import estimate
+        from ..training.planning.cost import estimate
 
         configs = {stage: stage_config(stage, 1, self.config.precision, self.config.seed) for stage in STAGES}
         return {
@@ -133,7 +133,7 @@ class Quickstart:
         """Task → mean normalized score of one of POLICIES; all of them get the same episodes."""
         from ..bank import ExpertBank
         from ..evaluation import AgentPolicy, evaluate, summarize, write_rows
-        from ..training.tracked_runs import track_scores
+        from ..training.tracking.runs import track_scores
 
         first = EVALUATION_SEED + self.config.seed * self.config.episodes  # runs with other seeds have other episodes
         config = EvalConfig(
@@ -191,7 +191,7 @@ def run(
     """
     require_matplotlib()
     from ..model.determinism import cpu_threads
-    from ..training.trackers import make_trackers
+    from ..training.tracking.trackers import make_trackers
 
     following = make_trackers(trackers)
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "workers"}

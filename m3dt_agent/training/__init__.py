@@ -1,11 +1,11 @@
 """Training: `fit_stage` trains one stage of a bank, `group_tasks` groups its tasks, `estimate` measures the cost."""
 
-from .cost import Estimate, estimate
 from .expert_jobs import Fanout
 from .fit import fit_stage
 from .grouping import group_tasks
 from .growth import fit_growth, grow, growth_config
 from .logs import LogRecord
+from .planning.cost import Estimate, estimate
 from .tracking import TrackedRun, Tracker
 
 __all__ = [

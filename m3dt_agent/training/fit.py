@@ -34,12 +34,12 @@ from .grouping import group_for_stage
 from .logs import OnLog
 from .loop import train
 from .planning import Plan, plan_stage
-from .resume import check_continuable
+from .planning.resume import check_continuable
 from .run import Run
 from .stage_inputs import StageInputs, check_data, data_fingerprint, require_trained_tasks
-from .tracked_runs import TrackedTraining, track_rows
-from .trackers import Trackers, make_trackers
 from .tracking import Guarded
+from .tracking.runs import TrackedTraining, track_rows
+from .tracking.trackers import Trackers, make_trackers
 
 _RUNS: Mapping[Stage, Callable[[StageInputs[Any]], Iterator[Run]]] = {
     "backbone": backbone.runs,

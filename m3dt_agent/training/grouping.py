@@ -35,8 +35,8 @@ from .checkpoint import started_runs, training_lock
 from .conflict import mean_gradient, task_gradients
 from .distributed import joined
 from .logs import announce
-from .resume import preset_of
-from .settling import with_precision
+from .planning.resume import preset_of
+from .planning.settling import with_precision
 from .stage_inputs import StageInputs, check_data, require_trained_tasks
 
 KMEANS_STARTS = 40

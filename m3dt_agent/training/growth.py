@@ -33,17 +33,17 @@ from ..model import M3DT
 from ..model.determinism import cpu_threads, seeded
 from ..model.grown import new_parts, widen_for_training
 from .checkpoint import newest_checkpoint, remove_checkpoints, training_lock
-from .cost import estimate, require_disk
 from .distributed import joined, own_device, require_one_worker
 from .experts import new_expert
 from .logs import OnLog, announce
 from .loop import train
-from .resume import Settings, check_continuable, settle
+from .planning.cost import estimate, require_disk
+from .planning.resume import Settings, check_continuable, settle
 from .run import Run
 from .stage_inputs import data_fingerprint, hash_json
-from .tracked_runs import TrackedTraining
-from .trackers import Trackers, make_trackers
 from .tracking import Guarded
+from .tracking.runs import TrackedTraining
+from .tracking.trackers import Trackers, make_trackers
 
 GROWTH_SETTINGS: dict[str, Any] = {
     "steps": 1_000,

@@ -22,7 +22,7 @@ from ..jobs import RayCluster
 from ..jobs.ray_tasks import connected, require_ray
 from .distributed import TIMEOUT, World, joined, require_one_worker
 from .stage_inputs import create_bank
-from .trackers import Trackers
+from .tracking.trackers import Trackers
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError

@@ -18,9 +18,9 @@ from ..data.behavior import behavior_table
 from ..errors import ConfigError, DatasetError
 from ..hub.cards.reading import CardScores, read_card_scores
 from ..hub.cards.scores import BEHAVIOR, bank_scores
-from ..plots import score_interval
-from ..rows import EpisodeResult
 from ..scores import AGENT_POLICIES, Summary, read_rows, summarize
+from ..scores.plots import score_interval
+from ..scores.rows import EpisodeResult
 from ..system.disk import path_errors
 from ..tasks import is_builtin
 

@@ -158,22 +158,30 @@ class Page:
         scripts = [plotly_bundle(), (ASSETS / "view.js").read_text()]
         data = {"plots": self._plots, "panels": self._panels}
         body = "\n".join(self._parts)
-        return f"""<!DOCTYPE html>
+        scripted = (
+            '<noscript><p class="note">Figures, sorting and filtering need JavaScript.</p></noscript>\n'
+            f'<script type="application/json" id="data">{_json(data)}</script>\n'
+            f"<script>{scripts[0]}</script>\n<script>{scripts[1]}</script>"
+        )
+        return html_document(
+            self.title, f"{body}\n{scripted}", policy=_policy(scripts), style=(ASSETS / "view.css").read_text()
+        )
+
+
+def html_document(title: str, body: str, *, policy: str, style: str) -> str:
+    """A whole page of this project: its head, and a body of HTML. policy: what the browser may load and run."""
+    return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
-<title>{_text(self.title)}</title>
-<style>{(ASSETS / "view.css").read_text()}</style>
+<title>{_text(title)}</title>
+<style>{style}</style>
 </head>
 <body>
 {body}
-<noscript><p class="note">Figures, sorting and filtering need JavaScript.</p></noscript>
-<script type="application/json" id="data">{_json(data)}</script>
-<script>{scripts[0]}</script>
-<script>{scripts[1]}</script>
 </body>
 </html>
 """

@@ -250,8 +250,8 @@ def test_nothing_is_written_through_a_link_inside_a_bank(tmp_path: Path, name: s
     """A stranger's link leads into the user's folder: commits, training locks, checkpoints and logs leave it alone."""
     from m3dt_agent.training.checkpoint import RunState, training_lock, write_checkpoint
     from m3dt_agent.training.logs import RunLog
-    from m3dt_agent.training.trackers import TensorBoard
     from m3dt_agent.training.tracking import TrackedRun
+    from m3dt_agent.training.tracking.trackers import TensorBoard
 
     theirs = outside(tmp_path)
     bank = new_bank(tmp_path / "bank")

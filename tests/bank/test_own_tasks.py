@@ -17,7 +17,7 @@ from m3dt_agent.bank.manifest import Manifest
 from m3dt_agent.data.collect import CollectConfig, collect
 from m3dt_agent.errors import BankError, ConfigError
 from m3dt_agent.evaluation import evaluate
-from m3dt_agent.rows import read_rows, write_rows
+from m3dt_agent.scores.rows import read_rows, write_rows
 from m3dt_agent.tasks import TaskSpec
 
 MIXED = (SWING, tasks.get("cheetah-vel-3"), POINT, WIDE)
@@ -68,7 +68,7 @@ def test_rows_of_own_tasks_carry_their_score_and_are_read_anywhere(
     path = tmp_path / "rows.jsonl"
     rows = evaluate(M3DTAgent.load(trained.path), [*MIXED], EvalConfig(episodes=1, workers=2), rows=path, progress=False)
     assert [(row.task, row.score) for row in rows] == [(t.name, None if t in tasks.TASKS else t.score) for t in MIXED]
-    code = f"from m3dt_agent.rows import read_rows; print([row.normalized_score for row in read_rows({str(path)!r})])"
+    code = f"from m3dt_agent.scores.rows import read_rows; print([row.normalized_score for row in read_rows({str(path)!r})])"
     elsewhere = json.loads(subprocess.check_output([sys.executable, "-c", code], text=True))
     assert sorted(elsewhere) == sorted(row.normalized_score for row in rows)
     assert read_rows(write_rows(tmp_path / "again.jsonl", rows)) == rows

@@ -24,7 +24,7 @@ from m3dt_agent.bank import ExpertBank
 from m3dt_agent.cli import main
 from m3dt_agent.cli.bench import find_checkout
 from m3dt_agent.cli.collect import collection_estimate, parse_mixture
-from m3dt_agent.cli.output import quiet_stdout, size
+from m3dt_agent.cli.shared.output import quiet_stdout, size
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.scores import read_rows
 from m3dt_agent.tasks import TASKS, get

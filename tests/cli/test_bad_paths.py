@@ -17,8 +17,8 @@ from bad_paths import CASES, MORE, NEW_TASK, ROOM, TASK, Outcome, outcome
 from contracts import random_bank, random_datasets
 
 from m3dt_agent.cli.app import app
-from m3dt_agent.cli.options import expanded
 from m3dt_agent.cli.program import CONTINUES
+from m3dt_agent.cli.shared.options import expanded
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.hub.convert_weights import write_published
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from m3dt_agent.rows import read_rows
+from m3dt_agent.scores.rows import read_rows
 from m3dt_agent.tasks import TASKS
 
 pytest.importorskip("mujoco")

@@ -18,7 +18,7 @@ from huggingface_hub import close_session
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.cli import main
 from m3dt_agent.cli.hub import read_token
-from m3dt_agent.cli.options import parse_experts
+from m3dt_agent.cli.shared.options import parse_experts
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.errors import ConfigError
 

@@ -10,11 +10,11 @@ from published_writers import write_prompt_dt
 
 from m3dt_agent import tasks
 from m3dt_agent.data.behavior import behavior_policy
+from m3dt_agent.data.behavior.training import BehaviorTrainingConfig, train_behavior
 from m3dt_agent.data.collect import CollectConfig, collect
 from m3dt_agent.data.episodes import dataset_path, find_sources, read_episodes, validate_dataset, write_dataset
 from m3dt_agent.data.pack import pack_dataset
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.data.train_behavior import BehaviorTrainingConfig, train_behavior
 from m3dt_agent.errors import ConfigError, M3DTError
 from m3dt_agent.hub.convert_data import import_datasets
 from m3dt_agent.hub.convert_weights import bank_from_published, read_published

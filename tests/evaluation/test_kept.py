@@ -29,7 +29,7 @@ from m3dt_agent.errors import ConfigError, DatasetError, PathError, UnwrittenRow
 from m3dt_agent.evaluation import AgentPolicy, check_rows, evaluate, evaluate_in_jobs, kept
 from m3dt_agent.evaluation.schedule import Episode
 from m3dt_agent.jobs import LocalProcesses
-from m3dt_agent.rows import EpisodeResult, read_rows, write_rows
+from m3dt_agent.scores.rows import EpisodeResult, read_rows, write_rows
 from m3dt_agent.tasks import TASKS, TaskSpec, get
 
 pytest.importorskip("mujoco")

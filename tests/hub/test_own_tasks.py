@@ -24,7 +24,7 @@ from m3dt_agent.errors import DatasetError, M3DTError
 from m3dt_agent.evaluation import evaluate
 from m3dt_agent.hub.cards import model_card
 from m3dt_agent.hub.datasets import pull_datasets, push_datasets
-from m3dt_agent.plots import save_score_figure
+from m3dt_agent.scores.plots import save_score_figure
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 OWN = (SWING, POINT, WIDE)

@@ -6,7 +6,7 @@ import torch
 
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.model import M3DT, Routing, with_same_weights
-from m3dt_agent.training.cost import _random_window
+from m3dt_agent.training.planning.cost import _random_window
 
 CONFIG = ModelConfig.preset("tiny", max_timesteps=50)
 

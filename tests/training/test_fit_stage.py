@@ -22,9 +22,10 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import BankError, ConfigError, DiskSpaceError, StageError, UnknownTaskError
 from m3dt_agent.jobs import LocalProcesses
 from m3dt_agent.model import moe
-from m3dt_agent.training import Fanout, LogRecord, fit_stage, group_tasks, settling
+from m3dt_agent.training import Fanout, LogRecord, fit_stage, group_tasks
 from m3dt_agent.training.checkpoint import training_lock
 from m3dt_agent.training.expert_jobs import remove_finished_jobs
+from m3dt_agent.training.planning import settling
 
 MakeBank = Callable[..., ExpertBank]
 SHARED: dict[str, Any] = {"steps": 6, "batch_size": 4, "warmup_steps": 4, "log_every": 1, "checkpoint_every": 2}

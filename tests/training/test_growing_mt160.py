@@ -15,7 +15,7 @@ from own_tasks import CHEETAH, SWING
 from m3dt_agent import EvalConfig, M3DTAgent, TaskDatasets, tasks
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.bank.builtin import open_bank
-from m3dt_agent.data.behavior_policies import BehaviorPolicy
+from m3dt_agent.data.behavior.policies import BehaviorPolicy
 from m3dt_agent.data.collect import CollectConfig, collect
 from m3dt_agent.evaluation import evaluate
 from m3dt_agent.scores import summarize

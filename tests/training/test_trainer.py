@@ -16,7 +16,7 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import ConfigError, InvalidValueError
 from m3dt_agent.model.determinism import seeded
 from m3dt_agent.training import backbone, trainer
-from m3dt_agent.training.settling import with_precision
+from m3dt_agent.training.planning.settling import with_precision
 from m3dt_agent.training.stage_inputs import StageInputs
 from m3dt_agent.training.trainer import Trainer
 

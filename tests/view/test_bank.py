@@ -19,7 +19,7 @@ from m3dt_agent.data.prompts import prompt_window
 from m3dt_agent.errors import ConfigError, UnknownTaskError
 from m3dt_agent.evaluation import router_usage
 from m3dt_agent.hub.cards import model_card
-from m3dt_agent.rows import EpisodeResult, write_rows
+from m3dt_agent.scores.rows import EpisodeResult, write_rows
 from m3dt_agent.view.bank import bank_page, datasets_of
 from m3dt_agent.view.bank_scores import scores_of_bank
 from m3dt_agent.view.routing import router_weights

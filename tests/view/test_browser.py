@@ -12,7 +12,7 @@ from pages import HOSTILE, HOSTILE_NAME
 from row_examples import row
 
 from m3dt_agent.bank import ExpertBank
-from m3dt_agent.rows import write_rows
+from m3dt_agent.scores.rows import write_rows
 from m3dt_agent.training.logs import COLUMNS
 from m3dt_agent.view import Request, write_page
 

@@ -10,7 +10,7 @@ from pages import HOSTILE, ReadPage, harmless
 from row_examples import row
 
 from m3dt_agent.errors import DatasetError, PathError
-from m3dt_agent.rows import write_rows
+from m3dt_agent.scores.rows import write_rows
 from m3dt_agent.training.logs import COLUMNS
 from m3dt_agent.view.run import cells_in, logs_in, run_page
 

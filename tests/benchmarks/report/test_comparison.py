@@ -20,8 +20,8 @@ from benchmarks.report.tables import columns, task_columns
 from benchmarks.runs.data import level_shares
 from m3dt_agent import tasks
 from m3dt_agent.errors import ConfigError, UnknownTaskError
-from m3dt_agent.rows import write_rows
 from m3dt_agent.scores import wilson_interval
+from m3dt_agent.scores.rows import write_rows
 
 
 @pytest.mark.parametrize(

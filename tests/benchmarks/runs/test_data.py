@@ -12,7 +12,7 @@ from benchmarks.experiments.scales import PROTOCOL, SCALES
 from benchmarks.runs.data import CONDITIONS, collection_seeds, describe_data, level_shares, prepare, require_disjoint
 from benchmarks.runs.runner import COLLECTION_SEED
 from m3dt_agent.data.behavior import behavior_policy, levels
-from m3dt_agent.data.planner import PLANS
+from m3dt_agent.data.behavior.planner import PLANS
 from m3dt_agent.data.shards import episode_seed
 from m3dt_agent.errors import ConfigError, UnknownTaskError
 from m3dt_agent.tasks import TASKS, get

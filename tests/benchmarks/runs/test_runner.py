@@ -22,7 +22,7 @@ from benchmarks.methods import Work, method
 from benchmarks.records import FINAL, Cell, read_run, write_cell, write_cell_episodes
 from benchmarks.runs.data import collection_seeds, prepare
 from benchmarks.runs.runner import held, is_finished, run_cells, status
-from m3dt_agent.cli.options import parse_shard
+from m3dt_agent.cli.shared.options import parse_shard
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.jobs import Engine, LocalProcesses, RayCluster, shard_of
 
