@@ -40,6 +40,7 @@ ROOMS = {
 """Room → a few words."""
 BENCHMARKS = {
     "records": "rows and cells",
+    "settings": "what they mean",
     "perf": "speed",
     "experiments": "what is planned",
     "methods": "what is compared",

@@ -36,7 +36,7 @@ FORBIDDEN = {
 }
 EXCEPTIONS = {"data": {"m3dt_agent.envs.make"}}
 """The one way from `data` to environments: it imports no simulator."""
-BENCHMARK_LAYERS = [{"records"}, {"experiments", "methods", "perf"}, {"runs"}, {"report"}, {"studies", "__main__"}]
+BENCHMARK_LAYERS = [{"records", "settings"}, {"experiments", "methods", "perf"}, {"runs"}, {"report"}, {"studies", "__main__"}]
 BENCHMARK_RANK = {name: rank for rank, layer in enumerate(BENCHMARK_LAYERS) for name in layer}
 FILES = sorted([*(ROOT / "m3dt_agent").rglob("*.py"), *(ROOT / "hub").rglob("*.py")])
 BENCHMARK_FILES = sorted((ROOT / "benchmarks").rglob("*.py"))

@@ -82,6 +82,8 @@ def test_the_tasks_of_an_installed_package_are_everywhere(plugged: Path, tmp_pat
     assert (described["tasks"], set(described["specs"])) == (NAMES, set(NAMES))
     evaluated = m3dt("eval", "bank", "--episodes", 2, "--workers", 2)
     assert {name: row["episodes"] for name, row in evaluated["tasks"].items()} == dict.fromkeys(NAMES, 2)
+    on_ray = m3dt("eval", "bank", "--episodes", 2, "--ray", "local")
+    assert on_ray["tasks"] == evaluated["tasks"]
     played = m3dt("play", NAMES[1], "--bank", "bank")
     assert (played["task"], played["length"]) == (NAMES[1], 12)
     (tmp_path / "script.py").write_text(IN_PYTHON)

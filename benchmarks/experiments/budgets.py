@@ -23,14 +23,10 @@ from m3dt_agent.data.batches import Window
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.model import M3DT, ExpertChoice
 
-_SHAPE = ("embed_dim", "n_layers", "n_heads", "n_experts", "context_length", "prompt_length")
+from ..settings import model_config, stage_setting
+
 _WIDEST = 8192
 _STAGES = ("backbone", "experts", "router")
-
-
-def model_config(settings: Mapping[str, Any], **changes: Any) -> ModelConfig:
-    """The model config that a cell's settings describe; `changes` replaces fields."""
-    return ModelConfig(**{**{name: settings[name] for name in _SHAPE}, **changes})
 
 
 @functools.cache
@@ -66,13 +62,16 @@ def step_flop(config: ModelConfig, stage: str, batch_size: int) -> float:
 
 def three_stage_windows(settings: Mapping[str, Any]) -> int:
     """How many windows the three stages of a cell see."""
-    return int(settings["batch_size"]) * sum(_stage_steps(settings).values())
+    return sum(steps * int(stage_setting(settings, stage, "batch_size")) for stage, steps in _stage_steps(settings).items())
 
 
 def three_stage_flop(settings: Mapping[str, Any]) -> float:
     """Training FLOP of the three stages of a cell."""
-    config, batch_size = model_config(settings), settings["batch_size"]
-    return sum(steps * step_flop(config, stage, batch_size) for stage, steps in _stage_steps(settings).items())
+    config = model_config(settings)
+    return sum(
+        steps * step_flop(config, stage, stage_setting(settings, stage, "batch_size"))
+        for stage, steps in _stage_steps(settings).items()
+    )
 
 
 def prompt_dt_for(parameters: int, settings: Mapping[str, Any]) -> int:

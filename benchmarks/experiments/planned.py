@@ -20,6 +20,7 @@ from typing import Any
 from m3dt_agent.tasks import lookup
 
 from ..records import Cell
+from ..settings import model_config
 from . import budgets, task_sets
 from .arms import Arm, Experiment
 from .ours import OUR_EXPERIMENTS
@@ -125,6 +126,6 @@ def _settings(arm: Arm, size: int, scale: str) -> dict[str, Any]:
 def _m3dt_budget(size: int, scale: str) -> tuple[int, float, int]:
     """What matches M3DT on `size` tasks: the width of a Prompt-DT with as many parameters, the training FLOP, the windows."""
     settings = SCALES[scale].apply(published_settings("m3dt-gradient", size, {}))
-    parameters = budgets.parameter_count(budgets.model_config(settings))
+    parameters = budgets.parameter_count(model_config(settings))
     width = budgets.prompt_dt_for(parameters, settings)
     return width, budgets.three_stage_flop(settings), budgets.three_stage_windows(settings)

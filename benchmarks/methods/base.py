@@ -31,6 +31,7 @@ from m3dt_agent.training.shares import Sampler
 from m3dt_agent.training.stage_inputs import data_fingerprint
 
 from ..records import FINAL, Cell, TaskIdUse
+from ..settings import model_config, stage_setting
 from .costs import action_flop, active_parameters, count_parameters, step_flop
 
 Curve = list[tuple[int, float]]
@@ -65,16 +66,13 @@ class Work:
 
     def model_config(self, **changes: Any) -> ModelConfig:
         """The model's shape from the cell's settings, with `changes`."""
-        names = ("embed_dim", "n_layers", "n_heads", "n_experts", "context_length", "prompt_length", "dropout")
-        return ModelConfig(**{**{name: self.setting(name) for name in names}, **changes})
+        return model_config(self.cell.settings, **changes)
 
     def train_config(self, stage: Stage, *, steps: int | None = None, **changes: Any) -> TrainConfig:
         """The config of a stage: the cell's settings that are fields of it, and the preset for the rest."""
         whole = self.setting(_STEPS[stage])
         names = [field.name for field in dataclasses.fields(STAGE_CONFIGS[stage])]
-        values = {name: self.setting(name) for name in names if name in self.cell.settings}
-        if stage == "router":
-            values["learning_rate"] = self.setting("router_learning_rate")
+        values = {name: stage_setting(self.cell.settings, stage, name) for name in names if name in self.cell.settings}
         seed = self.cell.training_seed
         later = self.cell.settings.get("later_seed", seed)
         values |= {"steps": steps or whole, "seed": seed if stage == "backbone" else later}

@@ -27,13 +27,14 @@ from m3dt_agent.system.disk import file_lock
 from m3dt_agent.training import Fanout
 
 from ..records import FINAL, TaskIdUse
+from ..settings import OWN_OF_STAGE
 from .base import Method, Outcome, Work, bank_of, outcome_of
 from .costs import active_parameters
 from .m3dt import Grouping, OraclePolicy, stage_config, stage_phases
 
 _EVALUATION = ("episodes", "eval_seed", "stop_on_success", "slots", "acting")
 _STAGES_2_AND_3 = (
-    *("later_seed", "expert_steps", "router_steps", "router_learning_rate"),
+    *("later_seed", "expert_steps", "router_steps", *OWN_OF_STAGE.values(), "domain_experts"),
     *("grouping", "grouping_batches", "grouping_runs", "skip_below", "concentrate", "guide"),
 )
 _DOES_NOT_MATTER: Mapping[str, Sequence[str]] = {

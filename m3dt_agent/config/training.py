@@ -20,7 +20,13 @@ Labels = Literal["demonstrator", "executed"]
 
 C = TypeVar("C")
 
-_ADDED_LATER: dict[str, Any] = {"truncate_history": 0.0, "ema": 0.0, "labels": "demonstrator", "embedding_std": 0.02}
+_ADDED_LATER: dict[str, Any] = {
+    "truncate_history": 0.0,
+    "ema": 0.0,
+    "labels": "demonstrator",
+    "embedding_std": 0.02,
+    "domain_experts": {},
+}
 """Fields of the configs that the first banks did not have, with their defaults."""
 
 
@@ -35,6 +41,13 @@ def _documented(cls: type[C]) -> type[C]:
     lines = "".join(f"\n        {one.name}: {one.metadata['help']}" for one in own)
     cls.__doc__ = f"{cls.__doc__}\n\n    Attributes:{lines}\n    "
     return cls
+
+
+def _require_of_domains(config: TrainConfig, name: str) -> None:
+    """Checks a field that has a number for each of some domains."""
+    for domain, number in getattr(config, name).items():
+        there = domain in DOMAINS or any(task.domain == domain for task in known())
+        require(number > 0 and there, config, name, f"integers > 0 of {', '.join(DOMAINS)}, or of your own")
 
 
 @_documented
@@ -114,9 +127,7 @@ class TrainConfig:
         require(0.0 <= self.truncate_history <= 1.0, self, "truncate_history", "in [0, 1]")
         require(0.0 <= self.ema < 1.0, self, "ema", "in [0, 1)")
         require(0 <= self.seed < 2**63, self, "seed", "in [0, 2**63)")
-        for domain, weight in self.domain_weights.items():
-            there = domain in DOMAINS or any(task.domain == domain for task in known())
-            require(weight > 0 and there, self, "domain_weights", f"weights > 0 of {', '.join(DOMAINS)}, or of your own")
+        _require_of_domains(self, "domain_weights")
 
 
 @_documented
@@ -154,6 +165,12 @@ class ExpertsConfig(TrainConfig):
     grouping: Grouping = field(default="gradient", metadata=_about("How tasks are split over the experts.", option=True))
     grouping_batches: int = field(default=10, metadata=_about("Batches over which a task's gradient is averaged."))
     grouping_runs: int = field(default=40, metadata=_about("K-means runs, of which the most balanced is kept."))
+    domain_experts: Mapping[str, int] = field(
+        default_factory=dict,
+        metadata=_about(
+            "Experts that a domain has to itself, like ant-dir:1,cheetah-vel:1; the other tasks share the rest.", option=True
+        ),
+    )
     experts_at_once: int | None = field(
         default=None,
         metadata=_about("Experts trained together; by default all on a GPU, as many as its cache holds on a CPU.", option=True),
@@ -162,6 +179,7 @@ class ExpertsConfig(TrainConfig):
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
         require_positive(self, "grouping_batches", "grouping_runs", "experts_at_once")
+        _require_of_domains(self, "domain_experts")
 
 
 @_documented

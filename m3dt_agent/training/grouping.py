@@ -14,7 +14,7 @@ import contextlib
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,11 @@ def _group(inputs: StageInputs[ExpertsConfig], progress: bool | None) -> dict[st
 
 def _settings(config: ExpertsConfig) -> dict[str, Any]:
     """The settings on which the groups depend."""
-    if config.grouping == "random":
-        return {"grouping": config.grouping, "seed": config.seed}
-    names = ("grouping", "seed", "grouping_batches", "grouping_runs", "batch_size", "grad_clip", "precision")
+    names = ["grouping", "seed"]
+    if config.grouping == "gradient":
+        names += ["grouping_batches", "grouping_runs", "batch_size", "grad_clip", "precision"]
+    if config.domain_experts:
+        names.append("domain_experts")
     return {name: getattr(config, name) for name in names}
 
 
@@ -124,15 +126,45 @@ def make_groups(inputs: StageInputs[ExpertsConfig]) -> dict[str, int]:
         ConfigError: more experts than tasks, or no experts at all.
         DiskSpaceError: no room for the agreement vectors.
     """
-    names, n_experts = [task.name for task in inputs.data.tasks], inputs.bank.config.n_experts
-    if not 1 <= n_experts <= len(names):
-        raise ConfigError(f"{len(names)} tasks cannot be grouped for {n_experts} experts; each expert needs at least one task")
-    seed = derive_seed(inputs.config.seed, "experts", 0, 0, "grouping")
-    if inputs.config.grouping == "random":
-        labels = random_partition(len(names), n_experts, seed)
-    else:
-        labels = gradient_partition(agreement_gram(inputs), n_experts, inputs.config.grouping_runs, seed)
-    return dict(zip(names, labels.tolist(), strict=True))
+    tasks, config = inputs.data.tasks, inputs.config
+    parts = expert_parts([task.domain for task in tasks], inputs.bank.config.n_experts, config.domain_experts)
+    seed = derive_seed(config.seed, "experts", 0, 0, "grouping")
+    gram = agreement_gram(inputs) if config.grouping == "gradient" else None
+    labels, first = np.empty(len(tasks), np.int64), 0
+    for members, count in parts:
+        if gram is None:
+            own = random_partition(len(members), count, seed)
+        else:
+            own = gradient_partition(gram[np.ix_(members, members)], count, config.grouping_runs, seed)
+        labels[members] = first + own
+        first += count
+    return dict(zip([task.name for task in tasks], labels.tolist(), strict=True))
+
+
+def expert_parts(
+    domains: Sequence[str], n_experts: int, domain_experts: Mapping[str, int]
+) -> list[tuple[NDArray[np.int64], int]]:
+    """Which tasks share which number of experts: those of each domain of `domain_experts`, then all others.
+
+    Args:
+        domains: of the tasks.
+
+    Raises:
+        ConfigError: a part has fewer tasks than experts, or tasks and no expert.
+    """
+    found = [(np.flatnonzero([of == domain for of in domains]), count) for domain, count in domain_experts.items()]
+    others = np.flatnonzero([of not in domain_experts for of in domains])
+    left = n_experts - sum(domain_experts.values())
+    if len(others) or left:
+        found.append((others, left))
+    names = [f" of {domain}" for domain in domain_experts] + ([" of other domains"] if domain_experts else [""])
+    for (members, count), whose in zip(found, names, strict=False):
+        if not 1 <= count <= len(members):
+            raise ConfigError(
+                f"{len(members)} tasks{whose} cannot be grouped for {count} experts{whose and f' of {n_experts}'}; "
+                "each expert needs at least one task, and each task an expert"
+            )
+    return found
 
 
 def random_partition(n_tasks: int, n_groups: int, seed: int) -> NDArray[np.int64]:

@@ -82,7 +82,7 @@ def test_bench_runs_the_programs_of_the_checkout(capfd: pytest.CaptureFixture[st
     assert record["program"] == "startup"
     assert {"import torch", "m3dt --help"} <= {row["what"] for row in record["rows"]}
     assert main(["bench", "nonsense"]) == 2
-    assert "there is no program nonsense" in capfd.readouterr().err
+    assert "unknown program nonsense" in capfd.readouterr().err
 
 
 def test_bench_without_a_checkout_says_what_to_do(tmp_path: Path) -> None:

@@ -16,9 +16,17 @@ from sklearn.metrics import adjusted_rand_score
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
+from m3dt_agent.errors import ConfigError
 from m3dt_agent.training import fit_stage
 from m3dt_agent.training.conflict import gradient_conflict, task_gradients
-from m3dt_agent.training.grouping import agreement_gram, gradient_partition, gram_matrix, random_partition
+from m3dt_agent.training.grouping import (
+    agreement_gram,
+    expert_parts,
+    gradient_partition,
+    gram_matrix,
+    group_tasks,
+    random_partition,
+)
 from m3dt_agent.training.stage_inputs import StageInputs
 
 MakeBank = Callable[..., ExpertBank]
@@ -73,6 +81,46 @@ def test_k_means_on_coordinates_is_k_means_on_vectors(seed: int) -> None:
 def test_blocks_of_columns_add_up(n: int, width: int, seed: int) -> None:
     rows = np.random.default_rng(seed).normal(size=(n, width)).astype(np.float32)
     np.testing.assert_allclose(gram_matrix(rows), rows.astype(np.float64) @ rows.T.astype(np.float64), rtol=1e-9, atol=1e-6)
+
+
+def test_domains_have_the_experts_that_are_theirs() -> None:
+    domains = ["ant-dir"] * 5 + ["metaworld"] * 4 + ["dmcontrol"] * 2
+    parts = expert_parts(domains, 5, {"ant-dir": 2})
+    assert [(members.tolist(), count) for members, count in parts] == [([0, 1, 2, 3, 4], 2), ([5, 6, 7, 8, 9, 10], 3)]
+    assert [(members.tolist(), count) for members, count in expert_parts(domains, 5, {})] == [(list(range(11)), 5)]
+    alone = expert_parts(domains[:5], 2, {"ant-dir": 2})
+    assert [(members.tolist(), count) for members, count in alone] == [([0, 1, 2, 3, 4], 2)]
+
+
+@pytest.mark.parametrize(
+    ("n_experts", "domain_experts", "message"),
+    [
+        (6, {}, "5 tasks cannot be grouped for 6 experts;"),
+        (4, {"metaworld": 3}, "2 tasks of metaworld cannot be grouped for 3 experts of 4;"),
+        (4, {"dmcontrol": 1}, "0 tasks of dmcontrol cannot be grouped for 1 experts"),
+        (2, {"ant-dir": 2}, "2 tasks of other domains cannot be grouped for 0 experts of 2;"),
+        (3, {"ant-dir": 1, "metaworld": 1, "dmcontrol": 1}, "0 tasks of dmcontrol cannot"),
+        (4, {"ant-dir": 1, "metaworld": 1}, "0 tasks of other domains cannot be grouped for 2 experts of 4"),
+    ],
+)
+def test_experts_without_tasks_and_tasks_without_experts_are_refused(
+    n_experts: int, domain_experts: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        expert_parts(["ant-dir"] * 3 + ["metaworld"] * 2, n_experts, domain_experts)
+
+
+@pytest.mark.parametrize("grouping", ["random", "gradient"])
+def test_groups_keep_domains_apart(grouping: str, data: TaskDatasets, make_bank: MakeBank) -> None:
+    bank = make_bank()
+    fit_stage(1, data, bank, BackboneConfig(**SHARED), progress=False)
+    domain = data.tasks[0].domain
+    config = ExpertsConfig(**SHARED, grouping=grouping, grouping_batches=2, grouping_runs=2, domain_experts={domain: 1})  # type: ignore[arg-type]
+    groups = group_tasks(data, bank, config, progress=False)
+    assert {groups[task.name] for task in data.tasks if task.domain == domain} == {0}
+    assert {groups[task.name] for task in data.tasks if task.domain != domain} == set(range(1, bank.config.n_experts))
+    assert bank.manifest.grouping is not None
+    assert bank.manifest.grouping["domain_experts"] == {domain: 1}
 
 
 @settings(deadline=None, max_examples=30)

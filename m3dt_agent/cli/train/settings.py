@@ -86,11 +86,11 @@ def given_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The values of the options that were given, as the fields of a config take them.
 
     Raises:
-        ConfigError: a weighting of domains that is written in another way.
+        ConfigError: numbers of domains that are written in another way.
     """
     given = {name: value for name, value in settings.items() if value is not None and value is not False}
-    if "domain_weights" in given:
-        given["domain_weights"] = parse_pairs(given["domain_weights"], int, "a weighting of domains", "dmcontrol:3,metaworld:2")
+    for name in {"domain_weights", "domain_experts"} & given.keys():
+        given[name] = parse_pairs(given[name], int, "numbers of domains", "dmcontrol:3,metaworld:2")
     return given
 
 

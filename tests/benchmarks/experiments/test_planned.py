@@ -20,6 +20,7 @@ from benchmarks.experiments.scales import (
 )
 from benchmarks.methods import METHODS, Work, base
 from benchmarks.records import Cell
+from benchmarks.settings import model_config
 from m3dt_agent.config import ModelConfig
 from m3dt_agent.errors import ConfigError, UnknownTaskError
 from m3dt_agent.model import M3DT
@@ -140,8 +141,8 @@ def test_published_widths_have_the_published_parameters() -> None:
     settings = published_settings("prompt-dt", 160, {})
     for width, count in zip(WIDTHS, published, strict=True):
         unused = width + (39 * width + 39) + (width + 1)  # tensors of the published model that nothing uses
-        assert budgets.parameter_count(budgets.model_config(settings, embed_dim=width)) == count - unused
-    largest = budgets.parameter_count(budgets.model_config(published_settings("m3dt-gradient", 160, {"n_experts": 48})))
+        assert budgets.parameter_count(model_config(settings, embed_dim=width)) == count - unused
+    largest = budgets.parameter_count(model_config(published_settings("m3dt-gradient", 160, {"n_experts": 48})))
     assert budgets.prompt_dt_for(largest, settings) == LARGE
 
 
@@ -150,23 +151,22 @@ def test_equal_parameters_windows_and_flop(scale: str) -> None:
     ours = next(cell.settings for cell in cells("claim", scale) if cell.method == "m3dt-gradient")
     flop_matched = next(cell.settings for cell in cells("claim", scale) if cell.method == "prompt-dt")
     published, windows_matched = (c.settings for c in cells("claim-budgets", scale)[:2])
-    wanted = budgets.parameter_count(budgets.model_config(ours))
+    wanted = budgets.parameter_count(model_config(ours))
     width, heads = flop_matched["embed_dim"], flop_matched["n_heads"]
     distances = [
-        abs(budgets.parameter_count(budgets.model_config(flop_matched, embed_dim=width + d)) - wanted)
-        for d in (-heads, 0, heads)
+        abs(budgets.parameter_count(model_config(flop_matched, embed_dim=width + d)) - wanted) for d in (-heads, 0, heads)
     ]
     assert min(distances) == distances[1]
     assert width == published["embed_dim"] == windows_matched["embed_dim"]
     assert windows_matched["backbone_steps"] * windows_matched["batch_size"] == budgets.three_stage_windows(ours)
-    per_step = budgets.step_flop(budgets.model_config(flop_matched), "backbone", flop_matched["batch_size"])
+    per_step = budgets.step_flop(model_config(flop_matched), "backbone", flop_matched["batch_size"])
     assert abs(flop_matched["backbone_steps"] * per_step - budgets.three_stage_flop(ours)) <= per_step / 2
 
 
 def test_the_wide_one_has_the_flop_too() -> None:
     found = {cell.method: cell.settings for cell in cells("claim", "smoke")}
     wide = found["prompt-dt-wide"]
-    config = budgets.model_config(wide, n_experts=0, ffn_multiple=4 * (wide["n_experts"] + 1))
+    config = model_config(wide, n_experts=0, ffn_multiple=4 * (wide["n_experts"] + 1))
     per_step = budgets.step_flop(config, "backbone", wide["batch_size"])
     assert abs(wide["backbone_steps"] * per_step - budgets.three_stage_flop(found["m3dt-gradient"])) <= per_step / 2
 
@@ -190,7 +190,7 @@ def test_budgets_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ConfigError, match="asked for were 10"):
         budgets.prompt_dt_for(10, settings)
     with pytest.raises(ConfigError, match="router"):
-        budgets.step_flop(budgets.model_config(settings), "router", 16)
+        budgets.step_flop(model_config(settings), "router", 16)
 
 
 def test_an_experiment_of_ones_own() -> None:

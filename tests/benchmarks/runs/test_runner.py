@@ -137,7 +137,7 @@ def start(run: Path, datasets: Path) -> subprocess.Popen[bytes]:
     code = textwrap.dedent(f"""
         import importlib.util, sys
         from pathlib import Path
-        sys.path.insert(0, {str(here.parents[3])!r})
+        sys.path[:0] = [{str(here.parents[3])!r}, {str(here.parents[2])!r}]
         spec = importlib.util.spec_from_file_location("cells_under_test", {str(here)!r})
         module = importlib.util.module_from_spec(spec)
         sys.modules["cells_under_test"] = module
