@@ -72,7 +72,8 @@ def score_of(policy: AgentPolicy | ExportedPolicy, task: TaskSpec, episodes: int
 def measure(agent: M3DTAgent, task: TaskSpec, slots: list[int], rounds: int, episodes: int) -> Iterator[Row]:
     """Times all ways for each number of slots."""
     with tempfile.TemporaryDirectory() as folder:
-        files = {way: Path(folder, f"{i}.onnx") for i, way in enumerate(WAYS)}
+        ways = [way for way, options in WAYS.items() if agent.experts != "none" or "least_share" not in options]
+        files = {way: Path(folder, f"{i}.onnx") for i, way in enumerate(ways)}
         made = {way: export_policy(agent, task, file, **WAYS[way]) for way, file in files.items()}
         policies: dict[str, AgentPolicy | ExportedPolicy] = {"torch": AgentPolicy(agent)}
         policies |= {way: ExportedPolicy(file, threads=torch.get_num_threads()) for way, file in files.items()}
