@@ -110,7 +110,7 @@ def test_experts_without_tasks_and_tasks_without_experts_are_refused(
         expert_parts(["ant-dir"] * 3 + ["metaworld"] * 2, n_experts, domain_experts)
 
 
-@pytest.mark.parametrize("grouping", ["random", "gradient"])
+@pytest.mark.parametrize("grouping", ["random", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_groups_keep_domains_apart(grouping: str, data: TaskDatasets, make_bank: MakeBank) -> None:
     bank = make_bank()
     fit_stage(1, data, bank, BackboneConfig(**SHARED), progress=False)
