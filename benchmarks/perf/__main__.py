@@ -19,7 +19,10 @@ from typing import Any
 
 from .frame import STANDARD_OUTPUT, add_options, write_json
 
-PROGRAMS = ("model", "acting", "exported", "sampler", "startup", "bank", "reading", "transfer", "evaluation", "cluster")
+PROGRAMS = (
+    *("model", "prompts", "acting", "exported", "sampler"),
+    *("startup", "bank", "reading", "transfer", "evaluation", "cluster"),
+)
 """The programs. Each is a module of this folder that takes --quick and --json FILE."""
 
 

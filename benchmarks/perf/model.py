@@ -43,9 +43,15 @@ class _SameBatch:
 
 
 def our_step(
-    at: Setting, stage: Stage, precision: str, model: M3DT, choice: ExpertChoice, experts: tuple[int, ...] = ()
+    at: Setting,
+    stage: Stage,
+    precision: str,
+    model: M3DT,
+    choice: ExpertChoice,
+    experts: tuple[int, ...] = (),
+    prompt_ids: torch.Tensor | None = None,
 ) -> Run:
-    """A step of the training loop that trains all parameters of `stage` in `model`."""
+    """A step of the training loop that trains all parameters of `stage` in `model`. prompt_ids: as a `Batch` has them."""
     parameters = {
         "backbone": model.backbone_tensors,
         "experts": model.expert_tensors,
@@ -53,7 +59,8 @@ def our_step(
     }[stage]()
     window, prompt = at.batch(at.windows)
     action_mask = torch.ones_like(window.actions, dtype=torch.bool)
-    sampler = _SameBatch(Batch(torch.zeros(at.windows, dtype=torch.int64), window, prompt, action_mask))
+    tasks = torch.zeros(at.windows, dtype=torch.int64)
+    sampler = _SameBatch(Batch(tasks, window, prompt, action_mask, prompt_ids=prompt_ids))
     run = TrainingRun(
         name="perf",
         config=_CONFIGS[stage](steps=1, batch_size=at.windows, precision=precision),  # type: ignore[arg-type]

@@ -147,6 +147,7 @@ class BatchSampler:
             prompt=self._prompts.take(prompts).to_window(),
             action_mask=torch.from_numpy(action_mask),
             labels=None if labels is None else torch.from_numpy(labels),
+            prompt_ids=torch.from_numpy(prompts),
         )
 
     def _hidden(self, real: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -64,6 +64,7 @@ class Batch:
     prompt: Window
     action_mask: Tensor  # (B, T, act_dim) bool: what the loss is over, the task's own action entries in real steps
     labels: Tensor | None = None  # (B, T, act_dim) the demonstrators' own actions; None: those of the windows
+    prompt_ids: Tensor | None = None  # (B,) int64: equal ids are equal prompts; None: it is not known which are
 
     @property
     def targets(self) -> Tensor:
@@ -78,13 +79,15 @@ class Batch:
             self.prompt.to(device, dtype),
             self.action_mask.to(device),
             None if self.labels is None else self.labels.to(device, dtype),
+            self.prompt_ids,
         )
 
     def part(self, windows: range) -> Batch:
         """Some consecutive windows and their prompts, as views of the same memory."""
         at = slice(windows.start, windows.stop)
         labels = None if self.labels is None else self.labels[at]
-        return Batch(self.tasks[at], self.window.part(windows), self.prompt.part(windows), self.action_mask[at], labels)
+        ids = None if self.prompt_ids is None else self.prompt_ids[at]
+        return Batch(self.tasks[at], self.window.part(windows), self.prompt.part(windows), self.action_mask[at], labels, ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

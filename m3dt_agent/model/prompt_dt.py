@@ -93,6 +93,31 @@ class M3DT(nn.Module):
         x = last(x, mask[:, :, states], choice, queries=states)  # (B, T, D)
         return self._predict(x)
 
+    def forward_shared(self, window: Window, prompts: Window, of: Tensor, experts: ExpertChoice = "none") -> Tensor:
+        """`forward` with the prompt `of[b]` for window b, (B,) int64; each of the P prompts is computed once.
+
+        With K experts, the prompts are K equal groups too, and a window's is in its own group. Without dropout, because what is
+        dropped from a prompt differs from window to window.
+
+        Raises:
+            ShapeError, ConfigError: as in `forward`.
+        """
+        self._check(window, "window")
+        self._check(prompts, "prompts")
+        choice = self._choose(experts, len(window.mask))
+        self._choose(experts, len(prompts.mask))
+        x, y = self._embed_window(window), self.embed_prompt(prompts)  # (B, KT - 1, D), (P, KP, D)
+        KP = y.shape[1]
+        mask = self._mask(prompts.mask[of], window.mask, KP + x.shape[1])[:, :, KP:]  # (B, 1, KT - 1, KP + KT - 1)
+        own_mask = self._mask(prompts.mask, prompts.mask[:, :0], KP)  # (P, 1, KP, KP)
+        states = self._states(0)
+        *blocks, last = self._layers
+        for block in blocks:
+            past = block.shared_keys_values(y, of)
+            x, y = block(x, mask, choice, past=past), block(y, own_mask, choice)
+        x = last(x, mask[:, :, states], choice, queries=states, past=last.shared_keys_values(y, of))  # (B, T, D)
+        return self._predict(x)
+
     def encode_prompt(self, prompt: Window, experts: ExpertChoice = "none") -> PromptCache:
         """Computes the keys and values of B prompts, for `act` with the same `experts`.
 

@@ -58,6 +58,14 @@ class Attention(nn.Module):
         keys, values = self.key_value(h).chunk(2, dim=-1)  # (B, S, D) each
         return KeyValues(self._split_heads(keys), self._split_heads(values))
 
+    def shared_keys_values(self, h: Tensor, of: Tensor) -> KeyValues:
+        """The keys and values of tokens h (P, S, D), those of row `of[b]` for each of B rows; of (B,) int64."""
+        key_value = self.key_value(h)  # (P, S, 2D)
+        # its gradient sums the rows in a fixed order, several times as fast as that of indexing
+        rows = F.embedding(of, key_value.flatten(1)).view(-1, *key_value.shape[1:])  # (B, S, 2D)
+        keys, values = rows.chunk(2, dim=-1)
+        return KeyValues(self._split_heads(keys), self._split_heads(values))
+
     def forward(self, h: Tensor, mask: Tensor, queries: slice, past: KeyValues | None) -> Tensor:
         """Maps tokens h (B, S, D) to (B, Q, D); `mask` (B, 1, Q, past + S) is True where a query may look."""
         q = self._split_heads(self.query(h[:, queries]))  # (B, H, Q, D/H)
@@ -118,6 +126,10 @@ class Block(nn.Module):
     def keys_values(self, x: Tensor) -> KeyValues:
         """Computes the keys and values of this block's attention for tokens x (B, S, D)."""
         return self.attention.keys_values(self.ln_1(x))
+
+    def shared_keys_values(self, x: Tensor, of: Tensor) -> KeyValues:
+        """The same of tokens x (P, S, D) that rows share: those of row `of[b]` for each of B rows; of (B,) int64."""
+        return self.attention.shared_keys_values(self.ln_1(x), of)
 
     def forward(
         self, x: Tensor, mask: Tensor, choice: Choice, queries: slice = ALL_TOKENS, past: KeyValues | None = None

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..config import BackboneConfig
 from ..data.batches import derive_seed
 from ..errors import InvalidValueError
-from ..model import Routing
+from ..model import M3DT, ExpertChoice, Routing
 from ..model.determinism import seeded
 from ..model.dropout import WindowGroup, keyed_dropout
 from ..model.prompt_dt import is_finite
@@ -32,7 +32,7 @@ from .conflict import has_peaked, masked_losses, smoothed
 from .distributed import ALONE, World
 from .logs import LogRecord
 from .run import Run
-from .shares import Share, share_of
+from .shares import Share, distinct_prompts, share_of
 
 
 class Trainer:
@@ -63,6 +63,8 @@ class Trainer:
         self.step_count = 0
         self.seconds = 0.0
         self.conflicts: list[float] = []
+        # not in stage 3, whose losses look at the router's weights of every window's prompt; nor in models of others
+        self._shares_prompts = type(run.model) is M3DT and not run.model.config.dropout and _is_of_groups(run.choice)
         self._average = WeightAverage(run.parameters, config.ema) if config.ema else None
         self._reset_sums()
 
@@ -223,8 +225,12 @@ class Trainer:
         fused = self.world.size == 1 and not run.experts
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
         with seeded(seeds[0], self.device), keyed_dropout(groups, self.device, fused_attention=fused), autocast:
-            actions: Tensor = run.model(share.batch.window, share.batch.prompt, run.choice)
-        return actions
+            batch = share.batch
+            prompts = distinct_prompts(batch, len(run.samplers)) if self._shares_prompts else None
+            if prompts is None:
+                actions: Tensor = run.model(batch.window, batch.prompt, run.choice)
+                return actions
+            return run.model.forward_shared(batch.window, *prompts, run.choice)
 
     def _over_workers(self, losses: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Sums losses (K,), share of experts kept () and, in place, gradients over the workers."""
@@ -272,3 +278,8 @@ class Trainer:
     def _reset_sums(self) -> None:
         self._sums = torch.zeros(3, len(self.run.samplers), dtype=self.dtype, device=self.device)
         self._summed = 0
+
+
+def _is_of_groups(choice: ExpertChoice) -> bool:
+    """Whether windows pass through the backbone alone or through one expert, as in stages 1 and 2."""
+    return choice != "mixture" and not isinstance(choice, Routing)

@@ -234,6 +234,21 @@ def test_act_with_a_cached_prompt_equals_the_full_forward(choice, changes, steps
     torch.testing.assert_close(action, model(window, prompt, choice)[:, -1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("changes", [{"n_layers": 1}, {}, WITHOUT], ids=str)
+def test_shared_prompts_give_the_actions_and_gradients_of_a_prompt_per_window(choice, changes):
+    model = make_model(dtype=torch.float64, **changes).requires_grad_(True)
+    window, prompts = windows64()
+    of = torch.tensor([1, 0, 3, 3, 4, 5] if choice == CHOICES[2] else [2, 0, 0, 5, 2, 2])  # three groups of two, or all
+    per_window = model(window, rows(prompts, of), choice)
+    gradients = torch.autograd.grad(per_window.square().sum(), list(model.parameters()), allow_unused=True)
+    shared = model.forward_shared(window, prompts, of, choice)
+    torch.testing.assert_close(shared, per_window, rtol=0, atol=1e-12)
+    again = torch.autograd.grad(shared.square().sum(), list(model.parameters()), allow_unused=True)
+    for ours, expected in zip(again, gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-11)
+
+
 @pytest.mark.parametrize("choice", ["none", 2, "mixture"], ids=str)
 def test_act_batched_equals_one_by_one(choice):
     model, window, prompt = make_model(), make_window(0, T, padded=1), make_window(1, P)
