@@ -22,7 +22,7 @@ from ..data.prompts import prompt_window
 from ..data.windows import Window
 from ..errors import InvalidValueError
 from ..model import M3DT, PromptCache, Routing
-from ..model.prompt_dt import is_finite
+from ..model.tensors import is_finite
 from .choice import Experts
 from .conditions import Condition
 

@@ -5,7 +5,7 @@ transformer.py   one block                                    prompt_cache.py  k
 moe.py           experts and router                           routing.py       which experts a window uses
 dropout.py       dropout that each window draws for itself    precision.py     which precision is fastest here
 empty.py         a model to be overwritten                    determinism.py   torch's threads and generators
-sharing.py       a second model with the same weights
+sharing.py       a second model with the same weights          tensors.py       named tensors, overwritten all or none
 """
 
 from .precision import faster_precision

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import ConfigError
-from .prompt_dt import M3DT, copy_all
+from .prompt_dt import M3DT
+from .tensors import copy_all
 
 
 class EmptyModel:

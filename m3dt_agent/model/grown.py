@@ -18,7 +18,8 @@ from torch.nn.utils import parametrize
 
 from ..config import ModelConfig
 from .moe import INIT_STD
-from .prompt_dt import M3DT, check_all
+from .prompt_dt import M3DT
+from .tensors import check_all
 
 WIDER = {
     "embed.state.weight": (1, "state_dim"),

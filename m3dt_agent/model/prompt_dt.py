@@ -21,7 +21,6 @@ Shape legend: B batch, T steps, P prompt steps, L layers, D embed_dim, H heads, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, cast
 
@@ -31,11 +30,12 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..config.checks import is_integer
 from ..data.windows import Window
-from ..errors import ConfigError, InvalidValueError, ShapeError, StageError
+from ..errors import ConfigError, ShapeError, StageError
 from .dropout import Dropout
 from .moe import INIT_STD, ExpertStack
 from .prompt_cache import PromptCache
 from .routing import Routing, RoutingUsage
+from .tensors import copy_all
 from .tokens import TokenEmbedding, causal_mask
 from .transformer import Block, Choice, KeyValues
 
@@ -309,44 +309,6 @@ class M3DT(nn.Module):
         for field, shape in expected.items():
             if (got := tuple(getattr(window, field).shape)) != shape or T < 1:
                 raise ShapeError(f"{what}.{field} must have shape {shape} with at least one step; got {got}")
-
-
-def copy_all(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
-    """Overwrites each of `wanted` with the tensor of its name. what: what they are, for errors. If one does not fit, none is.
-
-    Raises:
-        As `check_all`.
-    """
-    check_all(given, {name: target.shape for name, target in wanted.items()}, what)
-    with torch.no_grad():
-        for name, target in wanted.items():
-            target.copy_(given[name])
-
-
-def check_all(given: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], what: str) -> None:
-    """Checks that `given` are tensors of these names and shapes. what: what they are, for errors.
-
-    Raises:
-        ConfigError: tensors are missing or unknown. ShapeError: one has another shape.
-        InvalidValueError: one holds NaN or infinity.
-    """
-    if missing := sorted(shapes.keys() - given.keys()):
-        raise ConfigError(f"{what}: {len(missing)} tensors are missing: {', '.join(missing[:5])}{', …' * (len(missing) > 5)}")
-    if unknown := sorted(given.keys() - shapes.keys()):
-        raise ConfigError(f"{what}: {len(unknown)} unknown tensors: {', '.join(unknown[:5])}{', …' * (len(unknown) > 5)}")
-    for name, shape in shapes.items():
-        if given[name].shape != shape:
-            raise ShapeError(f"{what}: {name} must have shape {tuple(shape)}; got {tuple(given[name].shape)}")
-        if not is_finite(given[name]):
-            raise InvalidValueError(f"{what}: {name} holds NaN or infinity, from which no action can be computed")
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite."""
-    flat = tensor.detach().flatten()
-    # Such an entry makes the sum of squares NaN or infinite too, and that is the cheapest pass over memory there is. Squares of
-    # large finite entries may overflow.
-    return math.isfinite(torch.dot(flat, flat).item()) or bool(flat.isfinite().all())
 
 
 def _initialize(module: nn.Module) -> None:

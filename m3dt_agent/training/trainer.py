@@ -25,7 +25,7 @@ from ..errors import InvalidValueError
 from ..model import M3DT, ExpertChoice, Routing
 from ..model.determinism import seeded
 from ..model.dropout import WindowGroup, keyed_dropout
-from ..model.prompt_dt import is_finite
+from ..model.tensors import is_finite
 from .averaging import WeightAverage
 from .checkpoint import Checkpoint, RunState
 from .conflict import has_peaked, masked_losses, smoothed
