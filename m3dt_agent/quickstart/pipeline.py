@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config import EVALUATION_SEED, STAGES, EvalConfig, Stage
+from ..config import EVALUATION_SEED, STAGES, DataConfig, EvalConfig, Stage
 from ..scores.plots import require_matplotlib
 from ..system.disk import disk_space_errors, write_file
 from ..tasks import resolve
@@ -116,8 +116,10 @@ class Quickstart:
         from ..training.planning.cost import estimate
 
         configs = {stage: stage_config(stage, 1, self.config.precision, self.config.seed) for stage in STAGES}
+        prompts = DataConfig().n_prompts * len(TASKS)
         return {
-            stage: min(estimate(stage, config, MODEL).seconds_per_step for _ in range(2)) for stage, config in configs.items()
+            stage: min(estimate(stage, config, MODEL, prompts=prompts).seconds_per_step for _ in range(2))
+            for stage, config in configs.items()
         }
 
     def train(self, stage: Stage, plan: Mapping[str, Any]) -> dict[str, Any]:

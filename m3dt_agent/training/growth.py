@@ -174,7 +174,9 @@ def _fit_expert(
     bank, config = new.bank, new.config
     require_disk("experts", config, new.model_config, bank.path)
     if progress is not False:
-        cost = estimate("experts", dataclasses.replace(config, threads=threads), new.model_config, device=device)
+        own = dataclasses.replace(config, threads=threads)
+        prompts = new.data.config.n_prompts * len(new.tasks)
+        cost = estimate("experts", own, new.model_config, device=device, prompts=prompts)
         announce(f"growing by {', '.join(new.tasks)}: {cost}", progress)
     run = new.run()
     _require_continuable(run, bank)

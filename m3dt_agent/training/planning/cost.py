@@ -8,6 +8,7 @@ checkpoints stay while one more is written, and the bank's new file is written w
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -50,11 +51,18 @@ class Estimate:
 
 
 def estimate(
-    stage: str | int, config: TrainConfig, model_config: ModelConfig, *, device: str | torch.device = "cpu", steps_done: int = 0
+    stage: str | int,
+    config: TrainConfig,
+    model_config: ModelConfig,
+    *,
+    device: str | torch.device = "cpu",
+    steps_done: int = 0,
+    prompts: int | None = None,
 ) -> Estimate:
     """The cost of a stage, from a few measured steps. Stage 2 counts the steps of all its chunks.
 
-    steps_done: steps that need not be done any more.
+    steps_done: steps that need not be done any more. prompts: of all tasks together, since windows that share a prompt may
+        share its computation; None: every window has its own.
 
     Raises:
         UnknownTaskError: no such stage.
@@ -67,7 +75,8 @@ def estimate(
     threads = config.threads or torch.get_num_threads()
     per_run, runs = _experts_per_run(config, model_config)
     with cpu_threads(threads):
-        seconds = _seconds_per_step(stage, config, model_config, per_run, device)
+        sampler = _random_sampler(stage, config, model_config, prompts)
+        seconds = _seconds_per_step(stage, config, model_config, per_run, sampler, device)
     steps = max(config.steps * runs - steps_done, 0)
     return Estimate(stage, steps, threads, seconds, seconds * steps, disk_bytes(stage, config, model_config))
 
@@ -126,11 +135,15 @@ def _trained(stage: Stage, model: M3DT) -> dict[str, torch.nn.Parameter]:
 
 
 def _seconds_per_step(
-    stage: Stage, config: TrainConfig, model_config: ModelConfig, per_run: int, device: str | torch.device
+    stage: Stage,
+    config: TrainConfig,
+    model_config: ModelConfig,
+    per_run: int,
+    sampler: _RandomSampler,
+    device: str | torch.device,
 ) -> float:
     with torch.random.fork_rng(devices=[]):
         model = _model(stage, model_config, per_run)
-        sampler = _RandomSampler(_random_batch(model_config, config.batch_size))
     slots = tuple(range(per_run)) if stage == "experts" else ()
     run = Run(
         name="estimate",
@@ -155,10 +168,15 @@ def _seconds_per_step(
     return (time.perf_counter() - started) / MEASURED_STEPS
 
 
-def _random_batch(config: ModelConfig, B: int) -> Batch:
-    window, prompt = (_random_window(config, B, T) for T in (config.context_length, config.prompt_length))
-    action_mask = torch.ones(B, config.context_length, config.act_dim, dtype=torch.bool)
-    return Batch(torch.zeros(B, dtype=torch.int64), window, prompt, action_mask)
+def _random_sampler(stage: Stage, config: TrainConfig, model_config: ModelConfig, prompts: int | None) -> _RandomSampler:
+    B = config.batch_size
+    with torch.random.fork_rng(devices=[]):
+        window, prompt = (_random_window(model_config, B, T) for T in (model_config.context_length, model_config.prompt_length))
+    action_mask = torch.ones(B, model_config.context_length, model_config.act_dim, dtype=torch.bool)
+    ids = None
+    if prompts is not None:  # an expert sees those of its own tasks
+        ids = torch.arange(B) % max(1, math.ceil(prompts / model_config.n_experts) if stage == "experts" else prompts)
+    return _RandomSampler(Batch(torch.zeros(B, dtype=torch.int64), window, prompt, action_mask, prompt_ids=ids))
 
 
 def _random_window(config: ModelConfig, B: int, T: int) -> Window:

@@ -67,7 +67,7 @@ def plan_stage(
         own = dataclasses.replace(config, threads=threads)
         if world.size > 1:
             own = dataclasses.replace(own, batch_size=len(rows), tasks_per_batch=None)
-        cost = estimate(stage, own, bank.config, device=device)
+        cost = estimate(stage, own, bank.config, device=device, prompts=data.config.n_prompts * len(data.tasks))
         shared = f", on each of {world.size} workers, without the time they wait for each other" if world.size > 1 else ""
         announce(f"{cost}{shared}", progress)
     return Plan(config, threads, recorded, only)

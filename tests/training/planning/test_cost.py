@@ -10,10 +10,12 @@ import pytest
 
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, ModelConfig, RouterConfig, TrainConfig, train_preset
+from m3dt_agent.data.batches import Batch
 from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.errors import ConfigError
 from m3dt_agent.training import estimate, fit_stage
 from m3dt_agent.training.planning.cost import Estimate, disk_bytes
+from m3dt_agent.training.shares import Prompts, distinct_prompts
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,23 @@ def test_an_estimate_is_measured_steps_times_their_number(stage: str, config: Tr
     assert 0 < found.seconds_per_step < 10
     assert str(found).startswith(f"{found.stage} stage: about ")
     assert estimate(stage, config, ModelConfig.preset("tiny"), steps_done=steps).seconds == 0
+
+
+def test_an_estimate_knows_of_prompts_that_windows_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, model = train_preset("quick", "experts", experts_at_once=2), ModelConfig.preset("quick")
+    counted: list[int | None] = []
+
+    def count(batch: Batch, n_groups: int) -> Prompts | None:
+        found = distinct_prompts(batch, n_groups)
+        counted.append(None if found is None else len(found.prompts.mask))
+        return found
+
+    monkeypatch.setattr("m3dt_agent.training.trainer.distinct_prompts", count)
+    estimate("experts", config, model, prompts=18)  # of four experts
+    assert set(counted) == {2 * 5}
+    counted.clear()
+    estimate("experts", config, model)
+    assert set(counted) == {None}
 
 
 def test_an_estimate_tells_long_times_in_days() -> None:
