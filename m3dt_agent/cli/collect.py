@@ -49,6 +49,29 @@ OWN_STEP_SECONDS = 1.0e-3
 """The same for tasks of one's own, which nobody has measured."""
 
 
+Level = Annotated[
+    str, typer.Option(help="random, zero, novice, medium, expert or planner; expert+0.3 adds noise to the expert.")
+]
+Mixture = Annotated[str | None, typer.Option(help="Several levels and their shares, like random:0.2,expert:0.8.")]
+Weights = Annotated[Path | None, path_option(help="File of policies trained with `m3dt behavior train` to use.")]
+OwnPolicy = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="MODULE:FUNCTION",
+        help="A policy of yours: called with a task, it returns a function observation → action in [-1, 1].",
+    ),
+]
+Actor = Annotated[str | None, typer.Option(metavar="BANK", help="A bank (a folder, or builtin:NAME) whose agent acts.")]
+LabelWith = Annotated[
+    str | None,
+    typer.Option(metavar="LEVEL", help="Keep beside every action what this level would have done; training learns that."),
+]
+StopAfterSuccess = Annotated[
+    int | None, typer.Option(min=1, help="End Meta-World episodes on their N-th successful step; default: full length.")
+]
+
+
 def collect_command(
     names: TaskNames = None,
     all_tasks: AllTasks = False,
@@ -56,31 +79,15 @@ def collect_command(
     set_seed: SetSeed = 0,
     root: Root = DEFAULT_ROOT,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes per task.")] = 100,
-    level: Annotated[
-        str, typer.Option(help="random, zero, novice, medium, expert or planner; expert+0.3 adds noise to the expert.")
-    ] = "expert",
+    level: Level = "expert",
     noise: Annotated[float, typer.Option(help="Standard deviation of the noise added to actions.")] = 0.0,
-    mixture: Annotated[str | None, typer.Option(help="Several levels and their shares, like random:0.2,expert:0.8.")] = None,
-    weights: Annotated[Path | None, path_option(help="File of policies trained with `m3dt behavior train` to use.")] = None,
-    own: Annotated[
-        str | None,
-        typer.Option(
-            "--policy",
-            metavar="MODULE:FUNCTION",
-            help="A policy of yours: called with a task, it returns a function observation → action in [-1, 1].",
-        ),
-    ] = None,
-    actor: Annotated[
-        str | None, typer.Option(metavar="BANK", help="A bank (a folder, or builtin:NAME) whose agent acts.")
-    ] = None,
-    label_with: Annotated[
-        str | None,
-        typer.Option(metavar="LEVEL", help="Keep beside every action what this level would have done; training learns that."),
-    ] = None,
+    mixture: Mixture = None,
+    weights: Weights = None,
+    own: OwnPolicy = None,
+    actor: Actor = None,
+    label_with: LabelWith = None,
     source: Source = None,
-    stop_after_success: Annotated[
-        int | None, typer.Option(min=1, help="End Meta-World episodes on their N-th successful step; default: full length.")
-    ] = None,
+    stop_after_success: StopAfterSuccess = None,
     seed: Seed = 0,
     workers: Workers = None,
     shard: Shard = "1/1",

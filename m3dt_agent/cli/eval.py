@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ..bank import ExpertBank
     from ..scores import Summary
     from ..scores.rows import EpisodeResult
+    from ..training.tracking import Guarded
 
 DEFAULTS = EvalConfig()
 
@@ -59,6 +60,7 @@ Who = Annotated[
     str,
     path_argument(help="A bank (a folder, or builtin:NAME), or a behavior policy: random, zero, novice, medium or expert."),
 ]
+Episodes = Annotated[int, typer.Option(help="Episodes per task.")]
 FirstSeed = Annotated[int, typer.Option(help="Seed of each task's first episode; the next episodes have the next seeds.")]
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Give the same rows, to the last bit, on every machine of this type.")
@@ -81,7 +83,7 @@ def eval_command(
     all_tasks: AllTasks = False,
     task_set: TaskSet = None,
     set_seed: SetSeed = 0,
-    episodes: Annotated[int, typer.Option(help="Episodes per task.")] = DEFAULTS.episodes,
+    episodes: Episodes = DEFAULTS.episodes,
     seed: FirstSeed = DEFAULTS.seed,
     experts: ActingExperts = None,
     routing_mass: RoutingMass = None,
@@ -109,8 +111,6 @@ def eval_command(
 
     Without task names, a bank is evaluated on all of its tasks.
     """
-    from ..scores import summarize
-    from ..training.tracking.runs import track_scores
     from ..training.tracking.trackers import make_trackers
 
     config = EvalConfig(
@@ -127,23 +127,33 @@ def eval_command(
     policy = find_policy(who)
     _require_bank_options(policy, who, track, prompt_from, cluster)
     following = make_trackers(track or ())
-    if isinstance(policy, str) or names or all_tasks or task_set:
-        first = () if isinstance(policy, str) else policy.tasks
-        tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed, first=first)
-    else:
-        tasks = policy.tasks
-    unwritten: UnwrittenRowsError | None = None
+    first = () if isinstance(policy, str) else policy.tasks
+    named = names or all_tasks or task_set or not first
+    tasks = choose_tasks(names, all_tasks=all_tasks, task_set=task_set, seed=set_seed, first=first) if named else first
+    mine = tuple(shard_of(tasks, parse_shard(shard)))
     with quiet_stdout(), _telling_what_is_kept():
-        try:
-            results = _evaluate(policy, tuple(shard_of(tasks, parse_shard(shard))), config, acting, cluster, rows, video)
-        except UnwrittenRowsError as error:  # told after the table
-            results, unwritten = error.rows, error
+        results, unwritten = _unwritten_aside(lambda: _evaluate(policy, mine, config, acting, cluster, rows, video))
+    _tell(results, policy, config, following, as_json=as_json)
+    if unwritten is not None:
+        raise unwritten
+
+
+def _tell(
+    results: Sequence[EpisodeResult],
+    policy: ExpertBank | str,
+    config: EvalConfig,
+    following: tuple[Guarded, ...],
+    *,
+    as_json: bool,
+) -> None:
+    """Prints the scores, and tells a bank's trackers."""
+    from ..scores import summarize
+    from ..training.tracking.runs import track_scores
+
     summary = summarize(results)
     emit(dataclasses.asdict(summary), as_json=as_json, table=_score_table(summary))
     if not isinstance(policy, str):
         track_scores(following, policy, summary, dataclasses.asdict(config))
-    if unwritten is not None:
-        raise unwritten
 
 
 def _require_bank_options(
@@ -187,6 +197,16 @@ def _evaluate(
     return evaluate_in_jobs(
         policy, tasks, config, cluster, experts=acting.experts, precision=acting.precision, device=acting.device, rows=rows
     )
+
+
+def _unwritten_aside(
+    play: Callable[[], Sequence[EpisodeResult]],
+) -> tuple[Sequence[EpisodeResult], UnwrittenRowsError | None]:
+    """What `play` returns, and the error if it could not be written, which is to be told after the table."""
+    try:
+        return play(), None
+    except UnwrittenRowsError as error:
+        return error.rows, error
 
 
 @contextlib.contextmanager
