@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load, save
 
 from ..errors import DatasetError
 from ..system.disk import open_regular
@@ -79,7 +79,7 @@ class IndexBuilder:
             arrays["success"] = np.asarray(self.success, np.bool_)
         if prompt_episodes is not None:
             arrays["prompt_episodes"] = np.asarray(prompt_episodes, np.int64)
-        save_file(arrays, path)
+        path.write_bytes(save(arrays))  # not save_file, whose errors do not tell a full disk from others
 
 
 def index_bytes(path: Path) -> bytes:

@@ -55,6 +55,17 @@ def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
     return launched(options, list(arguments))
 
 
+def await_listener(port: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def await_checkpoint(bank: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 200
     while not list(bank.glob("resume/backbone-*")):
@@ -106,7 +117,9 @@ def test_a_machine_that_goes_leaves_the_rest_to_the_others(datasets: Path, tmp_p
     elastic = ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
     elastic += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", "--rdzv-conf", "last_call_timeout=20"]
     arguments = [*train_arguments(datasets, tmp_path / "two", steps), "--checkpoint-every", "20"]
-    stays, goes = (launched(elastic, arguments) for _ in range(2))
+    stays = launched(elastic, arguments)
+    await_listener(port, stays)  # so that the store of both lies with the one that stays
+    goes = launched(elastic, arguments)
     await_checkpoint(tmp_path / "two", stays)
     for process in (*psutil.Process(goes.pid).children(recursive=True), goes):
         process.kill()

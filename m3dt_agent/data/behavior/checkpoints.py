@@ -132,8 +132,9 @@ def save_checkpoint(folder: Path, run: Run, model: Any, snapshots: Sequence[Snap
     }
     target = folder / f"checkpoint-{snapshots[-1].steps:09d}"
     with disk_space_errors(target), scratch_folder(folder) as scratch:
-        safetensors.numpy.save_file(_state(model), scratch / "state.safetensors")
-        safetensors.numpy.save_file(layers, scratch / "snapshots.safetensors")
+        # not save_file, whose errors do not tell a full disk from others
+        (scratch / "state.safetensors").write_bytes(safetensors.numpy.save(_state(model)))
+        (scratch / "snapshots.safetensors").write_bytes(safetensors.numpy.save(layers))
         (scratch / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
         publish(scratch, target)
     for older in folder.glob("checkpoint-*"):

@@ -1,6 +1,6 @@
 """Trains three small stages in a process of its own, followed by trackers:
 
-python tests/training/tracked_program.py BANK [NAMES]     prints the content hash of the bank
+python tests/training/tracking/tracked_program.py BANK [NAMES]     prints the content hash of the bank
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.training import fit_stage
 
-spec = importlib.util.spec_from_file_location("made_up", Path(__file__).with_name("conftest.py"))
+spec = importlib.util.spec_from_file_location("made_up", Path(__file__).parents[1] / "conftest.py")
 assert spec is not None
 assert spec.loader is not None
 made_up = importlib.util.module_from_spec(spec)
