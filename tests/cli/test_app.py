@@ -360,7 +360,7 @@ def test_mixtures_that_are_none_are_refused(text: str) -> None:
 def test_domain_weights_reach_the_training(made: Path, tmp_path: Path, run: Run) -> None:
     bank = tmp_path / "bank"
     train = ("train", *NAMES, "--root", made / "datasets", "--bank", bank, "--preset", "tiny", "--steps", 1, "--stage", 1)
-    for wrong, reason in (("cheetah-vel:0.5", "cheetah-vel:0.5"), ("mujoco:2", "weights > 0 of metaworld")):
+    for wrong, reason in (("cheetah-vel:0.5", "cheetah-vel:0.5"), ("mujoco:2", "integers > 0 of metaworld")):
         code, _, err = run(*train, "--domain-weights", wrong)
         assert code == 1
         assert reason in err
