@@ -94,7 +94,7 @@ class M3DT(nn.Module):
         return self._predict(x)
 
     def forward_shared(self, window: Window, prompts: Window, of: Tensor, experts: ExpertChoice = "none") -> Tensor:
-        """`forward` with the prompt `of[b]` for window b, (B,) int64; each of the P prompts is computed once.
+        """As `forward`, where window b has the prompt `of[b]`, of (B,) int64. Each of the P prompts is computed once.
 
         With K experts, the prompts are K equal groups too, and a window's is in its own group. Without dropout, because what is
         dropped from a prompt differs from window to window.

@@ -61,7 +61,7 @@ class Attention(nn.Module):
     def shared_keys_values(self, h: Tensor, of: Tensor) -> KeyValues:
         """The keys and values of tokens h (P, S, D), those of row `of[b]` for each of B rows; of (B,) int64."""
         key_value = self.key_value(h)  # (P, S, 2D)
-        # its gradient sums the rows in a fixed order, several times as fast as that of indexing
+        # an embedding, because its gradient is summed in a fixed order
         rows = F.embedding(of, key_value.flatten(1)).view(-1, *key_value.shape[1:])  # (B, S, 2D)
         keys, values = rows.chunk(2, dim=-1)
         return KeyValues(self._split_heads(keys), self._split_heads(values))
