@@ -17,7 +17,8 @@ training, T_i that of task i:
     forward transfer       mean over the 16 of (A_i - B_i) / (100 - B_i) in percent, with A_i the area under the curve of the
                            score while task i is trained, and B_i that of training from scratch
 
-Episodes are kept under OUT as they end; a study that is killed trains again what it had not finished and plays what is missing.
+Episodes are kept under OUT as they end. A study that is killed continues with the bank and the episodes that it has; it trains
+its arms again, because their models are not kept.
 """
 
 from __future__ import annotations

@@ -47,11 +47,14 @@ def test_stages_take_the_settings_that_they_have() -> None:
         "early_stop": False,
         "seed": None,
         "domain_weights": "dmcontrol:3",
+        "domain_experts": "ant-dir:1",
     }
     configs = stage_configs("tiny", STAGES, settings)
     weights = {"domain_weights": {"dmcontrol": 3}}
     assert configs["backbone"] == train_preset("tiny", "backbone", steps=7, **weights)
-    assert configs["experts"] == train_preset("tiny", "experts", steps=7, grouping="random", **weights)
+    assert configs["experts"] == train_preset(
+        "tiny", "experts", steps=7, grouping="random", domain_experts={"ant-dir": 1}, **weights
+    )
     assert configs["router"] == train_preset("tiny", "router", steps=7, guide=0.0, **weights)
 
 
