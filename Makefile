@@ -52,9 +52,9 @@ bench: install
 # builtin:mt160, from nothing: demonstrations of 160 tasks, three stages, all actors, the card. Hours on two cores, on a GPU if
 # there is one. Killed, it continues.
 pretrained: install
-	nice -n 10 $(BIN)/python -m benchmarks run pretrained --scale box --device auto --out runs/pretrained
+	nice -n 10 $(BIN)/python -m benchmarks run bank --scale wheel --device auto --out runs/pretrained
 	$(BIN)/python -m benchmarks report runs/pretrained --out runs/pretrained-report
-	$(BIN)/python -m benchmarks ship runs/pretrained --results runs/pretrained-results
+	$(BIN)/python -m benchmarks ship runs/pretrained --version 2 --results runs/pretrained-results
 
 perf: install
 	$(BIN)/python -m benchmarks.perf

@@ -196,12 +196,13 @@ def ship_command(
         "m3dt_agent", "assets", "banks", "mt160"
     ),
     notes: Annotated[Path | None, path_option(help="Markdown file that the card shows after its scores.")] = None,
+    version: Annotated[str, typer.Option(help="Version of the bank, in its manifest.")] = "",
 ) -> None:
     """Publish the bank that acted in a run, with its card and its cells. What was there before is replaced."""
     from .runs.publish import publish_bank
 
     with quiet_stdout():
-        published = publish_bank(run, bank, results, [] if notes is None else [notes.read_text().strip()])
+        published = publish_bank(run, bank, results, [] if notes is None else [notes.read_text().strip()], version=version)
     size = sum(path.stat().st_size for path in published.path.rglob("*") if path.is_file())
     say(f"{published.path}: {size / 1e6:.1f} MB, content hash {published.content_hash}")
 

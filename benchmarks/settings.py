@@ -8,7 +8,7 @@ from typing import Any
 from m3dt_agent.config import ModelConfig
 
 _SHAPE = ("embed_dim", "n_layers", "n_heads", "n_experts", "context_length", "prompt_length", "dropout")
-_TOKENS = ("use_returns", "use_timesteps")
+_PARTS = ("use_returns", "use_timesteps", "use_embed_norm")
 OWN_OF_STAGE: Mapping[tuple[str, str], str] = {
     ("experts", "batch_size"): "expert_batch_size",
     ("router", "learning_rate"): "router_learning_rate",
@@ -22,8 +22,8 @@ def model_config(settings: Mapping[str, Any], **changes: Any) -> ModelConfig:
     Raises:
         KeyError: a part of the shape is missing.
     """
-    tokens = [name for name in _TOKENS if name in settings]
-    return ModelConfig(**{**{name: settings[name] for name in (*_SHAPE, *tokens)}, **changes})
+    parts = [name for name in _PARTS if name in settings]
+    return ModelConfig(**{**{name: settings[name] for name in (*_SHAPE, *parts)}, **changes})
 
 
 def stage_setting(settings: Mapping[str, Any], stage: str, name: str) -> Any:

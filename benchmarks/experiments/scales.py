@@ -1,16 +1,18 @@
-"""The published settings, and the five scales at which an experiment can run.
+"""The published settings, and the six scales at which an experiment can run.
 
     scale    steps    windows per step   widths                                        time
     paper    all      16                 as published                                  months on one GPU
     small    1/20     64                 halved                                        hours on one GPU
     laptop   1/200    32                 a quarter, two seeds                          an hour or two on two cores
     box      1/10     64                 halved, three layers                          hours on two cores
+    wheel    1/50     256                halved, three layers, windows of one step     an hour or two on two cores
     smoke    1/1000   32                 tiny, at most 13 tasks, the first seed only   minutes on two cores
 
-`box` is the scale of the bank that the package ships. Settings are written once, in the paper's numbers. A scale maps the
-steps, the widths, the number of experts and the sizes of task sets, and replaces a few other numbers. So scales differ only in
-sizes and steps, with one exception: at scales laptop and box a batch mixes tasks. The published batch holds one task, and with
-so few steps each task would be drawn only about fifty times.
+`wheel` is the scale of the bank that the package ships, `box` that of its first one. Settings are written once, in the paper's
+numbers. A scale maps the steps, the widths, the number of experts and the sizes of task sets, and replaces a few other numbers.
+So scales differ only in sizes and steps, with two exceptions. At scales laptop, box and wheel a batch mixes tasks, because the
+batch holds one task, and with so few steps each task would be drawn only about fifty times. Scale wheel also adds what
+little training needs (`_IMITATION`).
 """
 
 from __future__ import annotations
@@ -74,25 +76,31 @@ _FEWEST_STEPS = 20  # of a stage at any scale, because fewer would train nothing
 class Scale:
     """How a scale changes the paper's numbers.
 
-    share: fraction of the paper's steps. widths, experts: the paper's number → ours. sizes: size of a task set in the paper →
-    ours, for those that shrink. seeds, single_tasks: how many of an experiment's seeds and of its one-task sets are used (None:
-    all). replaced: settings with other values.
+    share: fraction of the paper's steps; shares: of some settings, by name, where it is another. widths, experts: the paper's
+    number → ours. sizes: size of a task set in the paper → ours, for those that shrink. seeds, single_tasks: how many of an
+    experiment's seeds and of its one-task sets are used (None: all). replaced: settings with other values. added: settings that
+    the paper lacks, of every method that is trained.
     """
 
     share: float = 1.0
+    shares: Mapping[str, float] = field(default_factory=dict)
     widths: Mapping[int, int] = field(default_factory=dict)
     experts: Mapping[int, int] = field(default_factory=dict)
     sizes: Mapping[int, int] = field(default_factory=dict)
     seeds: int | None = None
     single_tasks: int | None = None
     replaced: Mapping[str, Any] = field(default_factory=dict)
+    added: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The paper's `settings` at this scale. Steps of 0 stay 0."""
         scaled = {**settings, **{name: value for name, value in self.replaced.items() if name in settings}}
+        if "embed_dim" in settings:
+            scaled = {**self.added, **scaled}
         for name in _STEPS:
             if settings.get(name):
-                scaled[name] = max(1 if name == "warmup_steps" else _FEWEST_STEPS, round(self.share * settings[name]))
+                steps = round(self.shares.get(name, self.share) * settings[name])
+                scaled[name] = max(1 if name == "warmup_steps" else _FEWEST_STEPS, steps)
         for name, table in (("embed_dim", self.widths), ("n_experts", self.experts)):
             if name in settings:
                 scaled[name] = table.get(settings[name], settings[name])
@@ -100,6 +108,18 @@ class Scale:
 
 
 _FASTER = {"learning_rate": 1e-3, "router_learning_rate": 3e-4}  # as in the quickstart: few steps need larger rates
+_IMITATION = {
+    "use_returns": False,
+    "use_timesteps": False,
+    "use_embed_norm": False,
+    "embedding_std": 0.2,
+    "block_std": 0.06,
+    "grad_clip": 10.0,
+    "cooldown": 0.2,
+    "guide": 0.1,
+}
+"""What models of little training need to act as their demonstrators do (`pretrained.md`)."""
+
 SCALES: Mapping[str, Scale] = {
     "paper": Scale(),
     "small": Scale(
@@ -141,6 +161,27 @@ SCALES: Mapping[str, Scale] = {
             "grouping_runs": 10,
             "demonstrations": 80,
         },
+    ),
+    "wheel": Scale(
+        share=1 / 50,
+        shares={"backbone_steps": 3 / 100, "router_steps": 1 / 400},
+        widths=dict(zip(WIDTHS, (64, 128, 256, 512, 768), strict=True)),
+        experts=dict(zip(EXPERT_COUNTS, (4, 8, 10, 12, 16, 20), strict=True)),
+        replaced={
+            **_FASTER,
+            "router_learning_rate": 1e-3,
+            "n_layers": 3,
+            "n_heads": 4,
+            "context_length": 1,
+            "prompt_length": 2,
+            "dropout": 0.0,
+            "batch_size": 256,
+            "tasks_per_batch": 32,
+            "grouping_batches": 5,
+            "grouping_runs": 10,
+            "demonstrations": 80,
+        },
+        added=_IMITATION,
     ),
     "smoke": Scale(
         share=1 / 1000,

@@ -78,6 +78,8 @@ class Work:
         values |= {"steps": steps or whole, "seed": seed if stage == "backbone" else later}
         values |= {"cooldown_steps": round(self.cell.settings.get("cooldown", 0.0) * whole)}
         values |= {"checkpoint_every": max(50, whole // 10), "log_every": max(1, whole // 50)}
+        if stage == "router":  # which the preset guides, other than the paper
+            values.setdefault("guide", 0.0)
         return train_preset("small", stage, **{**values, **changes})
 
     def statistics(self) -> dict[str, TaskStatistics]:

@@ -36,7 +36,7 @@ _LOSSES = (
 )
 
 
-def publish_bank(run: Path, bank_folder: Path, results: Path, notes: Sequence[str] = ()) -> ExpertBank:
+def publish_bank(run: Path, bank_folder: Path, results: Path, notes: Sequence[str] = (), *, version: str = "") -> ExpertBank:
     """Puts the bank that acted, with its card, into `bank_folder` and the finished cells into `results`.
 
     What was there before is replaced; if something fails or the process is killed, it is still there or comes back at the next
@@ -45,6 +45,7 @@ def publish_bank(run: Path, bank_folder: Path, results: Path, notes: Sequence[st
     Args:
         run: folder of a run of "pretrained".
         notes: sections of the card that follow its scores.
+        version: of the bank, in its manifest.
 
     Raises:
         DatasetError: no finished cell of the run acted with a bank, or that bank is gone.
@@ -55,7 +56,7 @@ def publish_bank(run: Path, bank_folder: Path, results: Path, notes: Sequence[st
     source = _acting_bank(run, finished)
     with scratch_folder(bank_folder.parent) as staged:
         built = staged / bank_folder.name
-        bank = ExpertBank.open(source).copy_to(built)
+        bank = ExpertBank.open(source).copy_to(built, version=version)
         own = "bank-routed" if isinstance(M3DTAgent.load(built).experts, Routing) else "bank-mixture"
         episodes = list(_card_episodes(finished, bank.content_hash))
         sections = [*_losses(finished, own), *notes]

@@ -198,6 +198,10 @@ def _model(bank: ExpertBank) -> list[str]:
     ]
     if later := [expert for growth in bank.growths for expert in growth.experts]:
         rows.append(("experts that came later", f"{len(later)}, for tasks of their own"))
+    if left_out := [name for name in ("returns", "timesteps") if not getattr(config, f"use_{name}")]:
+        rows.append(("it does not see", " or ".join(left_out)))
+    if bank.version:
+        rows.append(("version", escape(bank.version)))
     if bank.storage != "float32":
         rows.append(("weights", f"stored as {bank.storage}, used as float32"))
     return ["## Model", table(("", "when all stages are done"), rows)]

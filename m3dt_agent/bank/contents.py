@@ -54,6 +54,11 @@ class BankContents:
         return self.manifest.storage
 
     @property
+    def version(self) -> str:
+        """What its maker calls this edition of the bank, as in "2"; "": nothing. It changes no action and no hash."""
+        return self.manifest.version
+
+    @property
     def tasks(self) -> tuple[TaskSpec, ...]:
         """The tasks that the bank acts in, in its order. A spec in it makes no environment by itself (`envs.make_env`)."""
         return tuple(self.manifest.task(name) for name in self.manifest.all_tasks)

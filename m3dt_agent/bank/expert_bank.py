@@ -22,6 +22,7 @@ a journal:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -218,18 +219,20 @@ class ExpertBank(BankContents):
     def _seen(self, whole: Manifest) -> Manifest:
         return whole if self._experts is None else whole.with_experts(self._experts)
 
-    def copy_to(self, path: str | Path, *, storage: Storage | None = None) -> ExpertBank:
+    def copy_to(self, path: str | Path, *, storage: Storage | None = None, version: str | None = None) -> ExpertBank:
         """Copies the bank, without resume/ and logs/, to the folder `path`, whole or not at all. Verifies what it reads.
 
         storage: how the copy stores its weights; None: as this bank, byte for byte. From float32 to bfloat16 the weights are
         rounded, and the copy has another content hash. From bfloat16 to float32 no number changes.
+        version: what you call this edition of the bank; None: as this bank's.
 
         Raises:
             BankError: `path` exists and is not an empty folder, or a file of this bank is damaged.
             ConfigError: no such storage. DiskSpaceError: no room.
         """
         path = user_path(path)
-        copy_bank(self.path, self.manifest, path, storage or self.storage)
+        manifest = self.manifest if version is None else dataclasses.replace(self.manifest, version=version)
+        copy_bank(self.path, manifest, path, storage or self.storage)
         return ExpertBank.open(path, check="sizes")
 
     def with_tasks(self, path: str | Path, data: TaskDatasets) -> ExpertBank:

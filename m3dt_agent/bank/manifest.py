@@ -26,10 +26,10 @@ others by their number. A float32 bank stays at version 1, so that they can read
 OWN_TASKS_VERSION = 3
 """The version of a bank with tasks that are not among the 160, however it stores its weights."""
 ADDED_TASKS_VERSION = 4
-"""The version of a bank with tasks that were added after its training, or of a model that lacks returns or timesteps."""
+"""The version of a bank with tasks that were added after its training, or of a model that lacks a part of the published one."""
 VERSIONS = (*FORMAT_VERSIONS.values(), OWN_TASKS_VERSION, ADDED_TASKS_VERSION)
 """The versions that are read."""
-_LEFT_OUT: dict[str, Any] = {"storage": "float32", "specs": {}, "shown": (), "grown": ()}
+_LEFT_OUT: dict[str, Any] = {"storage": "float32", "specs": {}, "shown": (), "grown": (), "version": ""}
 """Fields that the first banks do not have. With these values they are left out, so that older versions read the bank."""
 # [0-9], because \d also matches the digits of other scripts: a second spelling of an expert's number would count as an expert
 _FILE_NAME = re.compile(
@@ -47,7 +47,7 @@ class Manifest:
     statistics and prompts. groups: every other task → expert, once tasks are grouped. grouping: the settings that made the
     groups; None if the user gave them. stages: stage → the {"config", "threads", "data"} that it was trained with. files:
     name → record. storage: how the files store the weights. grown: the tasks that came with experts of their own after that;
-    of the other fields only `specs` and `files` have them too.
+    of the other fields only `specs` and `files` have them too. version: what its maker calls this edition of it; "": nothing.
     """
 
     model: ModelConfig
@@ -61,11 +61,12 @@ class Manifest:
     specs: dict[str, TaskSpec] = dataclasses.field(default_factory=dict)
     shown: tuple[str, ...] = ()
     grown: tuple[Growth, ...] = ()
+    version: str = ""
 
     @property
     def format_version(self) -> int:
         """The version of the format that this bank needs."""
-        if self.shown or self.grown or not (self.model.use_returns and self.model.use_timesteps):
+        if self.shown or self.grown or not self.model.has_published_parts:
             return ADDED_TASKS_VERSION
         return OWN_TASKS_VERSION if self.specs else FORMAT_VERSIONS[self.storage]
 

@@ -25,7 +25,8 @@ def info_command(
 
 
 def describe_bank(bank: ExpertBank) -> dict[str, Any]:
-    """A bank as plain values: path, hash, model, tasks, groups, status of each stage, finished experts, storage, file sizes.
+    """A bank as plain values: path, hash, model, tasks, groups, status of each stage, finished experts, storage, version, file
+    sizes.
 
     specs: of the tasks that are not among the 160. grown: task → expert, for each time that the bank has grown. untrained: the
     numbers of those experts that are not trained yet.
@@ -46,6 +47,7 @@ def describe_bank(bank: ExpertBank) -> dict[str, Any]:
         "finished_experts": list(bank.finished_experts),
         "default_experts": bank.default_experts,
         "storage": bank.storage,
+        "version": bank.version,
         "files": {name: record.bytes for name, record in bank.manifest.files.items()},
     }
 
@@ -54,6 +56,8 @@ def bank_table(document: dict[str, Any]) -> TextTable:
     """The table of a document that `describe_bank` returned."""
     model, groups = document["model"], document["groups"] or {}
     table = make_table(f"Bank {document['path']}", ("", ""), [], left=2)
+    if document["version"]:
+        table.add_row("version", document["version"])
     table.add_row("model", f"{model['embed_dim']} wide, {model['n_layers']} layers, {model['n_experts']} experts per block")
     for stage, status in document["stages"].items():
         table.add_row(f"stage {stage}", status)

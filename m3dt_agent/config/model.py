@@ -22,6 +22,8 @@ class ModelConfig:
     ffn_multiple: inner width of the backbone's feed-forward layers, in multiples of D; an expert's is always 4.
     use_returns, use_timesteps: whether steps have a return-to-go token, and tokens the embedding of their timestep, as in the
     paper. Without returns the model imitates its demonstrations, whatever return it is asked for.
+    use_embed_norm: whether a window's embedded tokens pass through a LayerNorm before the first block, as in the paper. It
+    hides from the blocks how far a state is from the mean.
     """
 
     embed_dim: int
@@ -39,6 +41,7 @@ class ModelConfig:
     ffn_multiple: int = 4
     use_returns: bool = True
     use_timesteps: bool = True
+    use_embed_norm: bool = True
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -71,6 +74,11 @@ class ModelConfig:
         return 3 if self.use_returns else 2
 
     @property
+    def has_published_parts(self) -> bool:
+        """Whether the model has every part that the paper's has: returns, timesteps, and the norm of embedded tokens."""
+        return self.use_returns and self.use_timesteps and self.use_embed_norm
+
+    @property
     def n_tokens(self) -> int:
         """Tokens of a prompt and a window together, without the window's last action."""
         return self.tokens_per_step * (self.prompt_length + self.context_length) - 1
@@ -94,7 +102,7 @@ class ModelConfig:
         return dataclasses.replace(lookup(_MODEL_PRESETS, name, "model preset"), **changes)
 
 
-_ADDED_LATER: dict[str, Any] = {"ffn_multiple": 4, "use_returns": True, "use_timesteps": True}
+_ADDED_LATER: dict[str, Any] = {"ffn_multiple": 4, "use_returns": True, "use_timesteps": True, "use_embed_norm": True}
 """Fields of ModelConfig that the first banks did not have, with their defaults."""
 
 _LARGEST = {

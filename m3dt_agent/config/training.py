@@ -25,6 +25,7 @@ _ADDED_LATER: dict[str, Any] = {
     "ema": 0.0,
     "labels": "demonstrator",
     "embedding_std": 0.02,
+    "block_std": 0.02,
     "domain_experts": {},
 }
 """Fields of the configs that the first banks did not have, with their defaults."""
@@ -146,12 +147,17 @@ class BackboneConfig(TrainConfig):
         default=0.02,  # GPT-2's, as all initial weights
         metadata=_about("Standard deviation of the first weights that embed states and actions.", option=True),
     )
+    block_std: float = field(
+        default=0.02,  # GPT-2's, whose blocks are six times as wide as a small model's
+        metadata=_about("Standard deviation of the first weight matrices of the blocks.", option=True),
+    )
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
         require(self.conflict_every >= 0, self, "conflict_every", ">= 0")
         require_positive(self, "conflict_patience")
-        require(self.embedding_std > 0, self, "embedding_std", "> 0")
+        for name in ("embedding_std", "block_std"):
+            require(getattr(self, name) > 0, self, name, "> 0")
         require(not self.early_stop or self.conflict_every > 0, self, "early_stop", "False unless conflict_every > 0")
 
 
@@ -243,6 +249,8 @@ _PRESET_SHARED: dict[str, dict[str, Any]] = {
 _PRESET_OF_STAGE: dict[tuple[str, Stage], dict[str, Any]] = {
     ("quick", "experts"): {"batch_size": 64},  # per expert
     ("quick", "router"): {"learning_rate": 3e-4, "guide": 0.1},
+    ("tiny", "router"): {"guide": 0.1},
+    ("small", "router"): {"guide": 0.1},
 }
 _LONGEST_WARMUP = 5
 """A preset's warm-up, and its cool-down, take at most one in so many of the steps, so that short stages train at their rate."""

@@ -102,6 +102,8 @@ class ExpertStack(nn.Module):
         else:
             tiles = tuple(_kept_tiles(kept))
         with _no_autocast(h.device):  # products are in the stacks' own precision, in backward too
+            if torch.is_inference_mode_enabled():  # a fifth of a decision's time would go into what only gradients need
+                return _mixture(h, weights, tiles, stacks)
             mixed: Tensor = _FrozenMixture.apply(h, weights, tiles, *stacks)  # type: ignore[no-untyped-call]
         return mixed
 
@@ -166,16 +168,9 @@ class _FrozenMixture(torch.autograd.Function):
     def forward(
         ctx: Any, h: Tensor, weights: Tensor, tiles: tuple[Tile, ...], w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor
     ) -> Tensor:
-        x = h.to(w_in.dtype)
-        mixed = torch.zeros(h.shape, device=h.device, dtype=torch.promote_types(h.dtype, torch.float32))
         saved: list[Tensor] = []
-        for experts, rows in tiles:
-            tokens = _rows(x, rows)[None].expand(len(w_in[experts]), -1, -1)  # (k, N, D)
-            hidden = torch.baddbmm(b_in[experts, None], tokens, w_in[experts]).relu_()  # (k, N, F)
-            outputs = torch.baddbmm(b_out[experts, None], hidden, w_out[experts])  # (k, N, D)
-            _add_rows(mixed, rows, (_shares(weights, experts, rows) * outputs).sum(0))
-            if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-                saved += [outputs, hidden] if ctx.needs_input_grad[0] else [outputs]
+        keep = (ctx.needs_input_grad[0] or ctx.needs_input_grad[1], ctx.needs_input_grad[0])
+        mixed = _mixture(h, weights, tiles, (w_in, b_in, w_out, b_out), saved, keep)
         ctx.tiles = tiles
         ctx.save_for_backward(weights, w_in, w_out, *saved)
         return mixed
@@ -197,6 +192,28 @@ class _FrozenMixture(torch.autograd.Function):
                 passed = torch.ops.aten.threshold_backward(passed, hidden, 0)
                 _add_rows(of_h, rows, (passed @ w_in[experts].mT).sum(0, dtype=of_h.dtype))
         return of_h, of_weights, None, None, None, None, None
+
+
+def _mixture(
+    h: Tensor,
+    weights: Tensor,
+    tiles: tuple[Tile, ...],
+    stacks: tuple[Tensor, ...],
+    saved: list[Tensor] | None = None,
+    keep: tuple[bool, bool] = (False, False),
+) -> Tensor:
+    """Σₑ wₑ · Eₑ(h) for h (B, S, D) and w (B, S, E). keep: whether each tile's outputs and hidden activations go to `saved`."""
+    w_in, b_in, w_out, b_out = stacks
+    x = h.to(w_in.dtype)
+    mixed = torch.zeros(h.shape, device=h.device, dtype=torch.promote_types(h.dtype, torch.float32))
+    for experts, rows in tiles:
+        tokens = _rows(x, rows)[None].expand(len(w_in[experts]), -1, -1)  # (k, N, D)
+        hidden = torch.baddbmm(b_in[experts, None], tokens, w_in[experts]).relu_()  # (k, N, F)
+        outputs = torch.baddbmm(b_out[experts, None], hidden, w_out[experts])  # (k, N, D)
+        _add_rows(mixed, rows, (_shares(weights, experts, rows) * outputs).sum(0))
+        if saved is not None:
+            saved += [kept for kept, wanted in zip((outputs, hidden), keep, strict=True) if wanted]
+    return mixed
 
 
 def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:

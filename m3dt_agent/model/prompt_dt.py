@@ -61,7 +61,7 @@ class M3DT(nn.Module):
         super().__init__()
         self.config = config
         self.embed = TokenEmbedding(config)
-        self.embed_norm = nn.LayerNorm(config.embed_dim)
+        self.embed_norm = nn.LayerNorm(config.embed_dim) if config.use_embed_norm else nn.Identity()
         self.embed_prompt = TokenEmbedding(config)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from torch import nn
+
 from ..config import BackboneConfig
 from ..data.batches import derive_seed
 from ..model import M3DT
@@ -20,7 +22,7 @@ def runs(inputs: StageInputs[BackboneConfig]) -> Iterator[Run]:
     config = inputs.config
     with seeded(derive_seed(config.seed, "backbone", 0, 0, "init"), inputs.cpu):
         model = M3DT(dataclasses.replace(inputs.bank.config, n_experts=0, top_k=None))
-        _scale_embeddings(model, config.embedding_std)
+        _scale_weights(model, config)
     sampler, parameters = inputs.sampler(inputs.data), model.backbone_tensors()
     yield Run(
         name="backbone",
@@ -35,8 +37,10 @@ def runs(inputs: StageInputs[BackboneConfig]) -> Iterator[Run]:
     )
 
 
-def _scale_embeddings(model: M3DT, std: float) -> None:
-    """Gives the initial weights that embed states and actions the standard deviation `std`."""
-    for embedding in (model.embed, model.embed_prompt):
-        for layer in (embedding.state, embedding.action):
+def _scale_weights(model: M3DT, config: BackboneConfig) -> None:
+    """Gives initial weights the standard deviations of `config`; the others keep theirs."""
+    embeddings = [layer for embedding in (model.embed, model.embed_prompt) for layer in (embedding.state, embedding.action)]
+    blocks = [module for module in model.blocks.modules() if isinstance(module, nn.Linear)]
+    for layers, std in ((embeddings, config.embedding_std), (blocks, config.block_std)):
+        for layer in layers:
             layer.weight.data *= std / INIT_STD

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from m3dt_agent.bank import ExpertBank
+from m3dt_agent.cli.info import bank_table, describe_bank
 from m3dt_agent.errors import BankError, StageError, UnknownTaskError
 
 
@@ -19,6 +20,16 @@ def test_a_copy_holds_the_public_files_and_nothing_else(full_bank: ExpertBank, t
     assert found == {"bank.json", *full_bank.manifest.files}
     with pytest.raises(BankError, match="not an empty folder"):
         full_bank.copy_to(tmp_path / "copies" / "one")
+
+
+def test_a_version_is_in_the_manifest_and_in_no_hash(full_bank: ExpertBank, tmp_path: Path) -> None:
+    assert full_bank.version == ""
+    assert '"version"' not in full_bank.manifest.to_json(), "banks without one are as before"
+    copy = full_bank.copy_to(tmp_path / "second", version="2")
+    assert (copy.version, copy.content_hash) == ("2", full_bank.content_hash)
+    assert copy.copy_to(tmp_path / "third").version == "2"
+    shown = bank_table(describe_bank(copy))
+    assert "2" in list(shown.columns[1].cells)[list(shown.columns[0].cells).index("version")]
 
 
 def test_a_bank_for_some_of_the_tasks_has_all_but_the_router(full_bank: ExpertBank, tmp_path: Path) -> None:

@@ -186,8 +186,8 @@ def test_float32_banks_are_of_the_first_format_and_others_of_the_second(wide: Ex
     assert (second["format_version"], second["storage"]) == (2, "bfloat16")
 
 
-@pytest.mark.parametrize("changes", [{"use_returns": False}, {"use_timesteps": False}], ids=str)
-def test_a_model_that_lacks_tokens_needs_the_newest_format(changes: dict[str, bool]) -> None:
+@pytest.mark.parametrize("changes", [{"use_returns": False}, {"use_timesteps": False}, {"use_embed_norm": False}], ids=str)
+def test_a_model_that_lacks_parts_needs_the_newest_format(changes: dict[str, bool]) -> None:
     model = ModelConfig.preset("tiny", **changes)
     manifest = Manifest(model, DataConfig(), ("reach",))
     assert manifest.format_version == 4

@@ -13,8 +13,10 @@ SETTINGS = published_settings("m3dt-random", 10, {})
 
 def test_token_kinds_are_those_of_the_package_unless_a_cell_says_otherwise() -> None:
     assert model_config(SETTINGS).use_returns
-    changed = model_config({**SETTINGS, "use_returns": False, "use_timesteps": False}, n_experts=3)
-    assert (changed.use_returns, changed.use_timesteps, changed.n_experts) == (False, False, 3)
+    parts = {"use_returns": False, "use_timesteps": False, "use_embed_norm": False}
+    changed = model_config({**SETTINGS, **parts}, n_experts=3)
+    assert {name: getattr(changed, name) for name in parts} == parts
+    assert changed.n_experts == 3
     with pytest.raises(KeyError, match="embed_dim"):
         model_config({})
 

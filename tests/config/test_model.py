@@ -9,10 +9,12 @@ import pytest
 
 from m3dt_agent.config import ModelConfig, from_dict
 
-NEWER = {"ffn_multiple": 4, "use_returns": True, "use_timesteps": True}
+NEWER = {"ffn_multiple": 4, "use_returns": True, "use_timesteps": True, "use_embed_norm": True}
 
 
-@pytest.mark.parametrize("changes", [{}, {"ffn_multiple": 8}, {"use_returns": False}, {"use_timesteps": False}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"ffn_multiple": 8}, {"use_returns": False}, {"use_timesteps": False}, {"use_embed_norm": False}], ids=str
+)
 def test_what_banks_store_of_a_model_names_newer_fields_only_where_they_are_set(changes: dict[str, Any]) -> None:
     config = ModelConfig.preset("tiny", **changes)
     stored = config.to_dict()

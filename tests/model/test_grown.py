@@ -28,7 +28,7 @@ def window(config: ModelConfig, steps: int) -> Window:
     )
 
 
-@pytest.mark.parametrize("shape", [{}, {"use_timesteps": False}, {"use_returns": False}], ids=str)
+@pytest.mark.parametrize("shape", [{}, {"use_timesteps": False}, {"use_returns": False, "use_embed_norm": False}], ids=str)
 @pytest.mark.parametrize("wide", [WIDE, NARROW], ids=["wider", "as wide"])
 def test_the_model_that_acts_is_the_one_that_was_trained(wide: ModelConfig, shape: dict[str, bool]) -> None:
     torch.manual_seed(0)

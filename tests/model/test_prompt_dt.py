@@ -108,7 +108,9 @@ def oracle_experts(h: Tensor, weights: dict[str, Tensor], name: str, choice: obj
 def oracle(model: M3DT, window: Window, prompt: Window, choice: object) -> Tensor:
     """Every token in every layer, attention token by token, experts one after the other."""
     weights, config, K = dict(model.state_dict()), model.config, model.config.tokens_per_step
-    tokens = layer_norm(oracle_tokens(window, weights, "embed"), weights, "embed_norm")
+    tokens = oracle_tokens(window, weights, "embed")
+    if config.use_embed_norm:
+        tokens = layer_norm(tokens, weights, "embed_norm")
     x = torch.cat((oracle_tokens(prompt, weights, "embed_prompt"), tokens), 1)
     real = torch.cat((prompt.mask, window.mask), 1).repeat_interleave(K, 1)
     for i in range(config.n_layers):
@@ -123,7 +125,7 @@ def oracle(model: M3DT, window: Window, prompt: Window, choice: object) -> Tenso
     return linear(states, weights, "predict_action").tanh()
 
 
-WITHOUT = {"use_returns": False, "use_timesteps": False}
+WITHOUT = {"use_returns": False, "use_timesteps": False, "use_embed_norm": False}
 CHANGES = [
     {},
     {"residual": "published"},
@@ -131,6 +133,7 @@ CHANGES = [
     {"n_layers": 1},
     {"use_returns": False},
     {"use_timesteps": False},
+    {"use_embed_norm": False},
     WITHOUT,
 ]
 

@@ -74,11 +74,14 @@ def test_scales_differ_in_sizes_and_steps_only(name: str) -> None:
             kept = [cell for cell in kept if cell.tasks in {other.tasks for other in found}]
         else:
             assert structure(name, scale) == [entry for entry in structure(name, "paper") if entry[2:4] in seeds]
-        allowed = SIZES | ({"tasks_per_batch"} if scale in ("laptop", "box") else set())
+        allowed = SIZES | ({"tasks_per_batch"} if scale in ("laptop", "box", "wheel") else set())
+        if scale == "wheel":
+            allowed |= {"dropout", *rules.added}
         for one, other in zip(kept, found, strict=True):
             assert rules.sizes or one.tasks == other.tasks
-            assert one.settings.keys() == other.settings.keys()
-            assert {key for key in one.settings if one.settings[key] != other.settings[key]} <= allowed
+            assert other.settings.keys() - one.settings.keys() <= rules.added.keys()
+            assert one.settings.keys() <= other.settings.keys()
+            assert {key for key in other.settings if one.settings.get(key) != other.settings[key]} <= allowed
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -42,7 +42,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_shipped_acted_and_its_card_says_how(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):  # what was there is replaced
-        shipped = publish_bank(run, tmp_path / "banks" / "small", tmp_path / "results", ["### How it was made\n\nQuickly."])
+        notes = ["### How it was made\n\nQuickly."]
+        shipped = publish_bank(run, tmp_path / "banks" / "small", tmp_path / "results", notes, version="2")
+    assert shipped.version == "2"
     results = {(r.cell.method, "later_seed" in r.cell.settings): r for r in read_run(tmp_path / "results" / "cells")}
     assert len(results) == 6
     routed = results["bank-routed", False]
@@ -56,6 +58,7 @@ def test_what_is_shipped_acted_and_its_card_says_how(run: Path, tmp_path: Path, 
     assert f"| **{mean:.1f}** |" in card.split("| **mean** |")[1].splitlines()[0]
     assert "Under half of the behavior policy:" in card
     assert "### How it was made" in card
+    assert "| version | 2 |" in card
     worst = card.split("### Why the worst are weak")[1].split("\n\n")[2].splitlines()[2:]
     for line in worst:
         task, behavior, demonstrations, expert, score, noise, reason = (value.strip() for value in line.split("|")[1:-1])
