@@ -63,7 +63,7 @@ Methods = Annotated[
         "of theirs: an installed package's method is run in this way.",
     ),
 ]
-Scale = Annotated[str, typer.Option(help="How large the experiment runs: paper, small, laptop, box or smoke.")]
+Scale = Annotated[str, typer.Option(help="How large the experiment runs: paper, small, laptop, box, wheel or smoke.")]
 Out = Annotated[Path, path_option("--out", help="Folder of the run.")]
 Datasets = Annotated[
     Path | None, path_option(help="Minari root of the demonstrations. Default: a folder beside the run, RUN-datasets.")

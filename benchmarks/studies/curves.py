@@ -38,7 +38,7 @@ EVAL_SEED = 10_000
 class Arm:
     """One backbone and its training; the fields are those of `ModelConfig` and `BackboneConfig`, unless said otherwise.
 
-    condition, demonstrations: of the data, see `runs.data.prepare`. batch_size: windows per step, from all tasks.
+    condition, demonstrations: of the data, see `runs.data.prepare`.
     decay: the learning rate falls to 0 in the last fifth of the steps, so each number of steps is a training of its own.
     steps: None: the study's.
     """
@@ -50,14 +50,17 @@ class Arm:
     condition: str = "expert"
     demonstrations: int = 60
     batch_size: int = 64
+    tasks_per_batch: int | None = None
     learning_rate: float = 1e-3
     threads: int = 1
     domain_weights: Mapping[str, int] = field(default_factory=dict)
     dropout: float = 0.1
     use_returns: bool = True
     use_timesteps: bool = True
+    use_embed_norm: bool = True
     grad_clip: float = 0.25
     embedding_std: float = 0.02
+    block_std: float = 0.02
     ema: float = 0.0
     truncate_history: float = 0.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
@@ -72,6 +75,7 @@ class Arm:
             dropout=self.dropout,
             use_returns=self.use_returns,
             use_timesteps=self.use_timesteps,
+            use_embed_norm=self.use_embed_norm,
         )
 
     def training(self, steps: int) -> BackboneConfig:
@@ -79,6 +83,7 @@ class Arm:
         return BackboneConfig(
             steps=steps,
             batch_size=self.batch_size,
+            tasks_per_batch=self.tasks_per_batch,
             learning_rate=self.learning_rate,
             grad_clip=self.grad_clip,
             warmup_steps=100,
@@ -91,6 +96,7 @@ class Arm:
             checkpoint_every=500,
             log_every=50,
             embedding_std=self.embedding_std,
+            block_std=self.block_std,
         )
 
 

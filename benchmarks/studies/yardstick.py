@@ -49,12 +49,17 @@ RECIPE = Arm(
     grad_clip=10.0,
     use_returns=False,
     use_timesteps=False,
+    use_embed_norm=False,
+    embedding_std=0.2,
+    block_std=0.06,
     decay=True,
 )
 ARMS: Mapping[str, Arm] = {
     "transformer": RECIPE,
     "clipped at 0.25": replace(RECIPE, grad_clip=0.25),
-    "embeddings 0.5": replace(RECIPE, embedding_std=0.5),
+    "with the norm of tokens": replace(RECIPE, use_embed_norm=True),
+    "first weights 0.02": replace(RECIPE, embedding_std=0.02, block_std=0.02),
+    "norm, first weights 0.02": replace(RECIPE, use_embed_norm=True, embedding_std=0.02, block_std=0.02),
     "learning rate 3e-3": replace(RECIPE, learning_rate=3e-3),
     "with returns and timesteps": replace(RECIPE, use_returns=True, use_timesteps=True),
     "context 8": replace(RECIPE, context_length=8),
