@@ -43,7 +43,7 @@ def from_published(tensors: Mapping[str, Tensor], config: ModelConfig, *, router
         router: False is for weights that have no router yet, and leaves the router as it is in a new model.
 
     Raises:
-        ConfigError: a weight is missing.
+        ConfigError: a weight is missing, or the config is of a model that lacks a part of the authors'.
         ShapeError: a weight does not have the shape that `config` implies; the message names it.
     """
     model = M3DT(config)
@@ -57,7 +57,11 @@ def from_published(tensors: Mapping[str, Tensor], config: ModelConfig, *, router
 
 
 def to_published(model: M3DT) -> dict[str, Tensor]:
-    """The inverse of `from_published`: every tensor the authors' model expects, copied, in float32."""
+    """The inverse of `from_published`: every tensor the authors' model expects, copied, in float32.
+
+    Raises:
+        ConfigError: the model lacks a part of the authors'.
+    """
     D, state_dim = model.config.embed_dim, model.config.state_dim
     unused = {
         "transformer.wte.weight": (1, D),
@@ -120,6 +124,11 @@ def _matrix_shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
 
 
 def _views(model: M3DT) -> Views:
+    if not model.config.has_published_parts:
+        raise ConfigError(
+            "the authors' model has returns, timesteps and a norm of embedded tokens; this one has "
+            + ", ".join(f"{name}={getattr(model.config, name)}" for name in ("use_returns", "use_timesteps", "use_embed_norm"))
+        )
     ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
     yield from _embeddings(ours)
     for i in range(model.config.n_layers):

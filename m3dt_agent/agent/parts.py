@@ -22,6 +22,7 @@ from ..data.prompts import prompt_window
 from ..data.windows import Window
 from ..errors import InvalidValueError
 from ..model import M3DT, PromptCache, Routing
+from ..model.recorded import recordings_of
 from ..model.tensors import is_finite
 from .choice import Experts
 from .conditions import Condition
@@ -45,6 +46,9 @@ class Part:
     def use(self, experts: Experts) -> None:
         """Lets `experts` of the model act from now on."""
         self._encoded = encoded_prompts(self.model, self._conditions, experts)  # one row per condition
+        self._recordings = recordings_of(self.model)
+        with self._autocast:
+            self._recordings.prepare(self.model, self._encoded, experts)
         self._experts = experts
         self._selected: tuple[Int64Array, PromptCache] | None = None  # for the rows that acted last
 
@@ -54,7 +58,7 @@ class Part:
             at = torch.from_numpy(conditions).to(self._encoded.mask.device)
             self._selected = (conditions, self._encoded.select(at))
         with self._autocast:
-            return self.model.act(_cut(window, self.model.config), self._selected[1], self._experts)
+            return self._recordings.act(self.model, _cut(window, self.model.config), self._selected[1], self._experts)
 
 
 class Parts:

@@ -121,7 +121,14 @@ _LARGEST = {
 _MODEL_PRESETS = {
     "tiny": ModelConfig(32, 2, 2, n_experts=3, context_length=5, prompt_length=3),
     "quick": ModelConfig(
-        64, 2, 2, n_experts=4, context_length=1, prompt_length=2, dropout=0.0, use_returns=False, use_timesteps=False
+        *(64, 2, 2),
+        n_experts=4,
+        context_length=1,
+        prompt_length=2,
+        dropout=0.0,
+        use_returns=False,
+        use_timesteps=False,
+        use_embed_norm=False,
     ),
     "small": ModelConfig(128, 3, 4, n_experts=4, context_length=8, prompt_length=5),
     "paper": ModelConfig(256, 6, 8, n_experts=48, context_length=20, prompt_length=5),

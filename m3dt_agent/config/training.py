@@ -247,6 +247,7 @@ _PRESET_SHARED: dict[str, dict[str, Any]] = {
     "paper": {"tasks_per_batch": 1, "warmup_steps": 10_000, "checkpoint_every": 5_000, "labels": "executed"},
 }
 _PRESET_OF_STAGE: dict[tuple[str, Stage], dict[str, Any]] = {
+    ("quick", "backbone"): {"embedding_std": 0.2, "block_std": 0.09},
     ("quick", "experts"): {"batch_size": 64},  # per expert
     ("quick", "router"): {"learning_rate": 3e-4, "guide": 0.1},
     ("tiny", "router"): {"guide": 0.1},

@@ -6,6 +6,7 @@ moe.py           experts and router                           routing.py       w
 dropout.py       dropout that each window draws for itself    precision.py     which precision is fastest here
 empty.py         a model to be overwritten                    determinism.py   torch's threads and generators
 sharing.py       a second model with the same weights          tensors.py       named tensors, overwritten all or none
+recorded.py      one decision as a recorded graph
 """
 
 from .precision import faster_precision

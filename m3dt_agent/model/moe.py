@@ -152,7 +152,9 @@ class Router(nn.Module):
             h = layer(h).relu_()  # (…, 4D) three times, then (…, 2D)
         logits: Tensor = self.layers[-1](h)  # (…, E)
         if self.top_k is not None:
-            light = torch.ones_like(logits, dtype=torch.bool).scatter(-1, logits.topk(self.top_k).indices, False)
+            light = torch.ones_like(logits, dtype=torch.bool).scatter(
+                -1, logits.topk(self.top_k).indices, 0
+            )  # tracing knows no False here
             logits = logits.masked_fill(light, float("-inf"))
         return logits.softmax(-1)
 

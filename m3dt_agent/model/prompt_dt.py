@@ -22,7 +22,7 @@ Shape legend: B batch, T steps, P prompt steps, L layers, D embed_dim, H heads, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,10 @@ the k-th of these experts with weight 1.
 """
 
 
+RECORDINGS = "_recordings"
+"""The attribute in which `recorded` keeps what it recorded of a model."""
+
+
 class M3DT(nn.Module):
     """The whole model. With `n_experts=0` it is the backbone alone, without expert or router tensors.
 
@@ -68,6 +72,9 @@ class M3DT(nn.Module):
         self.final_norm = nn.LayerNorm(config.embed_dim)
         self.predict_action = nn.Linear(config.embed_dim, config.act_dim)
         self.apply(_initialize)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != RECORDINGS}  # a copy has its own weights
 
     def forward(self, window: Window, prompt: Window, experts: ExpertChoice = "none") -> Tensor:
         """Predicts the action of every step of `window` from the prompt and everything up to the step's state.

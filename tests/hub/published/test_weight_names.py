@@ -113,3 +113,11 @@ def test_parameter_counts_are_the_published_ones_less_three_unused_tensors(size,
         model = M3DT(ModelConfig(D, 6, 8, n_experts, 20, 5))
     unused = D + (39 * D + 39) + (D + 1)  # wte, predict_state, predict_return
     assert sum(p.numel() for p in model.parameters()) == published - unused
+
+
+@pytest.mark.parametrize("part", ["use_returns", "use_timesteps", "use_embed_norm"])
+def test_a_model_that_lacks_a_part_of_theirs_is_refused(part: str) -> None:
+    config = ModelConfig.preset("tiny", **{part: False})
+    for convert in (lambda: to_published(M3DT(config)), lambda: from_published({}, config)):
+        with pytest.raises(ConfigError, match=f"authors' model has returns.*{part}=False"):
+            convert()
