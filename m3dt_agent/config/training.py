@@ -209,7 +209,10 @@ class RouterConfig(TrainConfig):
     concentrate_after: float = field(default=0.5, metadata=_about("Fraction of the steps after which `concentrate` counts."))
     guide: float = field(
         default=0.0,
-        metadata=_about("Weight in the loss of the cross-entropy with the expert of each window's own group.", option=True),
+        metadata=_about(
+            "Weight in the loss of the cross-entropy with the expert of each window's own group, if the bank has groups.",
+            option=True,
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """Stage 3: only the routers, on batches that mix all tasks; backbone and experts are frozen.
 
-Three options are off by default, as in the published code. With `skip_below`, training skips the experts that a window hardly
-uses. With `concentrate`, the loss asks the routers to use few experts per window; with `guide`, to use the expert e on whose
-group of tasks the window's own task is:
+Three options are off by default, as in the published code; every preset but `paper` has `guide`. With `skip_below`, training
+skips the experts that a window hardly uses. With `concentrate`, the loss asks the routers to use few experts per window; with
+`guide`, to use the expert e on whose group of tasks the window's own task is:
 
     loss = masked MSE + concentrate · mean over windows and blocks of H(mean over tokens of w)          H: entropy in nats
                       + guide · mean over windows, blocks and tokens of -log wₑ
@@ -10,6 +10,8 @@ group of tasks the window's own task is:
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -18,11 +20,12 @@ from torch import Tensor, nn
 from ..bank.manifest import expert_file
 from ..config import RouterConfig
 from ..data.batches import Batch, derive_seed
-from ..errors import StageError
 from ..model import M3DT, Routing
 from ..model.determinism import seeded
 from .run import Run, StepHooks
 from .stage_inputs import StageInputs
+
+log = logging.getLogger(__name__)
 
 _LEAST = torch.finfo(torch.float32).tiny
 """Smallest weight in the logarithms: a confident router's weights underflow to 0, where their slope is infinite."""
@@ -41,8 +44,10 @@ def runs(inputs: StageInputs[RouterConfig]) -> Iterator[Run]:
         inputs.start.load_router(model)
         start = {"router at the start": inputs.start.manifest.files["router.safetensors"].sha256}
     parameters = model.router_tensors()
-    if config.guide and bank.groups is None:
-        raise StageError(f"guide needs the groups in which experts were trained; bank {bank.path} has none")
+    losses = config
+    if config.guide and bank.groups is None:  # as of published weights; presets guide, so this is no mistake of the user's
+        log.warning("bank %s does not say which expert learned which task, so its router is not guided", bank.path)
+        losses = dataclasses.replace(config, guide=0.0)
     experts = torch.tensor([(bank.groups or {}).get(task.name, 0) for task in inputs.data.tasks])
     yield Run(
         name="router",
@@ -53,7 +58,7 @@ def runs(inputs: StageInputs[RouterConfig]) -> Iterator[Run]:
         choice=Routing(min_weight=config.skip_below) if config.skip_below else "mixture",
         built_on=inputs.built_on("backbone.safetensors", *map(expert_file, bank.finished_experts)) | start,
         public_files=lambda: {"router.safetensors": inputs.public(parameters)},
-        hooks=RouterLosses(model, config, experts) if config.concentrate or config.guide else StepHooks(),
+        hooks=RouterLosses(model, losses, experts) if losses.concentrate or losses.guide else StepHooks(),
     )
 
 

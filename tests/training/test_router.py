@@ -14,7 +14,7 @@ from m3dt_agent.agent import M3DTAgent
 from m3dt_agent.bank import ExpertBank
 from m3dt_agent.config import BackboneConfig, ExpertsConfig, RouterConfig
 from m3dt_agent.data.task_datasets import TaskDatasets
-from m3dt_agent.errors import BankError, ConfigError, StageError
+from m3dt_agent.errors import BankError, ConfigError
 from m3dt_agent.model import Routing
 from m3dt_agent.training import LogRecord, fit_stage, router
 from m3dt_agent.training.run import Run
@@ -180,6 +180,13 @@ def test_guidance_is_the_cross_entropy_with_the_own_groups_and_needs_groups(data
     ]
     expected = 0.5 * torch.stack(cross_entropy).mean()
     torch.testing.assert_close(torch.as_tensor(run.hooks.extra_loss()), expected)
+
+
+def test_without_groups_a_router_is_not_guided_and_that_is_said(
+    data: TaskDatasets, bank: ExpertBank, caplog: pytest.LogCaptureFixture
+) -> None:
     bank.commit({}, groups=None)
-    with pytest.raises(StageError, match="guide needs the groups"):
-        router_run(data, bank, guide=0.5)
+    guided, plain = (trained(router_run(data, bank, guide=guide), 3) for guide in (0.5, 0.0))
+    for name, weight in guided.parameters.items():
+        assert torch.equal(weight, plain.parameters[name]), name
+    assert "does not say which expert learned which task" in caplog.text
