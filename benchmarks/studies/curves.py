@@ -115,13 +115,15 @@ class Study:
 class Point:
     """An arm after `steps` steps.
 
-    minutes: core-minutes of training. score: mean normalized score. interval: 95%, over episodes. domains, tasks: name → score.
+    minutes: core-minutes of training. loss: of training, over the last logged steps; it varies less than the score.
+    score: mean normalized score. interval: 95%, over episodes. domains, tasks: name → score.
     """
 
     arm: str
     steps: int
     windows: int
     minutes: float
+    loss: float
     tflop: float
     parameters: int
     score: float
@@ -140,7 +142,7 @@ def run_arm(study: Study, name: str, out: Path, datasets: Path, workers: int | N
     for steps in arm.steps or study.steps:
         bank = folder / (f"bank-{steps}" if arm.decay else "bank")
         rows = _rows(study, arm, data, bank, folder / f"rows-{steps}.jsonl", steps, workers)
-        points.append(_point(name, arm, steps, _seconds(bank, steps) / 60, rows))
+        points.append(_point(name, arm, steps, _log_row(bank, steps), rows))
     return points
 
 
@@ -156,12 +158,12 @@ def _rows(
     return read_rows(file)
 
 
-def _seconds(bank: Path, steps: int) -> float:
-    """Seconds that the first `steps` steps of training took."""
-    return next(float(row["seconds"]) for row in read_log(log_file(bank, "backbone")) if int(row["step"]) == steps)
+def _log_row(bank: Path, steps: int) -> Mapping[str, str]:
+    """The row that training logged after `steps` steps."""
+    return next(row for row in read_log(log_file(bank, "backbone")) if int(row["step"]) == steps)
 
 
-def _point(name: str, arm: Arm, steps: int, minutes: float, rows: Sequence[EpisodeResult]) -> Point:
+def _point(name: str, arm: Arm, steps: int, logged: Mapping[str, str], rows: Sequence[EpisodeResult]) -> Point:
     summary = summarize(rows)
     of_domain: dict[str, list[float]] = {}
     for task_name, task in summary.tasks.items():
@@ -170,7 +172,8 @@ def _point(name: str, arm: Arm, steps: int, minutes: float, rows: Sequence[Episo
         arm=name,
         steps=steps,
         windows=steps * arm.batch_size,
-        minutes=minutes * arm.threads,
+        minutes=float(logged["seconds"]) / 60 * arm.threads,
+        loss=float(logged["loss"]),
         tflop=steps * step_flop(arm.model, "backbone", arm.batch_size) / 1e12,
         parameters=parameter_count(arm.model),
         score=summary.mean_score,
@@ -186,7 +189,7 @@ def show(points: Sequence[Point]) -> None:
         domains = "  ".join(f"{domain} {score:5.1f}" for domain, score in p.domains.items())
         low, high = p.interval
         cost = f"{p.steps:7,} steps {p.minutes:6.1f} core-min {p.tflop:8.1f} TFLOP"
-        print(f"{p.arm:36s} {cost}  {p.score:5.1f} [{low:.1f}, {high:.1f}]  {domains}", flush=True)
+        print(f"{p.arm:36s} {cost}  loss {p.loss:.4f}  {p.score:5.1f} [{low:.1f}, {high:.1f}]  {domains}", flush=True)
 
 
 def main(study: Study, description: str | None) -> None:

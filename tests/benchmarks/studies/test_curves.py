@@ -53,6 +53,7 @@ def test_two_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert points[1]["tflop"] == pytest.approx(3 * points[0]["tflop"])
     assert points[1]["minutes"] > points[0]["minutes"] > 0
+    assert all(0 < point["loss"] < 10 for point in points)
     assert set(points[0]["domains"]) == {"cheetah-vel", "ant-dir"}
     assert set(points[0]["tasks"]) == set(study.tasks)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
