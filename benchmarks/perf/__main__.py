@@ -20,7 +20,7 @@ from typing import Any
 from .frame import STANDARD_OUTPUT, add_options, write_json
 
 PROGRAMS = (
-    *("model", "prompts", "acting", "exported", "sampler"),
+    *("model", "prompts", "acting", "decisions", "exported", "sampler"),
     *("startup", "bank", "reading", "transfer", "evaluation", "cluster"),
 )
 """The programs. Each is a module of this folder that takes --quick and --json FILE."""
