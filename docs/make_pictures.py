@@ -35,7 +35,7 @@ from m3dt_agent.view import Request, write_page
 
 ROOT = Path(__file__).parents[1]
 STATIC = ROOT / "docs" / "_static"
-RESULTS = ROOT / "benchmarks" / "results" / "2026-11-29-pretrained" / "cells"
+RESULTS = ROOT / "benchmarks" / "results"
 FRAME = 128  # pixels
 STEPS_BEFORE_FRAME = 60
 FILM_TASKS = (
@@ -47,11 +47,11 @@ PAGE_TASKS = (
     *("reach", "drawer-open", "walker-walk", "cartpole-swingup"),
     *("ant-dir-3", "ant-dir-20", "cheetah-vel-10", "cheetah-vel-25"),
 )
-POLICIES = {  # name in the figure → cell of the run, colour (Okabe and Ito)
-    "random actions": ("dbe59f95e1eb", "#999999"),
-    "its backbone alone": ("0ce63b5bf0dc", "#0072B2"),
-    "builtin:mt160": ("32b88d8638c6", "#D55E00"),
-    "behavior policies": ("cf74d058b880", "#009E73"),
+POLICIES = {  # name in the figure → run and cell, colour (Okabe and Ito)
+    "random actions": ("2026-11-29-pretrained/cells/dbe59f95e1eb", "#999999"),
+    "the first bank": ("2026-11-29-pretrained/cells/32b88d8638c6", "#0072B2"),
+    "builtin:mt160": ("2026-11-30-bank/cells/280ea86aeec3", "#D55E00"),
+    "behavior policies": ("2026-11-29-pretrained/cells/cf74d058b880", "#009E73"),
 }
 
 
