@@ -24,7 +24,7 @@ from .prompt_dt import M3DT, RECORDINGS, ExpertChoice
 MOST_ROWS = 8
 """With more rows, the operations take so long that little is won."""
 RECORD_AFTER = 100
-"""Decisions after which the next reset records. Recording takes a tenth of a second or two, which few do not win back."""
+"""Decisions after which the next reset records. Recording takes a tenth of a second or two; fewer do not win it back."""
 _TRIALS = 3  # torch optimizes a graph in its first runs
 
 
@@ -48,7 +48,7 @@ class Recordings:
 
     @torch.inference_mode()
     def prepare(self, model: M3DT, cache: PromptCache, experts: ExpertChoice) -> None:
-        """Records `act` with these experts and prompts like these, if the model has made enough decisions to win it back."""
+        """Records `act` with these experts, for prompts of this length. Before `RECORD_AFTER` decisions it does nothing."""
         if self._decisions < RECORD_AFTER or not _is_recordable(model, experts):
             return
         two = cache.select([0, 0])  # rows of which there is one could be taken for a shape that never changes
