@@ -10,9 +10,9 @@
 
 `wheel` is the scale of the bank that the package ships, `box` that of its first one. Settings are written once, in the paper's
 numbers. A scale maps the steps, the widths, the number of experts and the sizes of task sets, and replaces a few other numbers.
-So scales differ only in sizes and steps, with two exceptions. At scales laptop, box and wheel a batch mixes tasks, because the
-batch holds one task, and with so few steps each task would be drawn only about fifty times. Scale wheel also adds what
-little training needs (`_IMITATION`).
+So scales differ only in sizes and steps, with two exceptions. At scales laptop, box and wheel a batch mixes tasks: the
+published batch holds one task, and with so few steps each task would be drawn only about fifty times. Scale wheel also adds
+what little training needs (`_IMITATION`).
 """
 
 from __future__ import annotations

@@ -192,6 +192,7 @@ class ExpertsConfig(TrainConfig):
 @dataclass(frozen=True, slots=True)
 class RouterConfig(TrainConfig):
     """Stage 3. The three options below are off (0) as published; training/router.py has the formula of the loss.
+    Every preset but `paper` has `guide`.
 
     `concentrate` makes acting cheaper, because a window then needs fewer experts. `guide` helps with many tasks, where the
     action error alone finds the experts of small groups slowly or not at all.

@@ -102,7 +102,7 @@ class ExpertStack(nn.Module):
         else:
             tiles = tuple(_kept_tiles(kept))
         with _no_autocast(h.device):  # products are in the stacks' own precision, in backward too
-            if torch.is_inference_mode_enabled():  # a fifth of a decision's time would go into what only gradients need
+            if torch.is_inference_mode_enabled():  # nothing has a gradient, and a decision is too short for autograd's own work
                 return _mixture(h, weights, tiles, stacks)
             mixed: Tensor = _FrozenMixture.apply(h, weights, tiles, *stacks)  # type: ignore[no-untyped-call]
         return mixed
@@ -152,9 +152,8 @@ class Router(nn.Module):
             h = layer(h).relu_()  # (…, 4D) three times, then (…, 2D)
         logits: Tensor = self.layers[-1](h)  # (…, E)
         if self.top_k is not None:
-            light = torch.ones_like(logits, dtype=torch.bool).scatter(
-                -1, logits.topk(self.top_k).indices, 0
-            )  # tracing knows no False here
+            heavy = logits.topk(self.top_k).indices
+            light = torch.ones_like(logits, dtype=torch.bool).scatter(-1, heavy, 0)  # 0, because tracing knows no False here
             logits = logits.masked_fill(light, float("-inf"))
         return logits.softmax(-1)
 

@@ -39,7 +39,7 @@ class Recordings:
     def act(self, model: M3DT, window: Window, cache: PromptCache, experts: ExpertChoice) -> Tensor:
         """As `model.act`, from the recording if there is one."""
         graph = None
-        if len(window.mask) <= MOST_ROWS and _is_recordable(model, experts):
+        if len(window.mask) <= MOST_ROWS and _is_recordable(model, cache, experts):
             self._decisions += 1
             graph = self._graphs.get(_key(window, cache, experts))
         if graph is None or any(one._forward_hooks or one._forward_pre_hooks for one in self._modules):
@@ -49,7 +49,7 @@ class Recordings:
     @torch.inference_mode()
     def prepare(self, model: M3DT, cache: PromptCache, experts: ExpertChoice) -> None:
         """Records `act` with these experts, for prompts of this length. Before `RECORD_AFTER` decisions it does nothing."""
-        if self._decisions < RECORD_AFTER or not _is_recordable(model, experts):
+        if self._decisions < RECORD_AFTER or not _is_recordable(model, cache, experts):
             return
         two = cache.select([0, 0])  # rows of which there is one could be taken for a shape that never changes
         window = _any_window(model, 2, two.keys)
@@ -93,9 +93,9 @@ def _recording(model: M3DT, window: Window, cache: PromptCache, experts: ExpertC
     return graph if torch.equal(found[-1], model.act(window, cache, experts)) else None
 
 
-def _is_recordable(model: M3DT, experts: ExpertChoice) -> bool:
+def _is_recordable(model: M3DT, cache: PromptCache, experts: ExpertChoice) -> bool:
     plain = type(model) is M3DT and isinstance(experts, str | int) and not model.training
-    return plain and next(model.parameters()).device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return plain and cache.keys.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 def _key(window: Window, cache: PromptCache, experts: ExpertChoice) -> tuple[Any, ...]:
