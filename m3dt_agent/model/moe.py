@@ -53,7 +53,6 @@ class ExpertStack(nn.Module):
         self.w_out = nn.Parameter(torch.zeros(n_experts, hidden_dim, embed_dim))  # (E, F, D)
         self.b_out = nn.Parameter(torch.zeros(n_experts, embed_dim))  # (E, D)
         nn.init.normal_(self.w_in, std=INIT_STD)
-        self._compact: tuple[Any, tuple[Tensor, ...]] = None, ()  # of what, and copies of its stacks
 
     def forward(self, h: Tensor, weights: Tensor, kept: Tensor | None = None) -> Tensor:
         """The sum over all experts of their weights (…, E) times their outputs for h (…, D); returns (…, D).
@@ -79,9 +78,6 @@ class ExpertStack(nn.Module):
         tiles = zip(torch.split(groups, k), *(torch.split(_take(p, experts), k) for p in self._stacks()), strict=True)
         return torch.cat([_feed_forward(*tile) for tile in tiles]).view_as(h)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_compact": (None, ())}  # a copy makes its own when it needs them
-
     def lay_out_for_training(self) -> None:
         """Lays a frozen `w_in` out as (E, F, D) in memory.
 
@@ -93,12 +89,11 @@ class ExpertStack(nn.Module):
 
     def _frozen(self, h: Tensor, weights: Tensor, kept: Tensor | None) -> Tensor:
         """The output of `forward` for experts that are not trained; h (B, S, D), weights (B, S, E), kept (B, E)."""
-        stacks: tuple[Tensor, ...] = self._stacks()
+        stacks = self._stacks()
         if kept is None or torch.compiler.is_compiling():  # who is kept is not known before; the others have weight 0
-            tiles = self._tiles(h, len(self.w_in))
+            tiles = self._tiles(h, [True] * len(self.w_in))
         elif torch.is_inference_mode_enabled() and bool((kept == kept[0]).all()):
-            experts = kept[0].nonzero()[:, 0]
-            stacks, weights, tiles = self._compacted(experts), weights[..., experts], self._tiles(h, len(experts))
+            tiles = self._tiles(h, kept[0].tolist())
         else:
             tiles = tuple(_kept_tiles(kept))
         with _no_autocast(h.device):  # products are in the stacks' own precision, in backward too
@@ -107,24 +102,17 @@ class ExpertStack(nn.Module):
             mixed: Tensor = _FrozenMixture.apply(h, weights, tiles, *stacks)  # type: ignore[no-untyped-call]
         return mixed
 
-    def _compacted(self, experts: Tensor) -> tuple[Tensor, ...]:
-        """The stacks of these experts alone, (k, …). They are copied only if the experts or the weights have changed."""
-        state = experts.tolist(), [(p.data_ptr(), p._version) for p in self._stacks()]
-        if self._compact[0] != state:
-            w_in, b_in, w_out, b_out = self._stacks()
-            self._compact = state, (w_in[experts], b_in[experts], w_out[experts], b_out[experts])
-        return self._compact[1]
-
     def _stacks(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.w_in, self.b_in, self.w_out, self.b_out
 
     def _are_frozen(self) -> bool:
         return not (torch.is_grad_enabled() and any(p.requires_grad for p in self._stacks()))
 
-    def _tiles(self, h: Tensor, n_experts: int) -> tuple[Tile, ...]:
-        """Tiles in which all of `n_experts` experts are computed for every row of h (B, S, D)."""
+    def _tiles(self, h: Tensor, kept: list[bool]) -> tuple[Tile, ...]:
+        """Tiles in which the kept experts are computed for every row of h (B, S, D). They are slices: no weight is copied."""
         k = self._tile_size(h.flatten(0, 1))
-        return tuple((slice(e, e + k), None) for e in range(0, n_experts, k))
+        runs = [[e for e, _ in run] for is_kept, run in itertools.groupby(enumerate(kept), lambda pair: pair[1]) if is_kept]
+        return tuple((slice(e, min(e + k, run[-1] + 1)), None) for run in runs for e in range(run[0], run[-1] + 1, k))
 
     def _tile_size(self, tokens: Tensor) -> int:
         E, _, F = self.w_in.shape
