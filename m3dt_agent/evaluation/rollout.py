@@ -11,8 +11,9 @@ Which episodes act together depends on their lengths and on `config.slots`, neve
 seed. Rows are ordered by task (as given) and seed.
 
 With a file for the rows (kept.py), episodes whose rows are there are not played again. The last bits of an agent's float32
-actions depend on which episodes act together, so that a continued evaluation has exactly the rows of an uninterrupted one only
-if it is deterministic: a part then is played again as a whole unless all of its rows are there. Behavior policies act alone.
+actions depend on which episodes act together and on the number of threads (threads.py). So a continued evaluation has exactly the
+rows of an uninterrupted one only if it is deterministic: a part then is played again as a whole unless all of its rows are there.
+Behavior policies act alone.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from ..tasks import TaskSpec, is_builtin, padded_widths, resolve
 from .kept import KeptRows, Protocol, keep_rows
 from .policies import AgentPolicy, BehaviorPolicies, VectorPolicy, as_policy, settings_of, tasks_of
 from .schedule import Episode, Queue
+from .threads import FasterThreads
 
 TASKS_PER_PART = 4
 """Tasks whose episodes run together in a deterministic evaluation, in one job, and in one part of a benchmark cell."""
@@ -151,6 +153,15 @@ def _overlaps(policy: VectorPolicy, config: EvalConfig) -> bool:
     return isinstance(policy, BehaviorPolicies) or (isinstance(policy, AgentPolicy) and policy.device.type != "cpu")
 
 
+def _may_choose_threads(policy: VectorPolicy, config: EvalConfig) -> bool:
+    """Whether the last bits of actions may depend on which number of threads was faster."""
+    return isinstance(policy, AgentPolicy) and policy.device.type == "cpu" and not config.deterministic
+
+
+def _plainly(act: Callable[[], Float32Array]) -> Float32Array:
+    return act()
+
+
 class _Rollout:
     """Runs M episodes in S slots; arrays (M, …) have a row per episode."""
 
@@ -163,6 +174,7 @@ class _Rollout:
         self._running = np.array([self._queue.take() for _ in range(S)])  # (S,) each slot's episode; -1: none left
         G = 2 if _overlaps(policy, config) else 1
         self._groups = np.arange(G)[:, None] == np.arange(S) * G // S  # (G, S)
+        self._decide = FasterThreads() if _may_choose_threads(policy, config) else _plainly
         self._tasks = list(dict.fromkeys(episode.task for episode in episodes))
         W, self._act_width = padded_widths(self._tasks)
         self._observations, self._rewards = np.zeros((M, W), np.float32), np.zeros(M)
@@ -227,7 +239,8 @@ class _Rollout:
         starts = active & (self._lengths == 0)
         actions = np.zeros((len(slots), self._act_width), np.float32)
         observations, rewards = self._observations.copy(), self._rewards.copy()  # a policy may change what it is given
-        acted = self._policy.act(observations, reward=rewards, reset_mask=starts, active=active)
+        act = functools.partial(self._policy.act, observations, reward=rewards, reset_mask=starts, active=active)
+        acted = self._decide(act)
         actions[slots] = self._checked(acted)[episodes]
         self._lengths[episodes] += 1
         self._env.step_async(actions, slots)
