@@ -48,6 +48,13 @@ def runs(inputs: StageInputs[RouterConfig]) -> Iterator[Run]:
     if config.guide and bank.groups is None:  # as of published weights; presets guide, so this is no mistake of the user's
         log.warning("bank %s does not say which expert learned which task, so its router is not guided", bank.path)
         losses = dataclasses.replace(config, guide=0.0)
+    at_first = 1 / bank.config.n_experts
+    if config.skip_below >= at_first and inputs.start is None:
+        log.warning(
+            "skip_below is %g, and each of %d experts has about %.3g of a router's weight at first: most are skipped from the "
+            "first step on; choose less, such as %.2g",
+            *(config.skip_below, bank.config.n_experts, at_first, 0.8 * at_first),
+        )
     experts = torch.tensor([(bank.groups or {}).get(task.name, 0) for task in inputs.data.tasks])
     yield Run(
         name="router",

@@ -99,6 +99,14 @@ def test_skipping_is_logged_and_changes_nothing_where_nothing_is_skipped(
     assert any(not torch.equal(hashes[0.5][name], tensor) for name, tensor in hashes[0.0].items())
 
 
+@pytest.mark.parametrize(("skip_below", "warned"), [(0.3, False), (0.34, True)])
+def test_a_warning_where_experts_would_be_skipped_from_the_first_step_on(
+    data: TaskDatasets, bank: ExpertBank, caplog: pytest.LogCaptureFixture, skip_below: float, warned: bool
+) -> None:
+    router_run(data, bank, skip_below=skip_below)
+    assert ("each of 3 experts has about 0.333 of a router's weight at first" in caplog.text) == warned
+
+
 @pytest.mark.parametrize(("concentrate", "experts"), [(0.0, "mixture"), (0.01, Routing(mass=0.99))])
 def test_a_concentrated_router_acts_with_few_experts_by_default(
     data: TaskDatasets, bank: ExpertBank, concentrate: float, experts: object
