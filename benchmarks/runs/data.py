@@ -8,6 +8,10 @@ A data condition says which share of a task's episodes each behavior level gives
     mixture   random 1, low 1, middle 2, noisy expert 2, expert 2
     expert    noisy expert 1, expert 1
     best      the planner if the task has one, else noisy expert 1, expert 3
+    policy    noisy expert 1, expert 3
+
+The first two banks of the package were trained on `best`, the third on `policy`, because networks hardly learn from the
+planner's episodes (`pretrained.md`).
 
 Low and middle are the novice and medium snapshots. Meta-World has no snapshots, so its scripted policy with more noise stands
 for them. A level that a task lacks is left out, and the others keep their proportions. Collection is `m3dt_agent.data.collect`:
@@ -32,7 +36,7 @@ from m3dt_agent.system.disk import file_lock
 from m3dt_agent.tasks import TaskSpec, lookup, resolve
 from m3dt_agent.training.stage_inputs import data_fingerprint
 
-CONDITIONS = ("mixture", "expert", "best")
+CONDITIONS = ("mixture", "expert", "best", "policy")
 STEPS_DOWN: Mapping[str, Mapping[str, float]] = {"metaworld": {"expert+1.0": 1.0, "expert+0.5": 2.0}}
 """Domain → level → share, for what stands for novice and medium if there are no snapshots. On every third Meta-World task, 3
 episodes each, the success rate was 47% with noise 1.0, 73% with 0.5, and 94% with the noisy expert's 0.2."""
@@ -53,7 +57,7 @@ def level_shares(task: TaskSpec, condition: str) -> dict[str, float]:
     if found == "best" and PLANNER_LEVEL in levels(task):
         return {PLANNER_LEVEL: 1.0}
     if found != "mixture":
-        return {"expert": 3.0 if found == "best" else 1.0, noisy: 1.0}
+        return {"expert": 1.0 if found == "expert" else 3.0, noisy: 1.0}
     between = STEPS_DOWN.get(task.domain, {level: share for level, share in SNAPSHOTS.items() if level in levels(task)})
     return {"random": 1.0, **between, noisy: 2.0, "expert": 2.0}
 

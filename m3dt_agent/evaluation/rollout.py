@@ -11,9 +11,9 @@ Which episodes act together depends on their lengths and on `config.slots`, neve
 seed. Rows are ordered by task (as given) and seed.
 
 With a file for the rows (kept.py), episodes whose rows are there are not played again. The last bits of an agent's float32
-actions depend on which episodes act together and on the number of threads (threads.py). So a continued evaluation has exactly the
-rows of an uninterrupted one only if it is deterministic: a part then is played again as a whole unless all of its rows are there.
-Behavior policies act alone.
+actions depend on which episodes act together and on the number of threads (threads.py). So a continued evaluation has exactly
+the rows of an uninterrupted one only if it is deterministic: a part then is played again as a whole unless all of its rows are
+there. Behavior policies act alone.
 """
 
 from __future__ import annotations
