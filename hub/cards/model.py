@@ -200,6 +200,8 @@ def _model(bank: ExpertBank) -> list[str]:
         rows.append(("experts that came later", f"{len(later)}, for tasks of their own"))
     if left_out := [name for name in ("returns", "timesteps") if not getattr(config, f"use_{name}")]:
         rows.append(("it does not see", " or ".join(left_out)))
+    if not config.use_embed_norm:
+        rows.append(("embedded tokens", "not normalized"))
     if bank.version:
         rows.append(("version", escape(bank.version)))
     if bank.storage != "float32":

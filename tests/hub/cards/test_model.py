@@ -377,6 +377,16 @@ def test_parameters_are_counted(bank: ExpertBank) -> None:
     assert count["parameters, all"] == f"{sum(held.values()) + 3 * each:,}"
 
 
+@pytest.mark.parametrize("left_out", [False, True])
+def test_what_a_model_lacks_is_said(tmp_path: Path, left_out: bool) -> None:
+    parts = dict.fromkeys(("use_returns", "use_timesteps", "use_embed_norm"), not left_out)
+    config = dataclasses.replace(ModelConfig.preset("tiny"), **parts)
+    made = random_bank(tmp_path / "bank", random_datasets(tmp_path / "data", ["reach"]), config)
+    said = dict(row[:2] for row in Page(model_card(made, REPO)).table("", "when all stages are done"))
+    wanted = {"it does not see": "returns or timesteps", "embedded tokens": "not normalized"}
+    assert {name: said.get(name) for name in wanted} == (wanted if left_out else dict.fromkeys(wanted))
+
+
 def published_manifest() -> Manifest:
     """Of a bank of the published shape, 160 tasks and 48 experts, whose training nobody recorded."""
     names = tuple(task.name for task in tasks.TASKS)
