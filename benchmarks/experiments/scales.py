@@ -164,7 +164,7 @@ SCALES: Mapping[str, Scale] = {
     ),
     "wheel": Scale(
         share=1 / 50,
-        shares={"expert_steps": 1 / 100, "router_steps": 3 / 2000},
+        shares={"expert_steps": 1 / 100, "router_steps": 3 / 800},
         widths=dict(zip(WIDTHS, (64, 128, 256, 512, 768), strict=True)),
         experts=dict(zip(EXPERT_COUNTS, (5, 10, 15, 19, 24, 29), strict=True)),
         replaced={
