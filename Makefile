@@ -54,7 +54,7 @@ bench: install
 pretrained: install
 	nice -n 10 $(BIN)/python -m benchmarks run bank --scale wheel --device auto --out runs/pretrained
 	$(BIN)/python -m benchmarks report runs/pretrained --out runs/pretrained-report
-	$(BIN)/python -m benchmarks ship runs/pretrained --version 2 --results runs/pretrained-results
+	$(BIN)/python -m benchmarks ship runs/pretrained --version 3 --results runs/pretrained-results
 
 perf: install
 	$(BIN)/python -m benchmarks.perf

@@ -50,7 +50,7 @@ PAGE_TASKS = (
 POLICIES = {  # name in the figure → run and cell, colour (Okabe and Ito)
     "random actions": ("2026-11-29-pretrained/cells/dbe59f95e1eb", "#999999"),
     "the first bank": ("2026-11-29-pretrained/cells/32b88d8638c6", "#0072B2"),
-    "builtin:mt160": ("2026-11-30-bank/cells/280ea86aeec3", "#D55E00"),
+    "builtin:mt160": ("2026-11-30-bank-3/cells/0d389f58485d", "#D55E00"),
     "behavior policies": ("2026-11-29-pretrained/cells/cf74d058b880", "#009E73"),
 }
 
