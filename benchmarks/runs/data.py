@@ -10,8 +10,7 @@ A data condition says which share of a task's episodes each behavior level gives
     best      the planner if the task has one, else noisy expert 1, expert 3
     policy    noisy expert 1, expert 3
 
-The first two banks of the package were trained on `best`, the third on `policy`, because networks hardly learn from the
-planner's episodes (`pretrained.md`).
+The first two banks of the package were trained on `best`, the third on `policy` (`pretrained.md` says why).
 
 Low and middle are the novice and medium snapshots. Meta-World has no snapshots, so its scripted policy with more noise stands
 for them. A level that a task lacks is left out, and the others keep their proportions. Collection is `m3dt_agent.data.collect`:

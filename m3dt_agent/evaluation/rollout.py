@@ -24,6 +24,7 @@ import importlib.metadata
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -45,6 +46,9 @@ from .threads import FasterThreads
 
 TASKS_PER_PART = 4
 """Tasks whose episodes run together in a deterministic evaluation, in one job, and in one part of a benchmark cell."""
+
+Act: TypeAlias = Callable[[], Float32Array]
+"""One decision for all slots."""
 
 _EPISODES_AT_ONCE = 1024
 """A policy keeps a state for each episode; with the prompt's keys and values it takes 0.2 MB in the paper's model."""
@@ -96,8 +100,9 @@ def evaluate(
         def keep(row: EpisodeResult) -> None:
             bar.update(kept.add(row))
 
+        decide = FasterThreads() if _may_choose_threads(acting, config) else _plainly
         for together in _groups(specs, config, kept):
-            _Rollout(acting, together, config, keep).run()
+            _Rollout(acting, together, config, keep, decide).run()
         return kept.finish()
 
 
@@ -158,7 +163,7 @@ def _may_choose_threads(policy: VectorPolicy, config: EvalConfig) -> bool:
     return isinstance(policy, AgentPolicy) and policy.device.type == "cpu" and not config.deterministic
 
 
-def _plainly(act: Callable[[], Float32Array]) -> Float32Array:
+def _plainly(act: Act) -> Float32Array:
     return act()
 
 
@@ -166,15 +171,19 @@ class _Rollout:
     """Runs M episodes in S slots; arrays (M, …) have a row per episode."""
 
     def __init__(
-        self, policy: VectorPolicy, episodes: Sequence[Episode], config: EvalConfig, keep: Callable[[EpisodeResult], None]
+        self,
+        policy: VectorPolicy,
+        episodes: Sequence[Episode],
+        config: EvalConfig,
+        keep: Callable[[EpisodeResult], None],
+        decide: Callable[[Act], Float32Array],
     ) -> None:
-        self._policy, self._episodes, self._config, self._keep = policy, episodes, config, keep
+        self._policy, self._episodes, self._config, self._keep, self._decide = policy, episodes, config, keep, decide
         M, S = len(episodes), min(config.slots, len(episodes))
         self._queue = Queue(episodes)
         self._running = np.array([self._queue.take() for _ in range(S)])  # (S,) each slot's episode; -1: none left
         G = 2 if _overlaps(policy, config) else 1
         self._groups = np.arange(G)[:, None] == np.arange(S) * G // S  # (G, S)
-        self._decide = FasterThreads() if _may_choose_threads(policy, config) else _plainly
         self._tasks = list(dict.fromkeys(episode.task for episode in episodes))
         W, self._act_width = padded_widths(self._tasks)
         self._observations, self._rewards = np.zeros((M, W), np.float32), np.zeros(M)

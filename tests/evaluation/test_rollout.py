@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from m3dt_agent.data.task_datasets import TaskDatasets
 from m3dt_agent.envs.locomotion import CheetahVelEnv
 from m3dt_agent.envs.wrappers import StopOnSuccess
 from m3dt_agent.errors import ConfigError, InvalidValueError, M3DTError, ShapeError, UnknownTaskError
-from m3dt_agent.evaluation import evaluate, read_rows, summarize, write_rows
+from m3dt_agent.evaluation import AgentPolicy, evaluate, read_rows, summarize, write_rows
 from m3dt_agent.model.determinism import cpu_threads
 from m3dt_agent.tasks import TASKS, TaskSpec, get
 
@@ -199,6 +200,29 @@ def test_threads_of_torch_are_fixed_for_deterministic_rows_only_and_given_back()
         with pytest.raises(InvalidValueError):
             evaluate(Recorder(float("nan")), ["cheetah-vel-3"], dataclasses.replace(config, deterministic=True))
         assert torch.get_num_threads() == 1
+
+
+def test_all_threads_are_tried_again_in_every_part(agent: M3DTAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[list[int]] = []
+    reset, act = AgentPolicy.reset, AgentPolicy.act
+
+    def noting_reset(policy: AgentPolicy, *args: Any) -> None:
+        used.append([])
+        reset(policy, *args)
+
+    def slow_with_two(policy: AgentPolicy, *args: Any, **told: Any) -> Any:
+        used[-1].append(torch.get_num_threads())
+        time.sleep(0.02 if torch.get_num_threads() == 2 else 0.0)  # so that the first part ends with one thread
+        return act(policy, *args, **told)
+
+    monkeypatch.setattr(AgentPolicy, "reset", noting_reset)
+    monkeypatch.setattr(AgentPolicy, "act", slow_with_two)
+    monkeypatch.setattr("m3dt_agent.evaluation.rollout._EPISODES_AT_ONCE", 1)
+    monkeypatch.setattr("m3dt_agent.evaluation.threads.TRY_AGAIN_AFTER", 60)
+    with cpu_threads(2):
+        evaluate(agent, ["cheetah-vel-25"], EvalConfig(episodes=2, workers=0))
+    assert [set(part) for part in used] == [{1, 2}] * 2
+    assert used[0][-1] == 1
 
 
 def test_many_episodes_are_played_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

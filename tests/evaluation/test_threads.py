@@ -31,7 +31,7 @@ def test_the_slower_number_of_threads_is_left(slow: int) -> None:
 
 
 def test_both_are_tried_alike_where_they_are_alike() -> None:
-    used = _used({1: 0.002, 2: 0.003}, 2, 2 * TRIALS + 5)
+    used = _used({1: 0.03, 2: 0.05}, 2, 2 * TRIALS + 5)
     assert sorted(used[: 2 * TRIALS]) == [1] * TRIALS + [2] * TRIALS
     assert used[2 * TRIALS :] == [1] * 5
 
